@@ -1,0 +1,110 @@
+"""Paths of an agent's candidate latents in a point maze, rolled out in the simulator itself; `report.py` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ld_agents.evaluation import episode_seed
+
+N_STARTS = 3
+N_CANDIDATES = 48
+ROUTE_EVERY = 5
+
+
+def plan_paths(
+    agent: Any, make_env: Callable[[], gym.Env[Any, Any]], *, seed: int, n_starts: int = N_STARTS
+) -> dict[str, Any] | None:
+    """Follow each candidate latent for the agent's horizon from the seeded start states of the evaluation environment.
+
+    Args:
+        agent: has `predict`, `policy.propose`, `policy.decode_action`, `settings.horizon` and `dataset`, as LDCQ has.
+        make_env: makes the evaluation environment.
+        seed: start states are those of the first `n_starts` evaluation episodes with this seed.
+        n_starts: number of start states.
+
+    Returns:
+        a JSON-able dictionary, positions in metres rounded to the millimetre: `maze_map` (rows of 0 and 1),
+        `cell_size`, `goal` [2], `horizon` and `starts`, each with `position` [2], `paths` [candidates, horizon + 1, 2],
+        `scores` [candidates], `chosen`, the index of the path with the highest score, and `route` [points, 2], where
+        the agent then went until it was at the goal or out of time, every fifth step. None where the environment is no
+        point maze.
+    """
+    env = make_env()
+    try:
+        maze: Any = env.unwrapped
+        if not hasattr(maze, "point_env"):
+            return None
+        starts = []
+        for episode in range(n_starts):
+            route = _route(agent, env, episode_seed(seed, episode))
+            observation, _ = env.reset(seed=episode_seed(seed, episode))
+            starts.append({**_paths_from(agent, maze, observation), "route": _rounded(route)})
+        return {
+            "maze_map": [[int(cell == 1) for cell in row] for row in maze.maze.maze_map],
+            "cell_size": float(maze.maze.maze_size_scaling),
+            "goal": _rounded(maze.goal),
+            "horizon": int(agent.settings.horizon),
+            "starts": starts,
+        }
+    finally:
+        env.close()
+
+
+def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
+    """Positions [points, 2] of an episode up to its first reward."""
+    observation, _ = env.reset(seed=seed)
+    positions, state, started, over = [observation["achieved_goal"]], None, True, False
+    while not over:
+        batch = {key: value[None] for key, value in observation.items()}
+        actions, state = agent.predict(batch, state=state, episode_start=np.array([started]), deterministic=True)
+        observation, reward, terminated, truncated, _ = env.step(actions[0])
+        started, over = False, terminated or truncated or float(reward) > 0
+        positions.append(observation["achieved_goal"])
+    return np.stack([*positions[:-1:ROUTE_EVERY], positions[-1]])
+
+
+def _paths_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
+    flat = agent.dataset.flatten_observation(observation)  # [S]
+    with torch.no_grad():
+        latents, scores = agent.policy.propose(torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device))
+    # An even sample of the candidates by rank keeps the best one and shows the whole spread of scores.
+    order = torch.argsort(scores[0], descending=True)  # [K]
+    kept = order[np.unique(np.linspace(0, len(order) - 1, min(N_CANDIDATES, len(order))).round().astype(int))]
+    latents, scores = latents[0, kept], scores[0, kept]  # [k, Z], [k]
+
+    start = np.concatenate([maze.data.qpos, maze.data.qvel])
+    paths = np.stack([_follow(agent, maze, observation, start, latent) for latent in latents])  # [k, H + 1, 2]
+    return {
+        "position": _rounded(start[:2]),
+        "paths": _rounded(paths),
+        "scores": [float(f"{score:.5g}") for score in scores.tolist()],
+        "chosen": int(torch.argmax(scores)),
+    }
+
+
+def _follow(agent: Any, maze: Any, observation: Any, start: NDArray[Any], latent: torch.Tensor) -> NDArray[Any]:
+    """Positions [H + 1, 2] of the point that starts at `start` (positions, velocities) and holds one latent."""
+    point = maze.point_env
+    half = len(start) // 2
+    point.set_state(start[:half].copy(), start[half:].copy())
+    observation = {**observation, "observation": start.copy(), "achieved_goal": start[:2].copy()}
+    positions = [start[:2].copy()]
+    for _ in range(int(agent.settings.horizon)):
+        flat = agent.dataset.flatten_observation(observation)
+        with torch.no_grad():
+            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+            action = agent.policy.decode_action(states, latent[None])
+        state, *_ = point.step(np.asarray(action[0].cpu()))
+        observation = {**observation, "observation": state, "achieved_goal": state[:2]}
+        positions.append(state[:2].copy())
+    return np.stack(positions)
+
+
+def _rounded(positions: NDArray[Any]) -> Any:
+    return np.round(positions, 3).tolist()

@@ -1,0 +1,455 @@
+"""One run: train one agent on one data set with one seed, evaluate it, and write one JSON file when all is done.
+
+    python benchmarks/run_one.py --agent "LDCQ[horizon=10]" --dataset ld-agents/pointmaze/umaze-v0 --out results/mine
+
+`run_suite.py` starts one such process per run. While the agent learns, a checkpoint is kept up to date in
+OUT/checkpoints, so a killed run goes on from there when it is started again. The result OUT/runs/NAME.json is written
+once and never edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+
+import ld_agents
+import maze_plans
+import provenance
+from ld_agents.evaluation import evaluate
+
+SCHEMA = 1
+N_ENVS = 25
+CURVE_POINTS = 5
+CURVE_EPISODES = 10
+CHECKPOINT_SECONDS = 60.0
+LOSS_POINTS = 60
+
+# Evaluation seeds by purpose; `evaluate` turns each into reset seeds that no training seed below 2**31 can equal.
+FINAL_EVALUATION_SEED = 1_000_000
+CURVE_EVALUATION_SEED = 2_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What identifies a run. `agent` and `dataset` are specs such as `LDCQ[prior=gaussian,horizon=10]`."""
+
+    agent: str
+    dataset: str
+    seed: int
+    preset: str
+    budget: float
+    episodes: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's files without the suffix; different runs have different names."""
+        parts = (slug(self.agent), slug(self.dataset), slug(self.preset), f"b{self.budget:g}", f"seed{self.seed}")
+        return "__".join(parts)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split `Name[key=value,...]` into its name and its settings; values that are not JSON are strings."""
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", spec, flags=re.DOTALL)
+    if match is None:
+        raise ValueError(f"cannot read {spec!r}; write Name or Name[setting=value,setting=value]")
+    settings = {}
+    for item in _split_at_commas(match[2] or ""):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier():
+            raise ValueError(f"cannot read {item!r} in {spec!r}; write setting=value")
+        if key in settings:
+            raise ValueError(f"{key!r} is given twice in {spec!r}")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return match[1], settings
+
+
+def canonical_spec(spec: str) -> str:
+    """The one spelling of a spec: no spaces, settings in alphabetical order."""
+    name, settings = parse_spec(spec)
+    values = (
+        f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in sorted(settings.items())
+    )
+    return f"{name}[{','.join(values)}]" if settings else name
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotation marks."""
+    items, depth, quoted = [""], 0, False
+    for character in text:
+        quoted ^= character == '"'
+        depth += 0 if quoted else (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quoted:
+            items.append("")
+        else:
+            items[-1] += character
+    return [item for item in items if item.strip()]
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a file name."""
+    text = text.removesuffix("]").replace("[", "-").replace("/", "-").replace(":", ".")
+    return re.sub(r"[^A-Za-z0-9_=,.+-]", lambda character: f"%{ord(character[0]):02x}", text)
+
+
+def agent_class(name: str) -> Any:
+    """The class called `name`: a public name of ld_agents, or `module:Class` of any importable module."""
+    module_name, colon, class_name = name.rpartition(":")
+    module = importlib.import_module(module_name) if colon else ld_agents
+    if not hasattr(module, class_name):
+        hint = "" if colon else "; agents of your own are given as module:Class"
+        raise ValueError(f"{module.__name__} has no agent {class_name!r}{hint}")
+    return getattr(module, class_name)
+
+
+def load_dataset(spec: str) -> Any:
+    """The data set of a spec; settings in brackets go to `ld_agents.load_dataset`."""
+    name, settings = parse_spec(spec)
+    return ld_agents.load_dataset(name, **settings)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run's files are."""
+
+    out: Path
+    name: str
+
+    @property
+    def result(self) -> Path:
+        return self.out / "runs" / f"{self.name}.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoints" / f"{self.name}.zip"
+
+    @property
+    def partial(self) -> Path:
+        return self.out / "checkpoints" / f"{self.name}.json"
+
+    @property
+    def model(self) -> Path:
+        return self.out / "models" / f"{self.name}.zip"
+
+    @property
+    def log(self) -> Path:
+        return self.out / "logs" / f"{self.name}.log"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    # A list of numbers on one line keeps the files readable and small; no JSON string has a bare line break in it.
+    text = re.sub(
+        r"\[\n[^\[\]{}\"]*\]",
+        lambda numbers: re.sub(r"\s+", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"),
+        text,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
+def save_agent(agent: Any, path: Path) -> None:
+    """Save an agent so that the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
+    agent.save(temporary)
+    os.replace(temporary, path)
+
+
+class LossHistory(KVWriter):
+    """Keeps what the agent logs through Stable-Baselines3's logger, as name -> [[gradient step, value], ...]."""
+
+    def __init__(self, history: dict[str, list[list[float]]]) -> None:
+        self.history = history
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        for key, value in key_values.items():
+            if key.startswith("time/") or not isinstance(value, int | float) or not math.isfinite(value):
+                continue
+            points = self.history.setdefault(key, [])
+            points.append([step, float(f"{value:.6g}")])
+            if len(points) > 10 * LOSS_POINTS:
+                del points[1::2]
+
+    def close(self) -> None:
+        pass
+
+
+def thin(points: Sequence[Any], limit: int = LOSS_POINTS) -> list[Any]:
+    """At most `limit` of the points, evenly spaced, first and last included."""
+    if len(points) <= limit:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+
+
+class Progress(BaseCallback):
+    """Follows a learning agent: learning curve, rolling checkpoint, one line of progress now and then.
+
+    What a killed run needs to go on is the agent in `files.checkpoint` and `self.record` in `files.partial`.
+    """
+
+    def __init__(
+        self, files: Files, record: dict[str, Any], make_env: Callable[[], gym.Env[Any, Any]], run: Run
+    ) -> None:
+        super().__init__()
+        self.files = files
+        self.record = record
+        self.make_env = make_env
+        self.seed = run.seed
+        self.episodes = min(CURVE_EPISODES, run.episodes)
+        self.stop_requested = False
+        self.learn_seconds = float(record["learn_seconds"])
+        self._resumed_at = self._saved_at = time.perf_counter()
+        self._stages: tuple[str, ...] = ()
+        self._announced = 0
+
+    def _on_training_start(self) -> None:
+        self._resumed_at = self._saved_at = time.perf_counter()
+        self._stages = tuple(getattr(self.model, "stage_seconds", ()))
+
+    def _on_step(self) -> bool:
+        done = self.model.num_timesteps / self.record["total_steps"]
+        points = len(self.record["curve"])
+        if done >= (points + 1) / CURVE_POINTS:
+            self._pause()
+            self._add_curve_point(points)
+            self._resumed_at = time.perf_counter()
+        if int(20 * done) > self._announced:
+            self._announced = int(20 * done)
+            print(f"learning, {100 * done:.0f} % of {self.record['total_steps']:,} gradient steps", flush=True)
+        stages = tuple(getattr(self.model, "stage_seconds", ()))
+        if self.stop_requested or stages != self._stages or time.perf_counter() - self._saved_at > CHECKPOINT_SECONDS:
+            self._stages = stages
+            self.save()
+        if self.stop_requested:
+            print("stopped; the checkpoint is saved", flush=True)
+            raise SystemExit(128 + signal.SIGTERM)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.save()
+
+    def _pause(self) -> None:
+        self.learn_seconds += time.perf_counter() - self._resumed_at
+
+    def _add_curve_point(self, index: int) -> None:
+        policy = self.model.policy
+        training = policy.training
+        outcome = evaluate(
+            self.model,
+            self.make_env,
+            self.episodes,
+            seed=CURVE_EVALUATION_SEED + 1_000 * self.seed + index,
+            n_envs=self.episodes,
+        )
+        policy.train(training)
+        self.record["curve"].append(
+            {
+                "gradient_steps": self.model.num_timesteps,
+                "seconds": round(self.learn_seconds, 2),
+                "returns": outcome.returns,
+                "first_contact": outcome.first_contact,
+            }
+        )
+        mean = sum(outcome.returns) / len(outcome.returns)
+        print(f"curve point {index + 1} of {CURVE_POINTS}: mean return {mean:.4g}", flush=True)
+
+    def save(self) -> None:
+        """Bring the checkpoint up to date; the time it takes does not count as learning."""
+        self._pause()
+        save_agent(self.model, self.files.checkpoint)
+        self.record["learn_seconds"] = round(self.learn_seconds, 3)
+        write_json(self.files.partial, self.record)
+        self._resumed_at = self._saved_at = time.perf_counter()
+
+
+def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str, Any]]:
+    """The agent of a run and the record of its learning: from the run's checkpoint if there is one, else new."""
+    name, settings = parse_spec(run.agent)
+    cls = agent_class(name)
+    if files.checkpoint.exists() and files.partial.exists():
+        try:
+            record = json.loads(files.partial.read_text())
+            if record["dataset_hash"] != dataset.content_hash:
+                raise ValueError("it was trained on other data")
+            agent = cls.load(files.checkpoint, dataset=dataset)
+        except Exception as error:  # whatever is wrong with a checkpoint, the run can start anew
+            print(f"starting anew, the checkpoint cannot be used: {error}", flush=True)
+        else:
+            record["resumes"] += 1
+            print(f"going on from the checkpoint at gradient step {agent.num_timesteps:,}", flush=True)
+            return agent, record
+
+    policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
+    preset = None if run.preset == "default" else run.preset
+    agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
+    total_steps = max(1, round(run.budget * agent.full_budget))
+    return agent, {
+        "total_steps": total_steps,
+        "dataset_hash": dataset.content_hash,
+        "curve": [],
+        "losses": {},
+        "learn_seconds": 0.0,
+        "resumes": 0,
+    }
+
+
+def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:
+    """Let the agent take the gradient steps that are left; its time ends up in `record`."""
+    if agent.num_timesteps >= record["total_steps"]:
+        return
+    print(f"learning, {agent.num_timesteps:,} of {record['total_steps']:,} gradient steps done", flush=True)
+    logger = Logger(folder=None, output_formats=[LossHistory(record["losses"])])
+    agent.set_logger(logger)
+    log_interval = max(1, record["total_steps"] // (4 * LOSS_POINTS))
+    if agent.num_timesteps:
+        agent.learn(None, callback=progress, log_interval=log_interval, reset_num_timesteps=False)
+    else:
+        agent.learn(record["total_steps"], callback=progress, log_interval=log_interval)
+
+
+def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
+    """Do one run and return the path of its result; nothing is done where the result exists."""
+    files = Files(out, run.name)
+    if files.result.exists():
+        print(f"{files.result} exists")
+        return files.result
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    commit = provenance.source_commit()
+
+    dataset = load_dataset(run.dataset)
+    info = dataset.info
+    if info.eval_env is None:
+        raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
+    episode_steps = int(info.eval_env["max_episode_steps"])
+    load_seconds = time.perf_counter() - started
+
+    agent, record = start_or_resume(run, files, dataset)
+    progress = Progress(files, record, dataset.make_eval_env, run)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # In the middle of a gradient step the agent is in no state to be saved: the callback stops after the step.
+        progress.stop_requested = True
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    learn(agent, record, progress)
+    signal.signal(signal.SIGTERM, previous)
+
+    print(f"evaluating, {run.episodes} episodes", flush=True)
+    evaluation_seed = FINAL_EVALUATION_SEED + run.seed
+    outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=evaluation_seed, n_envs=N_ENVS)
+    plans = None
+    if with_plans and hasattr(agent.policy, "propose"):
+        print("drawing plans", flush=True)
+        plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=evaluation_seed)
+
+    save_agent(agent, files.model)
+    result = {
+        "schema": SCHEMA,
+        "agent": run.agent,
+        "agent_class": f"{type(agent).__module__}.{type(agent).__qualname__}",
+        "settings": agent.config()["settings"],
+        "preset": run.preset,
+        "dataset": {
+            "id": run.dataset,
+            "hash": dataset.content_hash,
+            "provenance": info.provenance,
+            "description": info.description,
+            "steps": dataset.n_steps,
+            "episodes": dataset.n_episodes,
+            "replay_check": info.replay_check,
+            "controller": info.controller,
+            "reference_scores": info.reference_scores,
+        },
+        "seed": run.seed,
+        "budget_share": run.budget,
+        "gradient_steps": agent.num_timesteps,
+        "protocol": {
+            "episodes": run.episodes,
+            "episode_steps": episode_steps,
+            "deterministic": True,
+            "n_envs": N_ENVS,
+            "evaluation_seed": evaluation_seed,
+        },
+        "returns": outcome.returns,
+        "lengths": outcome.lengths,
+        "first_contact": outcome.first_contact,
+        "successes": outcome.successes,
+        "curve": record["curve"],
+        "losses": {name: thin(points) for name, points in record["losses"].items()},
+        "seconds": {
+            "load": round(load_seconds, 2),
+            "learn": round(record["learn_seconds"], 2),
+            "evaluate": round(outcome.seconds, 2),
+            "total": round(load_seconds + record["learn_seconds"] + outcome.seconds, 2),
+            "stages": {stage: round(seconds, 2) for stage, seconds in agent.stage_seconds.items()},
+        },
+        "resumes": record["resumes"],
+        "predict_ms": {name: round(value, 4) for name, value in outcome.predict_ms.items()},
+        "peak_memory_mb": provenance.peak_memory_mb(),
+        "plans": plans,
+        "hardware": provenance.hardware(agent.device),
+        "versions": provenance.versions(),
+        "commit": commit,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_json(files.result, result)
+    files.checkpoint.unlink(missing_ok=True)
+    files.partial.unlink(missing_ok=True)
+    mean = sum(outcome.returns) / len(outcome.returns)
+    print(f"finished: mean return {mean:.4g} over {run.episodes} episodes", flush=True)
+    return files.result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--agent", required=True, help="LDCQ, LDCQ[prior=gaussian], my_module:MyAgent[setting=value], ..."
+    )
+    parser.add_argument("--dataset", required=True, help="a Minari id or the path of a D4RL .hdf5 file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="fast", help="fast, paper, or default (the agent's own choice)")
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the preset's gradient steps")
+    parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes at the end")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
+    parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
+    options = parser.parse_args(arguments)
+    sys.path.insert(1, os.getcwd())  # modules with agents of your own are looked for where the command was typed
+    run = Run(
+        agent=canonical_spec(options.agent),
+        dataset=canonical_spec(options.dataset),
+        seed=options.seed,
+        preset=options.preset,
+        budget=options.budget,
+        episodes=options.episodes,
+    )
+    run_and_write(run, options.out, options.plans)
+
+
+if __name__ == "__main__":
+    main()

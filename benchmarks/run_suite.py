@@ -1,0 +1,294 @@
+"""Train and evaluate a grid of agents, data sets and seeds, each run in a process of its own; then print the table.
+
+    python benchmarks/run_suite.py                                   suite `quick`
+    python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
+    python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours; nothing to register
+
+A second call does only what is missing. Ctrl-C keeps what is finished, and what is half done goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+import report
+from run_one import SCHEMA, Files, Run, canonical_spec, load_dataset
+from suites import SUITES, Suite
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
+STOP_SECONDS = 20.0  # what a run gets for saving its checkpoint when the suite is interrupted
+
+
+def grid(suite: Suite) -> list[Run]:
+    """All runs of a suite, in the order in which they are started: costly agents and data sets first."""
+    return [
+        Run(canonical_spec(agent), canonical_spec(dataset), seed, suite.preset, suite.budget, suite.episodes)
+        for agent, dataset, seed in itertools.product(suite.agents, suite.datasets, suite.seeds)
+    ]
+
+
+def is_finished(run: Run, out: Path) -> bool:
+    """Whether the run's result exists.
+
+    Raises:
+        SystemExit: when a result of that name is unreadable or came from other settings; results are never overwritten.
+    """
+    path = Files(out, run.name).result
+    if not path.exists():
+        return False
+    try:
+        result = json.loads(path.read_text())
+        episodes = result["protocol"]["episodes"] if result["schema"] == SCHEMA else None
+    except (ValueError, KeyError, TypeError):
+        episodes = None
+    if episodes is None:
+        raise SystemExit(f"{path} is no result that this version can read; move it away or give another --out")
+    if episodes != run.episodes:
+        raise SystemExit(f"{path} has {episodes} evaluation episodes, not {run.episodes}; give another --out")
+    return True
+
+
+def make_datasets(specs: Iterable[str]) -> dict[str, str]:
+    """Make or download each data set once, before any run needs it; returns why some could not be had."""
+    failures = {}
+    for spec in specs:
+        print(f"data set {spec}: made or downloaded now if it is not here", flush=True)
+        started = time.perf_counter()
+        try:
+            dataset = load_dataset(spec)
+        except Exception as error:
+            failures[spec] = f"{type(error).__name__}: {error}"
+            print(f"data set {spec} cannot be had: {failures[spec]}", flush=True)
+            continue
+        seconds = time.perf_counter() - started
+        print(
+            f"data set {spec}: {dataset.n_steps:,} steps in {dataset.n_episodes:,} episodes, "
+            f"{dataset.info.provenance}, {seconds:.0f} s",
+            flush=True,
+        )
+    return failures
+
+
+class Processes:
+    """Runs as child processes: starts them, keeps the ones that are alive, stops them all."""
+
+    def __init__(self, out: Path, plans_seed: int) -> None:
+        self.out = out
+        self.plans_seed = plans_seed
+        self.alive: dict[Run, subprocess.Popen[bytes]] = {}
+        self._stopping = False
+        self._lock = threading.Lock()
+
+    def do(self, run: Run) -> str | None:
+        """Do a run and wait for its end; returns why it failed, None when its result is there."""
+        files = Files(self.out, run.name)
+        files.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            str(RUN_ONE),
+            "--agent",
+            run.agent,
+            "--dataset",
+            run.dataset,
+            "--seed",
+            str(run.seed),
+        ]
+        command += ["--preset", run.preset, "--budget", repr(run.budget), "--episodes", str(run.episodes)]
+        command += ["--out", str(self.out)] + ["--plans"] * (run.seed == self.plans_seed)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with files.log.open("wb") as log:
+            with self._lock:
+                if self._stopping:
+                    return "not started"
+                # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
+                self.alive[run] = process
+            code = process.wait()
+            with self._lock:
+                del self.alive[run]
+        if code == 0 and files.result.exists():
+            return None
+        if code < 0:
+            return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        return last_line(files.log) or f"ended with exit code {code} and without a word"
+
+    def stop(self) -> None:
+        """Ask all runs to save their checkpoints and end; kill those that do not."""
+        with self._lock:
+            self._stopping = True
+            processes = list(self.alive.values())
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that is not empty."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def title(run: Run) -> str:
+    return f"{run.agent} on {run.dataset}, seed {run.seed}"
+
+
+class Display:
+    """A progress bar on a terminal; elsewhere, a line for each run that ends and one a minute about the others."""
+
+    def __init__(self, total: int, processes: Processes) -> None:
+        self.processes = processes
+        self.bar = tqdm(total=total, unit="run", disable=not sys.stdout.isatty(), file=sys.stdout, dynamic_ncols=True)
+        self.details = tqdm(bar_format="{desc}", disable=self.bar.disable, file=sys.stdout, dynamic_ncols=True)
+        self.started = self.told = time.monotonic()
+        self.done, self.total = 0, total
+
+    def tick(self) -> None:
+        alive = list(self.processes.alive)
+        news = "; ".join(f"{title(run)}: {last_line(Files(self.processes.out, run.name).log)}" for run in alive)
+        self.details.set_description_str(news)
+        self.bar.refresh()
+        if self.bar.disable and time.monotonic() - self.told > 60:
+            self.told = time.monotonic()
+            print(f"[{self._minutes()}] {news}", flush=True)
+
+    def ended(self, run: Run, failure: str | None) -> None:
+        self.done += 1
+        self.bar.update()
+        outcome = f"FAILED, {failure}" if failure else last_line(Files(self.processes.out, run.name).log)
+        line = f"[{self._minutes()}] {self.done}/{self.total} {title(run)}: {outcome}"
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _minutes(self) -> str:
+        seconds = int(time.monotonic() - self.started)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def close(self) -> None:
+        self.details.close()
+        self.bar.close()
+
+
+def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int) -> dict[Run, str]:
+    """Do the runs, `jobs` at a time; returns the reasons of those that failed.
+
+    Raises:
+        KeyboardInterrupt: after every running process has saved its checkpoint and ended.
+    """
+    processes = Processes(out, plans_seed)
+    display = Display(len(runs), processes)
+    failures: dict[Run, str] = {}
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    try:
+        pending: dict[Future[str | None], Run] = {pool.submit(processes.do, run): run for run in runs}
+        while pending:
+            ended, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in ended:
+                run, failure = pending.pop(future), future.result()
+                if failure:
+                    failures[run] = failure
+                display.ended(run, failure)
+            display.tick()
+    except KeyboardInterrupt:
+        print("\nstopping; the runs save their checkpoints", flush=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        processes.stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        display.close()
+    return failures
+
+
+def suite_from(options: argparse.Namespace) -> Suite:
+    """The suite of that name with what the command line replaces."""
+    names = ("agents", "datasets", "seeds", "preset", "budget", "episodes")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return dataclasses.replace(SUITES[options.suite], **given)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
+    parser.add_argument(
+        "--agents", nargs="+", metavar="SPEC", help="LDCQ, LDCQ[prior=gaussian], my_module:MyAgent, ..."
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="ID", help="Minari ids or paths of D4RL .hdf5 files")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N")
+    parser.add_argument("--preset", help="fast, paper, or default (the agent's own choice)")
+    parser.add_argument("--budget", type=float, help="share of the preset's gradient steps; 1 is all of them")
+    parser.add_argument("--episodes", type=int, help="evaluation episodes of each run")
+    parser.add_argument("--out", type=Path, help="folder for everything that is written (default: results/SUITE)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: all cores)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1 or (options.budget is not None and options.budget <= 0):
+        parser.error("--jobs must be at least 1 and --budget above 0")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 when every run of the suite has its result, 1 when one failed, 130 when interrupted."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    options = parse(arguments)
+    suite = suite_from(options)
+    out: Path = options.out or RESULTS / options.suite
+    sys.path.insert(1, os.getcwd())
+    runs = grid(suite)
+    missing = [run for run in runs if not is_finished(run, out)]
+    print(
+        f"suite {options.suite}: {len(runs)} runs, {len(runs) - len(missing)} finished before, results in {out}",
+        flush=True,
+    )
+
+    failures: dict[Run, str] = {}
+    try:
+        if missing:
+            unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing))
+            failures = {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
+            runnable = [run for run in missing if run not in failures]
+            failures |= do_runs(runnable, out, options.jobs, min(suite.seeds))
+    except KeyboardInterrupt:
+        finished = sum(Files(out, run.name).result.exists() for run in runs)
+        print(
+            f"interrupted with {finished} of {len(runs)} runs finished; the same command goes on from here", flush=True
+        )
+        return 130
+
+    if any((out / "runs").glob("*.json")):
+        print(report.build(out / "runs", out))
+    for run, reason in failures.items():
+        print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
+    if failures:
+        print(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""Latent-diffusion agents for offline reinforcement learning, behind the API of Stable-Baselines3."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ld_agents.baselines.bc import BC
+from ld_agents.dataset import OfflineDataset
+from ld_agents.evaluation import Evaluation, evaluate
+from ld_agents.ldcq import LDCQ
+from ld_agents.sources import load_dataset
+
+try:
+    __version__ = version("ld_agents")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0"
+
+__all__ = ["BC", "LDCQ", "Evaluation", "OfflineDataset", "evaluate", "load_dataset"]

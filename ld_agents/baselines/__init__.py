@@ -1,0 +1,1 @@
+"""The baselines that the two planners are compared with."""

@@ -1,0 +1,68 @@
+"""Actors, critics and the target update: what LDCQ and the baselines share."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def norm_gelu_mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers, each followed by LayerNorm and GELU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+class TanhActor(nn.Module):
+    """A deterministic actor with actions in [-1, 1]: linear layers, ReLU, tanh (as in TD3)."""
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> None:
+        super().__init__()
+        self.net = mlp(observation_dim, *hidden, action_dim)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Shapes [..., S] -> [..., A]."""
+        return torch.tanh(self.net(observations))
+
+
+class LatentCritic(nn.Module):
+    """Q(s, z): a state branch, a latent branch, a common head; LayerNorm and GELU after each hidden layer.
+
+    The default sizes are those of LDCQ's released code (141,057 parameters for 4-dimensional states).
+    """
+
+    def __init__(
+        self, state_dim: int, latent_dim: int, hidden: int = 256, latent_hidden: int = 128, head_hidden: int = 32
+    ) -> None:
+        super().__init__()
+        self.state = norm_gelu_mlp(state_dim, hidden, hidden)
+        self.latent = norm_gelu_mlp(latent_dim, latent_hidden, latent_hidden)
+        self.join = nn.Linear(hidden + latent_hidden, latent_hidden)
+        self.join_norm = nn.LayerNorm(latent_hidden)
+        self.head = nn.Sequential(*norm_gelu_mlp(latent_hidden, head_hidden), nn.Linear(head_hidden, 1))
+        self.hidden = hidden
+
+    def forward(self, states: Tensor, latents: Tensor) -> Tensor:
+        """Shapes [..., S], [..., Z] -> [...]. Leading dimensions broadcast: the state branch runs once per state.
+
+        For K candidates per state pass [n, 1, S] and [n, K, Z].
+        """
+        from_state = F.linear(self.state(states), self.join.weight[:, : self.hidden])
+        from_latent = F.linear(self.latent(latents), self.join.weight[:, self.hidden :], self.join.bias)
+        return self.head(F.gelu(self.join_norm(from_state + from_latent))).squeeze(-1)
+
+
+@torch.no_grad()
+def polyak_update(online: nn.Module, target: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate online, for all parameters in one call."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)

@@ -1,0 +1,49 @@
+"""Gaussian noise for acting that depends on a seed and on the observation, and on nothing else.
+
+A planner draws noise for every decision. With one random stream for all environments, the noise of one environment
+would depend on how many others run beside it. Here the noise is a function of (seed, call, observation), computed by
+a counter-based generator: the same in every batch, on every device. The mixing function is splitmix64 (Steele et al.
+2014), the normals are Box-Muller's.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_GAMMA = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_MULTIPLIER_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 tensors. The masks make the right shifts logical."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIER_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def observation_keys(observations: Tensor, seed: int, call: int) -> Tensor:
+    """A 64-bit key per observation. Shapes [n, S] float32 -> [n] int64."""
+    bits = (observations.float() + 0.0).contiguous().view(torch.int32).long()  # + 0.0 makes -0.0 equal 0.0
+    columns = torch.arange(1, bits.shape[-1] + 1, device=bits.device)
+    stream = _mix(torch.tensor([seed, call], device=bits.device) * _GAMMA + 1).sum()
+    return _mix(_mix(bits + columns * _GAMMA).sum(-1) + stream)
+
+
+def keyed_normal(keys: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """Standard normal noise, one independent block per key. Shapes [n] int64 -> [n, *shape] float32.
+
+    Args:
+        keys: from `observation_keys`.
+        shape: of the block of each key.
+        stream: different streams of one key are independent.
+    """
+    size = math.prod(shape)
+    pairs = (size + 1) // 2
+    counters = torch.arange(1, pairs + 1, device=keys.device) + (stream << 32)
+    bits = _mix(keys[:, None] + counters * _GAMMA)
+    radius = torch.sqrt(-2 * torch.log((((bits >> 40) & 0xFFFFFF) + 1).float() / 2**24))
+    angle = (bits & 0xFFFFFF).float() * (2 * math.pi / 2**24)
+    normals = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    return normals[:, :size].reshape(len(keys), *shape)

@@ -1,0 +1,574 @@
+"""LDCQ: Latent Diffusion-Constrained Q-learning (Venkatraman et al., ICLR 2024, arXiv 2309.06599).
+
+A window of H steps of behaviour becomes a latent z. A diffusion model learns which latents the data hold at a state.
+Q-learning runs over latents, one decision per H steps, and its maximum is taken over samples of the diffusion model
+only: that is the batch constraint. To act: draw candidate latents, score them with Q, decode the best one.
+
+| here                     | paper            | shape          |
+| ------------------------ | ---------------- | -------------- |
+| `states[:, 0]`           | s_t              | [B, S]         |
+| `latents`                | z                | [B, Z]         |
+| `vae.encode`             | q_phi(z | tau)   |                |
+| `vae.action`             | pi_theta(a|s,z)  |                |
+| `vae.prior`              | p_omega(z | s)   |                |
+| `denoiser`               | p_psi(z | s)     |                |
+| `critics`                | Q_1, Q_2         |                |
+| `candidates`             | z_i ~ p_psi      | [B, K, Z]      |
+
+"Latent" is what the papers also call skill or latent action.
+
+Where the paper and the released code (commit 7ec96f3) differ, the default follows the paper. What can move a score is
+a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's values. The other differences:
+
+1. Windows: all starts with a known s_{t+H}, never across an episode end. The code drops the last start of each
+   sequence, joins maze episodes, and cuts locomotion at multiples of 1000 steps.
+2. AntMaze: the code drops the rest of a trajectory after its first success from stages 1 and 3. Here it is kept.
+3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
+4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
+5. Acting: `deterministic=True` executes mean actions; the code always samples. `deterministic=False` samples.
+   Actions are clipped to the action space, as the environments do anyway.
+6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
+   environment's return and that number side by side.
+7. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
+
+The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
+network for all action dimensions, the action likelihood at a random subset of each window's steps (unbiased),
+normalised observations, standardised latents, Q-learning on a random subset of the windows, DPM-Solver++ instead of
+the full chain, and cosine learning rates.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ld_agents.critics import LatentCritic, polyak_update
+from ld_agents.denoisers import ResidualMLPUNet
+from ld_agents.diffusion import Diffuser, Solver, linear_schedule, sample, solver_steps
+from ld_agents.keyed_noise import keyed_normal, observation_keys
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State
+from ld_agents.prioritized_sampler import PrioritizedSampler
+from ld_agents.trajectory_vae import TrajectoryVAE
+
+
+class LDCQPolicy(OfflinePolicy):
+    """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps.
+
+    Latents are standardised outside the VAE if the agent standardises them: prior and critics see z with mean 0 and
+    standard deviation 1 over the data.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, *spaces: Any, settings: "LDCQSettings", **kwargs: Any) -> None:
+        super().__init__(*spaces, **kwargs)
+        s = self.settings = settings
+        self.vae = TrajectoryVAE(
+            self.state_dim,
+            self.action_dim,
+            latent_dim=s.latent_dim,
+            horizon=s.horizon,
+            hidden=s.vae_hidden,
+            encoder=s.encoder,
+            decoder=s.decoder,
+        )
+        if s.prior == "diffusion":
+            self.denoiser = ResidualMLPUNet(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
+        critic_sizes = (self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
+        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
+        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
+        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.target_critics.requires_grad_(False)
+        self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
+        self.register_buffer("latent_std", torch.ones(s.latent_dim))
+
+    def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
+        """The candidate with the highest min(Q_1, Q_2). Shapes [n, S], [n] noise keys -> [n, Z]."""
+        latents, scores = self._candidates(states, keys, self.settings.candidates_acting)
+        if self.settings.redraw_at_predicted_state:
+            # the released maze2d evaluation draws again at the predicted s_H, and takes the best of the second draw
+            best = latents[torch.arange(len(states)), scores.argmax(1)]
+            predicted = self.vae.predict_final_state(states, self._raw(best)).mean
+            latents, scores = self._candidates(predicted, keys, self.settings.candidates_acting, stream=1 << 16)
+        return latents[torch.arange(len(states), device=states.device), scores.argmax(1)]
+
+    def _candidates(self, states: Tensor, keys: Tensor, n: int, stream: int = 0) -> tuple[Tensor, Tensor]:
+        shape = (n, self.settings.latent_dim)
+        latents = self.draw_latents(states, lambda k: keyed_normal(keys, shape, stream + k))  # [B, K, Z]
+        return latents, self.score(states[:, None], latents)
+
+    def draw_latents(self, states: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+        """Candidates from the prior, given the noise [n, K, Z] of each sampler step. Shapes [n, S] -> [n, K, Z]."""
+        s = self.settings
+        if s.prior == "gaussian":
+            prior = self.vae.prior(states[:, None])
+            latents = prior.sample(noise(0))
+            return (latents - self.latent_mean) / self.latent_std
+        schedule = linear_schedule(s.diffusion_steps, rescaled=s.schedule == "rescaled")
+        steps = solver_steps(schedule, s.solver, s.solver_steps, extra_steps=s.extra_steps)
+        with torch.no_grad():
+            state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
+            all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in steps], device=states.device))
+            time_terms = [[(factor[k], offset[k]) for factor, offset in all_terms] for k in range(len(steps))]
+            return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), steps, noise)
+
+    def score(self, states: Tensor, latents: Tensor) -> Tensor:
+        """min(Q_1, Q_2) of the online critics. Shapes [..., S], [..., Z] -> [...]."""
+        return torch.minimum(*(critic(states, latents) for critic in self.critics))
+
+    def act(
+        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+    ) -> tuple[Tensor, State]:
+        """Holds each environment's latent for `exec_horizon` steps. state: latents [n, Z], steps left [n]."""
+        n = len(states)
+        if state is None:
+            held, steps_left = np.zeros((n, self.settings.latent_dim), np.float32), np.zeros(n, np.int64)
+        else:
+            held, steps_left = state[0].copy(), state[1].copy()
+        keys = observation_keys(states, self.noise_seed, 0 if deterministic else self.noise_calls)
+        replan = np.flatnonzero(episode_start | (steps_left <= 0))
+        if len(replan):
+            rows = torch.as_tensor(replan, device=states.device)
+            held[replan] = self.choose_latent(states[rows], keys[rows]).cpu().numpy()
+            steps_left[replan] = self.settings.exec_horizon
+        steps_left -= 1
+        epsilon = None if deterministic else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
+        latents = torch.as_tensor(held, device=states.device)
+        return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        return latents * self.latent_std + self.latent_mean
+
+    def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """The candidates that acting would choose from, and their Q. Shapes [n, S] -> [n, K, Z], [n, K]."""
+        with torch.inference_mode():
+            states = self.normalize(observations)
+            keys = observation_keys(states, self.noise_seed, 0)
+            return self._candidates(states, keys, n or self.settings.candidates_acting)
+
+    def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
+        """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
+        with torch.inference_mode():
+            actions = self.vae.action.act(self.normalize(observations), self._raw(latents), None).clamp(-1, 1)
+            low, high = self.action_bounds()
+            return low + 0.5 * (actions + 1) * (high - low)
+
+
+class LDCQ(OfflineAlgorithm):
+    """Latent Diffusion-Constrained Q-learning.
+
+    Example:
+        agent = LDCQ("MlpPolicy", "ld-agents/pointmaze/umaze-v0", seed=0)
+        agent.learn(progress_bar=True)
+        action, state = agent.predict(observation, deterministic=True)
+
+    Training has three stages of gradient steps (`vae`, `prior`, `q`); candidates for Q-learning are drawn at the
+    start of the last. With `prior="gaussian"` there is no diffusion model: the paper's ablation, which draws
+    candidates from the VAE's own prior p_omega(z | s) instead.
+
+    See `OfflineAlgorithm` for the arguments and `LDCQSettings` for the settings.
+    """
+
+    policy: LDCQPolicy
+    settings: "LDCQSettings"
+    policy_aliases: ClassVar = {"MlpPolicy": LDCQPolicy, "MultiInputPolicy": LDCQPolicy}
+
+    @classmethod
+    def presets(cls) -> dict[str, "LDCQSettings"]:
+        return PRESETS
+
+    def _make_policy(self) -> LDCQPolicy:
+        return LDCQPolicy(
+            self.observation_space,
+            self.action_space,
+            observation_keys=self.observation_keys,
+            state_dim=self.state_dim,
+            seed=self.seed,
+            settings=self.settings,
+        )
+
+    def stages(self) -> list[Stage]:
+        s = self.settings
+        vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q)
+        return [vae, q] if s.prior == "gaussian" else [vae, Stage("prior", s.prior_steps, self.train_prior), q]
+
+    # ------------------------------------------------- stage 1: beta-VAE over windows (paper section 4.1)
+
+    def train_vae(self) -> Iterator[Losses]:
+        """L = action likelihood + beta KL(q_phi || p_omega) + state decoder, all divided by H."""
+        s = self.settings
+        starts = self.data.window_starts(s.horizon)
+        parameters = list(self.policy.vae.parameters())
+        optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
+        for step in self.remaining_steps("vae"):
+            _set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
+            batch = starts[self._random_indices(len(starts), s.vae_batch_size)].long()
+            states, actions = self.data.windows(batch, s.horizon)
+            final_states = self.data.observation_rows[self._next_rows(batch)]
+            epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
+            losses = self.policy.vae.losses(states, actions, final_states, epsilon, self._decoded_steps(len(batch)))
+            loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
+            _descend(optimizer, loss)
+            yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+        if s.standardize_latents:
+            latents = self._encode(starts)
+            self.policy.latent_mean.copy_(latents.mean(0))
+            self.policy.latent_std.copy_(latents.std(0).clamp(min=1e-3))
+
+    def _decoded_steps(self, n: int) -> Tensor | None:
+        s = self.settings
+        if s.decoded_steps is None or s.decoded_steps >= s.horizon:
+            return None
+        return torch.randint(s.horizon, (n, s.decoded_steps), generator=self.generator, device=self.device)
+
+    # ------------------------------------------------- stage 2: diffusion prior over latents (paper section 4.2)
+
+    def train_prior(self) -> Iterator[Losses]:
+        """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
+        s = self.settings
+        starts = self.data.window_starts(s.horizon)
+        latents = self._standardised(self._encode(starts))  # [W, Z]
+        diffuser = Diffuser(linear_schedule(s.diffusion_steps, rescaled=s.schedule == "rescaled"), self.device)
+        denoiser = self.policy.denoiser
+        optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
+        for step in self.remaining_steps("prior"):
+            _set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
+            indices = self._random_indices(len(starts), s.prior_batch_size)
+            z = latents[indices]
+            j = diffuser.random_steps(len(z), self.generator)
+            epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
+            prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.data.observations[starts[indices].long()])
+            loss = diffuser.min_snr_loss(z, prediction, j, gamma=5.0)
+            _descend(optimizer, loss)
+            yield {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def _encode(self, starts: Tensor) -> Tensor:
+        """Posterior means of windows, raw. Shapes [W] -> [W, Z]."""
+        chunks = tqdm(starts.split(8192), desc="encode windows", leave=False, disable=not self._show_progress)
+        return torch.cat(
+            [self.policy.vae.encode(*self.data.windows(c.long(), self.settings.horizon)).mean for c in chunks]
+        )
+
+    def _standardised(self, latents: Tensor) -> Tensor:
+        return (latents - self.policy.latent_mean) / self.policy.latent_std
+
+    # ------------------------------------------------- stage 3: candidate latents at s_{t+H} (paper section 4.3)
+
+    @torch.no_grad()
+    def draw_candidates(self, states: Tensor) -> Tensor:
+        """K latents per state from the prior. Shapes [M, S] -> [M, K, Z], float16: a third of the noise of a solver."""
+        s = self.settings
+        generator = self.derived_generator("candidates")
+        candidates = torch.empty(
+            len(states), s.candidates_stored, s.latent_dim, dtype=torch.float16, device=self.device
+        )
+        # about 8k latents at a time stay within the CPU's caches
+        size = max(1, (8192 if self.device.type == "cpu" else 1 << 19) // s.candidates_stored)
+        chunks = range(0, len(states), size)
+        for first in tqdm(chunks, desc="draw candidates", leave=False, disable=not self._show_progress):
+            part = states[first : first + size]
+            shape = (len(part), s.candidates_stored, s.latent_dim)
+            noise = lambda k, shape=shape: torch.randn(shape, generator=generator, device=self.device)  # noqa: E731
+            candidates[first : first + size] = self.policy.draw_latents(part, noise)
+        return candidates
+
+    # ------------------------------------------------- stage 4: Q-learning over latents (paper section 4.3)
+
+    def train_q(self) -> Iterator[Losses]:
+        """Clipped double Q-learning, its maximum over the stored candidates, with prioritised replay."""
+        s = self.settings
+        starts = self._q_windows()
+        states = self.data.observations[starts]
+        latents = self._standardised(self._encode(starts))
+        returns, bootstraps = self._window_returns(starts)
+        candidates = self.draw_candidates(self.data.observation_rows[self._next_rows(starts)])
+        next_states = self.data.observation_rows[self._next_rows(starts)]
+        # every window starts with the same priority, so that its first draw is uniform
+        priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), 100.0, device=self.device))
+        sampler = PrioritizedSampler(priorities, s.priority_alpha)
+        policy = self.policy
+        optimizer = self.optimizer("q", policy.critics.parameters(), s.q_learning_rate)
+        epoch_steps = max(1, len(starts) // s.q_batch_size)
+        for step in self.remaining_steps("q"):
+            _set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
+            indices, probabilities = sampler.draw(s.q_batch_size, self.generator)
+            importance_beta = min(1.0, 0.3 + 0.01 * (step // epoch_steps))
+            weights = (len(starts) * probabilities) ** -importance_beta
+            targets = self.q_targets(
+                returns[indices], bootstraps[indices], next_states[indices], self._some(candidates[indices])
+            )
+            td_errors = self.td_errors(states[indices], latents[indices], targets)  # [2, B]
+            loss = self.q_loss(td_errors, weights / weights.max())
+            optimizer.zero_grad()
+            loss.backward()
+            for critic in policy.critics:
+                nn.utils.clip_grad_norm_(critic.parameters(), 1.0, foreach=True)
+            optimizer.step()
+            polyak_update(policy.critics, policy.target_critics, s.target_rate)
+            new_priorities = (td_errors.detach() ** 2 + 5e-6).mean(0)
+            sampler.update(indices, new_priorities)
+            priorities[indices] = new_priorities
+            yield {"loss": loss.detach(), "target": targets.mean(), "td_error": td_errors.detach().abs().mean()}
+
+    @torch.no_grad()
+    def q_targets(self, returns: Tensor, bootstraps: Tensor, next_states: Tensor, candidates: Tensor) -> Tensor:
+        """y_i = R + bootstrap min(Q'_1, Q'_2)(s', z*_i), where z*_1 maximises Q'_2 and z*_2 maximises Q'_1.
+
+        Args:
+            returns: R of each window. Shape [B].
+            bootstraps: discount of the next value, 0 after a terminal. Shape [B].
+            next_states: s_{t+H}. Shape [B, S].
+            candidates: latents drawn at s_{t+H}. Shape [B, K, Z].
+
+        Returns:
+            targets of the two critics, [2, B].
+        """
+        q1, q2 = (critic(next_states[:, None], candidates) for critic in self.policy.target_critics)  # [B, K]
+        chosen = torch.stack([q2.argmax(1), q1.argmax(1)], dim=1)  # [B, 2]
+        return returns + bootstraps * torch.minimum(q1, q2).gather(1, chosen).T
+
+    def td_errors(self, states: Tensor, latents: Tensor, targets: Tensor) -> Tensor:
+        """Q_i(s, z) - y_i of both critics. Shapes [B, S], [B, Z], [2, B] -> [2, B]."""
+        return torch.stack([critic(states, latents) for critic in self.policy.critics]) - targets
+
+    def q_loss(self, td_errors: Tensor, weights: Tensor) -> Tensor:
+        """Sum over both critics of the weighted mean squared error. Shapes [2, B], [B] -> scalar."""
+        if self.settings.importance_weights == "averaged":
+            # the released code multiplies shapes (B, 1) and (B,): the weights only scale the whole loss
+            return (td_errors**2).mean(1).sum() * weights.mean()
+        return (weights * td_errors**2).mean(1).sum()
+
+    def _q_windows(self) -> Tensor:
+        """Starts of the windows that Q-learning uses: all, or a random subset drawn once. Shape [M] int64."""
+        starts = self.data.window_starts(self.settings.horizon).long()
+        if self.settings.q_windows is None or self.settings.q_windows >= len(starts):
+            return starts
+        order = torch.randperm(len(starts), generator=self.derived_generator("q windows"), device=self.device)
+        return starts[order[: self.settings.q_windows].sort().values]
+
+    def _window_returns(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """R = sum of discounted rewards in the window, and the factor of the next value. Both [M]."""
+        s = self.settings
+        discounts = s.reward_discount ** torch.arange(s.horizon, device=self.device)
+        rewards = self.data.window_rewards(starts, s.horizon)  # [M, H]
+        if s.success_fills_window:
+            rewards = torch.where((rewards > 0).any(1, keepdim=True), 1.0, rewards)
+        returns = (rewards * discounts).sum(1)
+        stops = self.data.window_terminals(starts, s.horizon)
+        if s.reward_stops_bootstrap:
+            stops = stops | (returns != 0)
+        discount = s.discount ** (s.horizon if s.bootstrap_exponent is None else s.bootstrap_exponent)
+        return returns * s.reward_scale, discount * (~stops).float()
+
+    def _next_rows(self, starts: Tensor) -> Tensor:
+        """Rows of s_{t+H}, or of s_{t+H-1} as in the released code. Shapes [B] -> [B]."""
+        s = self.settings
+        if s.next_state == "s_{t+H-1}":
+            return starts + s.horizon - 1
+        return self.data.next_rows(starts, s.horizon)
+
+    def _some(self, candidates: Tensor) -> Tensor:
+        """One random subset of the stored candidates, shared by the batch. Shapes [B, K, Z] -> [B, k, Z]."""
+        s = self.settings
+        if s.candidates_per_target < s.candidates_stored:
+            order = torch.randperm(s.candidates_stored, generator=self.generator, device=self.device)
+            candidates = candidates[:, order[: s.candidates_per_target]]
+        return candidates.float()
+
+    # ------------------------------------------------- common to the stages
+
+    def _random_indices(self, n: int, batch_size: int) -> Tensor:
+        return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
+
+    def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
+        """Factor of the learning rate at a gradient step of a stage."""
+        if self.settings.learning_rates == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
+        epoch = step // epoch_steps
+        if stage == "vae":
+            return 1.0
+        return 1 + math.cos(math.pi * epoch / 75) if stage == "prior" else 0.3 ** (epoch // 50)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@dataclass(frozen=True)
+class LDCQSettings:
+    """Settings of LDCQ. Defaults: the paper where it says, else the released code [C] or its fork's scripts [F]."""
+
+    # sizes [C]
+    latent_dim: int = 16  # paper
+    horizon: int = 30  # H, environment steps per latent [C]
+    vae_hidden: int = 256
+    encoder: Literal["gru", "mlp"] = "gru"
+    decoder: Literal["autoregressive", "joint"] = "autoregressive"
+    denoiser_hidden: int = 256
+    denoiser_widths: tuple[int, ...] = (128, 32, 16, 8)
+    critic_hidden: int = 256
+    critic_latent_hidden: int = 128
+
+    # where the paper and the released code differ; the code's values are in RELEASED_CODE
+    prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
+    next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"
+    bootstrap_exponent: int | None = None  # of the discount; None is H
+    reward_discount: float = 0.995  # within a window
+    reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
+    success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
+    reward_scale: float = 1.0
+    importance_weights: Literal["per-sample", "averaged"] = "per-sample"
+    schedule: Literal["rescaled", "released"] = "rescaled"
+    learning_rates: Literal["cosine", "released"] = "released"
+    redraw_at_predicted_state: bool = False
+    exec_horizon: int = 10  # environment steps between decisions [C], mazes
+
+    # stage 1
+    kl_weight: float = 0.05  # paper
+    vae_learning_rate: float = 5e-5  # [C]
+    vae_batch_size: int = 128  # [C]
+    vae_steps: int = 760_000  # 100 epochs of a million windows [F]
+    decoded_steps: int | None = None  # steps per window in the action likelihood; None is all
+    standardize_latents: bool = False  # [C]
+    normalize_observations: bool = False  # [C]
+
+    # stage 2
+    diffusion_steps: int = 500  # T; DIAR's table, same pipeline
+    prior_learning_rate: float = 1e-4  # [C]
+    prior_batch_size: int = 128  # [F]
+    prior_steps: int = 3_400_000  # 450 epochs of a million windows [F]
+
+    # stage 3 and acting
+    solver: Solver = "dpm++2m"  # ours: the released code runs the full chain
+    solver_steps: int = 20  # network evaluations
+    extra_steps: int = 0  # "ddpm" only; 5 in [C]
+    candidates_stored: int = 500  # per s_{t+H} [F]
+    candidates_per_target: int = 500  # [F]
+    candidates_acting: int = 500  # [F]
+
+    # stage 4
+    discount: float = 0.995  # [C]
+    q_windows: int | None = None  # windows in the replay buffer; None is all
+    q_learning_rate: float = 5e-4  # [F]; 1e-3 in effect in [C]
+    q_batch_size: int = 128  # [C]
+    q_steps: int = 1_500_000  # 200 epochs of a million windows [F]
+    target_rate: float = 0.005  # [C]
+    priority_alpha: float = 0.7  # [F]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "denoiser_widths", tuple(self.denoiser_widths))
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= limit:
+                raise ValueError(f"{name} must lie in 1..{limit}, got {value}.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.exec_horizon > self.horizon:
+            raise ValueError(f"exec_horizon ({self.exec_horizon}) must not exceed horizon ({self.horizon}).")
+        if self.candidates_per_target > self.candidates_stored:
+            raise ValueError(
+                f"candidates_per_target ({self.candidates_per_target}) must not exceed candidates_stored "
+                f"({self.candidates_stored})."
+            )
+
+
+_LIMITS = {
+    "latent_dim": 1024,
+    "horizon": 1000,
+    "exec_horizon": 1000,
+    "diffusion_steps": 10_000,
+    "solver_steps": 10_000,
+    "candidates_stored": 10_000,
+    "candidates_per_target": 10_000,
+    "candidates_acting": 10_000,
+    "decoded_steps": 1000,
+}
+
+_CHOICES = {
+    "encoder": ("gru", "mlp"),
+    "decoder": ("autoregressive", "joint"),
+    "prior": ("diffusion", "gaussian"),
+    "next_state": ("s_{t+H}", "s_{t+H-1}"),
+    "importance_weights": ("per-sample", "averaged"),
+    "schedule": ("rescaled", "released"),
+    "learning_rates": ("cosine", "released"),
+    "solver": ("ddpm", "ddim", "dpm++2m"),
+}
+
+PAPER = LDCQSettings()
+
+FAST = dataclasses.replace(
+    PAPER,
+    horizon=20,
+    exec_horizon=10,
+    vae_hidden=128,
+    encoder="mlp",
+    decoder="joint",
+    denoiser_hidden=128,
+    denoiser_widths=(128, 64),
+    critic_hidden=128,
+    critic_latent_hidden=128,
+    vae_learning_rate=1e-3,
+    vae_batch_size=256,
+    vae_steps=8_000,
+    decoded_steps=5,
+    standardize_latents=True,
+    normalize_observations=True,
+    learning_rates="cosine",
+    diffusion_steps=200,
+    prior_learning_rate=1e-3,
+    prior_batch_size=512,
+    prior_steps=8_000,
+    solver_steps=8,
+    candidates_stored=32,
+    candidates_per_target=32,
+    candidates_acting=100,
+    discount=0.99,
+    q_windows=65_536,
+    q_batch_size=256,
+    q_steps=15_000,
+)
+
+PRESETS = {"fast": FAST, "paper": PAPER}
+
+_RELEASED_EVERYWHERE: dict[str, Any] = {
+    "next_state": "s_{t+H-1}",
+    "importance_weights": "averaged",
+    "schedule": "released",
+    "learning_rates": "released",
+    "diffusion_steps": 100,
+    "solver": "ddpm",
+    "extra_steps": 5,
+    "reward_discount": 1.0,
+    "q_learning_rate": 1e-3,
+    "priority_alpha": 0.6,
+    "candidates_stored": 1000,
+    "candidates_per_target": 100,
+    "candidates_acting": 50,
+}
+_RELEASED_MAZES = _RELEASED_EVERYWHERE | {"bootstrap_exponent": 1, "reward_stops_bootstrap": True}
+
+# what commit 7ec96f3 does where it differs from the paper: LDCQ(..., **RELEASED_CODE["maze2d"])
+RELEASED_CODE: dict[str, dict[str, Any]] = {
+    "maze2d": _RELEASED_MAZES | {"redraw_at_predicted_state": True},
+    "antmaze": _RELEASED_MAZES | {"success_fills_window": True},
+    "kitchen": _RELEASED_EVERYWHERE | {"bootstrap_exponent": 1, "extra_steps": 4, "exec_horizon": 30},
+    "locomotion": _RELEASED_EVERYWHERE | {"bootstrap_exponent": 10, "reward_scale": 0.1, "exec_horizon": 30},
+}

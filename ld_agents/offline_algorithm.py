@@ -1,0 +1,754 @@
+"""The base of every agent: Stable-Baselines3's `BaseAlgorithm`, learning from a fixed data set.
+
+An agent is a policy (`OfflinePolicy`: how it acts) and a list of training stages (`Stage`). A stage is a generator
+that does one gradient step per `yield`, so that `learn` can count steps, call SB3's callbacks, write logs and stop
+between any two of them.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import platform
+import tempfile
+import time
+import zipfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import safetensors
+import safetensors.torch
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+
+from ld_agents.dataset import OfflineDataset
+from ld_agents.sources import load_dataset
+
+Losses = dict[str, Tensor]
+State = tuple[NDArray[Any], ...]
+
+_FORMAT = 1
+_MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
+_MAX_JSON_BYTES = 1 << 20
+
+
+class OfflinePolicy(BasePolicy):
+    """How an agent acts. Subclasses implement `act`.
+
+    Args:
+        observation_space: what `predict` is given: a flat Box, or a Dict of vectors.
+        action_space: a bounded Box. Networks work in [-1, 1]; `predict` returns actions in this box.
+        observation_keys: the keys of a Dict observation that make up the flat state, in order. Dictionaries are
+            accepted whenever this is given, also where `observation_space` is a Box.
+        state_dim: S, the size of the flat state.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        *,
+        observation_keys: tuple[str, ...] | None,
+        state_dim: int,
+        seed: int,
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.observation_keys = observation_keys
+        self.state_dim = state_dim
+        self.action_dim = int(np.prod(action_space.shape))
+        self.noise_seed = seed
+        self.noise_calls = 0
+        self.register_buffer("observation_mean", torch.zeros(state_dim))
+        self.register_buffer("observation_std", torch.ones(state_dim))
+
+    @abstractmethod
+    def act(
+        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+    ) -> tuple[Tensor, State | None]:
+        """Actions in [-1, 1] for a batch.
+
+        Args:
+            states: normalised observations, [n, S].
+            state: what the last call returned, one row per environment; None at the very start.
+            episode_start: [n], True where an episode begins.
+            deterministic: no randomness that a repeated call would not repeat.
+        """
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Raw to normalised observations, [..., S]. The identity unless the agent normalises observations."""
+        return (observations - self.observation_mean) / self.observation_std
+
+    def action_bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest action, [A] each, on the policy's device."""
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = torch.as_tensor(self.action_space.low), torch.as_tensor(self.action_space.high)
+        return low.flatten().to(self.device, torch.float32), high.flatten().to(self.device, torch.float32)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: State | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], State | None]:
+        """Acts. See `OfflineAlgorithm.predict`."""
+        flat, single = self._flatten(observation)
+        starts = np.zeros(len(flat), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
+        if len(starts) != len(flat):
+            raise ValueError(f"episode_start has {len(starts)} entries for {len(flat)} observations.")
+        if state is not None and any(len(part) != len(flat) for part in state):
+            raise ValueError(
+                f"state has {len(state[0])} rows for {len(flat)} observations. Pass the state that the last predict "
+                "call returned for these environments, or None to start anew."
+            )
+        if self.training:
+            self.set_training_mode(False)
+        if not deterministic:
+            self.noise_calls += 1
+        with torch.inference_mode():
+            states = self.normalize(torch.as_tensor(flat, device=self.device))
+            actions, state = self.act(states, state, starts, deterministic)
+            low, high = self.action_bounds()
+            actions = low + 0.5 * (actions.clamp(-1, 1) + 1) * (high - low)
+        array = actions.cpu().numpy().reshape(-1, *(self.action_space.shape or ())).astype(self.action_space.dtype)
+        return (array[0] if single else array), state
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """SB3's inner call: one stateless decision for a batch of observations."""
+        observation = (
+            {k: v.cpu().numpy() for k, v in observation.items()}
+            if isinstance(observation, dict)
+            else (observation.cpu().numpy())
+        )
+        return torch.as_tensor(self.predict(observation, deterministic=deterministic)[0], device=self.device)
+
+    def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], bool]:
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
+            )
+        if isinstance(observation, dict):
+            if self.observation_keys is None:
+                raise ValueError(
+                    f"predict was given a dictionary, but this agent learned from vectors of size {self.state_dim}."
+                )
+            missing = [key for key in self.observation_keys if key not in observation]
+            if missing:
+                raise ValueError(f"The observation lacks the keys {missing}; it has {sorted(observation)}.")
+            parts = [np.asarray(observation[key], np.float32) for key in self.observation_keys]
+            flat = np.concatenate(parts, axis=-1)
+        else:
+            flat = np.asarray(observation, np.float32)
+        if flat.ndim not in (1, 2) or flat.shape[-1] != self.state_dim:
+            raise ValueError(
+                f"Expected one observation of shape ({self.state_dim},) or a batch of shape (n, {self.state_dim}), "
+                f"got {flat.shape}."
+            )
+        return np.atleast_2d(flat), flat.ndim == 1
+
+    def save(self, path: str) -> None:
+        raise RuntimeError("Save the agent, not its policy: agent.save(path).")
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> Self:
+        # SB3's policies unpickle whatever the file holds
+        raise RuntimeError("Load the agent, not its policy: LDCQ.load(path).policy, for example.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    Args:
+        name: prefix of its losses in the log.
+        gradient_steps: its full budget in the preset.
+        train: yields the losses (scalars on the device) after each gradient step.
+    """
+
+    name: str
+    gradient_steps: int
+    train: Callable[[], Iterator[Losses]]
+
+
+class _SpacesOnlyEnv(gym.Env[Any, Any]):
+    """Stands where SB3's callbacks expect a training environment."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if isinstance(self.observation_space, spaces.Dict):
+            return {k: np.zeros(s.shape, s.dtype) for k, s in self.observation_space.spaces.items()}, {}
+        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
+
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("Offline agents learn from a data set. Evaluate on an environment of your own.")
+
+
+class OfflineAlgorithm(BaseAlgorithm):
+    """Learns from a fixed data set, behind the API of Stable-Baselines3.
+
+    Args:
+        policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
+        dataset: a Minari id, the path of a D4RL .hdf5 file, or an `OfflineDataset`.
+        preset: "fast" (minutes on a CPU) or "paper" (published sizes). None: "paper" on a GPU, else "fast".
+        seed: of weights, training and acting. None draws one.
+        device: "auto", "cpu", "cuda", ...
+        verbose: 0 silent, 1 logs to the terminal.
+        tensorboard_log: folder of TensorBoard logs, or None.
+        **settings: override single settings of the preset; see the settings class of the agent.
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for a setting out of range, or a policy name that does not fit the observations.
+    """
+
+    settings: Any
+    policy: OfflinePolicy
+    dataset: OfflineDataset | None
+    _dataset_identity: dict[str, str]
+
+    def __init__(
+        self,
+        policy: str,
+        dataset: str | pathlib.Path | OfflineDataset,
+        *,
+        preset: str | None = None,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(dataset, OfflineDataset):
+            dataset = load_dataset(dataset)
+        self._initialise(
+            policy,
+            observation_space=dataset.observation_space,
+            action_space=dataset.action_space,
+            observation_keys=dataset.observation_keys,
+            state_dim=dataset.observation_dim,
+            preset=preset,
+            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed,
+            device=device,
+            verbose=verbose,
+            tensorboard_log=tensorboard_log,
+            settings=settings,
+        )
+        self.dataset = dataset
+        self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
+        self.policy = self._make_policy().to(self.device)
+        if getattr(self.settings, "normalize_observations", False):
+            observations = dataset.observations
+            self.policy.observation_mean.copy_(observations.mean(0))
+            self.policy.observation_std.copy_(observations.std(0).clamp(min=1e-3))
+
+    def _initialise(
+        self,
+        policy: str,
+        *,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        observation_keys: tuple[str, ...] | None,
+        state_dim: int,
+        preset: str | None,
+        seed: int,
+        device: torch.device | str,
+        verbose: int,
+        tensorboard_log: str | None,
+        settings: dict[str, Any],
+    ) -> None:
+        """Everything but the networks."""
+        if policy == "CnnPolicy":
+            raise ValueError(f"{type(self).__name__} takes vectors: encode images first and pass their codes.")
+        stub = DummyVecEnv([lambda: _SpacesOnlyEnv(observation_space, action_space)])
+        super().__init__(policy, stub, 0.0, tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed)
+        self.policy_name = policy
+        self.observation_keys = observation_keys
+        self.state_dim = state_dim
+        self.preset = preset or ("paper" if self.device.type == "cuda" else "fast")
+        self.settings = self._resolve(self.preset, settings)
+        self.dataset = None
+        self._dataset_identity = {}
+        self.stage_budget: dict[str, int] = {}
+        self.stage_steps: dict[str, int] = {}
+        self.stage_seconds: dict[str, float] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._resumable: dict[str, Tensor] = {}
+        self._resumed: dict[str, Tensor] = {}
+        self._show_progress = False
+        self._setup_model()
+
+    def _setup_model(self) -> None:
+        self.set_random_seed(self.seed)
+        self.generator = self.derived_generator("training")
+
+    @classmethod
+    @abstractmethod
+    def presets(cls) -> dict[str, Any]:
+        """The settings of "fast" and "paper"."""
+
+    @abstractmethod
+    def _make_policy(self) -> OfflinePolicy:
+        """The networks, freshly initialised from torch's global generator."""
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The training stages in order."""
+
+    @classmethod
+    def _resolve(cls, preset: str, settings: dict[str, Any]) -> Any:
+        presets = cls.presets()
+        if preset not in presets:
+            raise ValueError(f"Unknown preset {preset!r}. {cls.__name__} has {sorted(presets)}.")
+        known = [field.name for field in dataclasses.fields(presets[preset])]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
+        return dataclasses.replace(presets[preset], **settings)
+
+    @property
+    def full_budget(self) -> int:
+        """Gradient steps of the whole training, all stages together."""
+        return sum(stage.gradient_steps for stage in self.stages())
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, ready for JSON."""
+        return {
+            "class": type(self).__name__,
+            "policy": self.policy_name,
+            "preset": self.preset,
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+    def derived_generator(self, purpose: str) -> torch.Generator:
+        """A generator that depends on the agent's seed and on `purpose` alone, so that a resumed run draws the same."""
+        words = np.random.SeedSequence([self.seed or 0, *purpose.encode()]).generate_state(1, np.uint64)
+        return torch.Generator(self.device).manual_seed(int(words[0] >> np.uint64(1)))
+
+    # ---------------------------------------------------------------- acting
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: State | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], State | None]:
+        """Acts on one observation or on a batch.
+
+        What an agent keeps between steps, such as the latent that is held, is in `state`: pass what the last call
+        returned. `state=None` and `episode_start[i]=True` mean: decide anew. Leaving `state` out is correct but slow,
+        since every call then plans.
+
+        An action is a function of the seed, the observation and the state of its own environment. With
+        `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise.
+
+        Args:
+            observation: [S], [n, S], or a dictionary of such arrays.
+            state: one row per environment, or None.
+            episode_start: [n] booleans, or None.
+
+        Returns:
+            actions [A] or [n, A] within the action space, and the next state.
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Attaches an environment, for callbacks and `get_env`. Training never steps it."""
+        vec_env = self._wrap_env(env, self.verbose)
+        if not self._takes_dictionaries_of(vec_env.observation_space):
+            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+        self.n_envs, self.env = vec_env.num_envs, vec_env
+
+    def _takes_dictionaries_of(self, space: spaces.Space) -> bool:
+        return isinstance(space, spaces.Dict) and set(self.observation_keys or ["\0"]) <= set(space.spaces)
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int = 500,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Trains all stages.
+
+        Args:
+            total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
+                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone.
+            callback: SB3 callbacks; `on_step` is called after every gradient step.
+            log_interval: gradient steps between two log lines.
+            tb_log_name: name of the TensorBoard run, by default the agent's name.
+            reset_num_timesteps: False continues: stages that are finished are not redone, and the steps go to the
+                unfinished ones (if there are none, to the last). The networks keep their weights either way.
+            progress_bar: show one.
+        """
+        if self.dataset is None:
+            raise ValueError(
+                f"This agent has no data set. Load it with one: {type(self).__name__}.load(path, "
+                f"dataset={self._dataset_identity.get('id', '...')!r})."
+            )
+        if total_timesteps is not None and total_timesteps < 0:
+            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        self._plan_budget(total_timesteps, reset_num_timesteps)
+        remaining = sum(self.stage_budget.values()) - sum(self.stage_steps.values())
+        if reset_num_timesteps:
+            self._optimizers, self._resumable, self._resumed = {}, {}, {}
+        total_timesteps, callback = self._setup_learn(
+            remaining, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        self._show_progress = progress_bar
+        self._prepare_data(self.dataset)
+        callback.on_training_start(locals(), globals())
+        stages = self.stages()
+        for stage in stages:
+            if self.stage_steps[stage.name] >= self.stage_budget[stage.name]:
+                continue
+            if not self._run_stage(stage, callback, log_interval):
+                break
+            if stage is not stages[-1]:
+                self._optimizers.pop(stage.name, None)
+        self._release_data()
+        callback.on_training_end()
+        return self
+
+    def _run_stage(self, stage: Stage, callback: Any, log_interval: int) -> bool:
+        self.policy.set_training_mode(True)
+        steps = stage.train()
+        while True:
+            started = time.perf_counter()
+            losses = next(steps, None)
+            self.stage_seconds[stage.name] = self.stage_seconds.get(stage.name, 0.0) + time.perf_counter() - started
+            if losses is None:
+                return True
+            self.stage_steps[stage.name] += 1
+            self.num_timesteps += 1
+            self._n_updates += 1
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            if self.num_timesteps % log_interval == 0:
+                for name, value in losses.items():
+                    self.logger.record(f"{stage.name}/{name}", value.item())
+                self.logger.record("time/stage_seconds", self.stage_seconds[stage.name])
+                self.logger.dump(self.num_timesteps)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            if not self.policy.training:  # a callback has evaluated
+                self.policy.set_training_mode(True)
+
+    def _plan_budget(self, total: int | None, reset: bool) -> None:
+        full = {stage.name: stage.gradient_steps for stage in self.stages()}
+        if reset or not self.stage_budget:
+            self.stage_budget = _share_out(sum(full.values()) if total is None else total, full)
+            self.stage_steps = dict.fromkeys(full, 0)
+            self.stage_seconds = {}
+        elif total is not None:
+            left = {name: budget - self.stage_steps[name] for name, budget in self.stage_budget.items()}
+            weights = left if any(left.values()) else {list(full)[-1]: 1}
+            for name, more in _share_out(total, weights).items():
+                self.stage_budget[name] = self.stage_steps[name] + more
+
+    def remaining_steps(self, stage: str) -> range:
+        """The gradient steps of a stage that are still to do, counted from the stage's own start."""
+        return range(self.stage_steps[stage], self.stage_budget[stage])
+
+    def _prepare_data(self, dataset: OfflineDataset) -> None:
+        """`self.data`: the data set on the device, observations normalised, actions scaled to [-1, 1]."""
+        self.data = copy(dataset.to(self.device))
+        if getattr(self.settings, "normalize_observations", False):
+            self.data.observation_rows = self.policy.normalize(self.data.observation_rows)
+        low, high = self.policy.action_bounds()
+        if not (torch.all(low == -1) and torch.all(high == 1)):
+            self.data.actions = 2 * (self.data.actions - low) / (high - low) - 1
+
+    def _release_data(self) -> None:
+        """Drops what was only needed for training."""
+        del self.data
+
+    def optimizer(self, stage: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        """The Adam optimiser of a stage; continues where an interrupted run of that stage stopped."""
+        if stage in self._optimizers:
+            return self._optimizers[stage]
+        optimizer = torch.optim.Adam(list(parameters), learning_rate, fused=True)
+        prefix = f"{stage}.optimizer."
+        state: dict[int, dict[str, Tensor]] = {}
+        for key in [key for key in self._resumed if key.startswith(prefix)]:
+            index, name = key.removeprefix(prefix).split(".")
+            state.setdefault(int(index), {})[name] = self._resumed.pop(key)
+        if state:
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self._optimizers[stage] = optimizer
+        return optimizer
+
+    def resumable(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that changes during training and is saved with the agent. `make` is called for a fresh start."""
+        if name not in self._resumable:
+            resumed = self._resumed.pop(name, None)
+            self._resumable[name] = make() if resumed is None else resumed.to(self.device)
+        return self._resumable[name]
+
+    # ---------------------------------------------------------------- saving
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Writes the agent to a zip of JSON and safetensors, whole or not at all. No pickle.
+
+        Args:
+            path: file name (".zip" is added where there is no suffix) or a binary stream.
+            exclude, include: accepted for SB3's sake; the format is fixed, so they must be None.
+        """
+        if exclude is not None or include is not None:
+            raise ValueError("The file format is fixed: save takes no exclude and no include.")
+        training = {f"{name}": value.contiguous() for name, value in {**self._resumed, **self._resumable}.items()}
+        for stage, optimizer in self._optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                training |= {f"{stage}.optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
+        training["generator"] = self.generator.get_state()
+        description = {
+            "format": _FORMAT,
+            **self.config(),
+            "observation_space": _space_to_json(self.observation_space),
+            "action_space": _space_to_json(self.action_space),
+            "observation_keys": self.observation_keys,
+            "state_dim": self.state_dim,
+            "dataset": self._dataset_identity,
+            "progress": {
+                "num_timesteps": self.num_timesteps,
+                "stage_budget": self.stage_budget,
+                "stage_steps": self.stage_steps,
+                "stage_seconds": self.stage_seconds,
+                "noise_calls": self.policy.noise_calls,
+                "generator_device": self.device.type,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "stable_baselines3": stable_baselines3.__version__,
+            },
+        }
+        weights = {name: value.contiguous() for name, value in self.policy.state_dict().items()}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("agent.json", json.dumps(description, indent=1))
+            archive.writestr("weights.safetensors", safetensors.torch.save(weights))
+            archive.writestr("training.safetensors", safetensors.torch.save(training))
+        if not isinstance(path, str | pathlib.Path):
+            path.write(buffer.getvalue())
+            return
+        target = _with_suffix(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(buffer.getbuffer())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        dataset: str | pathlib.Path | OfflineDataset | None = None,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> Self:
+        """Reads an agent. Runs nothing from the file: it may come from anywhere.
+
+        Args:
+            path: what `save` wrote.
+            env: attached with `set_env`, if given.
+            device: where the networks go.
+            custom_objects: accepted for SB3's sake and not needed.
+            print_system_info: print the versions the file was written with.
+            dataset: needed to go on with `learn`; must be the data the agent was trained on.
+
+        Raises:
+            ValueError: the file is damaged, holds another agent, or does not fit its own description.
+        """
+        description, weights, training = _read(path)
+        if description.get("class") != cls.__name__:
+            raise ValueError(
+                f"{_name(path)} holds an agent of class {description.get('class')!r}: "
+                f"load it with that class, not with {cls.__name__}."
+            )
+        if print_system_info:
+            print(f"Saved with {description.get('versions')}")
+        agent = cls.__new__(cls)
+        try:
+            agent._initialise(
+                description["policy"],
+                observation_space=_space_from_json(description["observation_space"]),
+                action_space=_space_from_json(description["action_space"]),  # type: ignore[arg-type]
+                observation_keys=tuple(description["observation_keys"]) if description["observation_keys"] else None,
+                state_dim=int(description["state_dim"]),
+                preset=description["preset"],
+                seed=int(description["seed"]),
+                device=device,
+                verbose=verbose,
+                tensorboard_log=tensorboard_log,
+                settings=description["settings"],
+            )
+            # shapes are compared before any memory is taken for them
+            with torch.device("meta"):
+                agent.policy = agent._make_policy()
+            _check_tensors(weights, agent.policy.state_dict(), path)
+            agent.policy.load_state_dict(weights, assign=True)
+            agent.policy.requires_grad_(True)
+            agent.policy.to(agent.device).set_training_mode(False)
+            progress = description["progress"]
+            agent.num_timesteps = int(progress["num_timesteps"])
+            agent.stage_budget = {str(k): int(v) for k, v in progress["stage_budget"].items()}
+            agent.stage_steps = {str(k): int(v) for k, v in progress["stage_steps"].items()}
+            agent.stage_seconds = {str(k): float(v) for k, v in progress["stage_seconds"].items()}
+            agent.policy.noise_calls = int(progress["noise_calls"])
+            agent._dataset_identity = dict(description["dataset"])
+            state = training.pop("generator", None)
+            if state is not None and progress["generator_device"] == agent.device.type:
+                agent.generator.set_state(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{_name(path)} is not a valid {cls.__name__} file: {error}") from error
+        agent._resumed = training
+        if dataset is not None:
+            agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
+        if env is not None:
+            agent.set_env(env)
+        return agent
+
+    def _attach(self, dataset: OfflineDataset) -> None:
+        if dataset.content_hash != self._dataset_identity.get("hash"):
+            raise ValueError(
+                f"This agent was trained on {self._dataset_identity.get('id')} "
+                f"(hash {self._dataset_identity.get('hash', '')[:12]}), not on {dataset.info.id} "
+                f"(hash {dataset.content_hash[:12]}). Train a new agent for other data."
+            )
+        self.dataset = dataset
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """Sets the networks' weights from a dictionary (`get_parameters`) or from a saved agent."""
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = {"policy": _read(load_path_or_dict)[1]}
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+
+def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Whole numbers in the proportions of `weights` that add up to `total`."""
+    ends = np.round(np.cumsum(list(weights.values())) / sum(weights.values()) * total).astype(int)
+    return dict(zip(weights, np.diff(ends, prepend=0).tolist(), strict=True))
+
+
+def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def _name(path: Any) -> str:
+    return str(path) if isinstance(path, str | pathlib.Path) else "The stream"
+
+
+def _read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The three members of a saved agent, checked before they are unpacked."""
+    if isinstance(path, str | pathlib.Path):
+        path = pathlib.Path(path)
+        if not path.exists():
+            path = _with_suffix(path)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no saved agent at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if unknown := set(members) - _MEMBERS:
+                raise ValueError(
+                    f"{_name(path)} is not an ld_agents file: it holds {sorted(unknown)}. Files saved by "
+                    "Stable-Baselines3 contain pickles and are not read here."
+                )
+            if missing := {"agent.json", "weights.safetensors"} - set(members):
+                raise ValueError(f"{_name(path)} is not an ld_agents file: it lacks {sorted(missing)}.")
+            for info in members.values():
+                # members are stored as they are, so nothing can grow when it is read
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise ValueError(f"{_name(path)}: {info.filename} is compressed, which save never does. Not read.")
+            if members["agent.json"].file_size > _MAX_JSON_BYTES:
+                raise ValueError(f"{_name(path)}: agent.json is larger than {_MAX_JSON_BYTES} bytes. Not read.")
+            description = json.loads(archive.read("agent.json"))
+            weights = safetensors.torch.load(archive.read("weights.safetensors"))
+            training = (
+                safetensors.torch.load(archive.read("training.safetensors"))
+                if "training.safetensors" in members
+                else {}
+            )
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"{_name(path)} is not a complete zip file ({error}). Copy or save it again.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{_name(path)}: agent.json is not valid JSON ({error}).") from error
+    except SafetensorError as error:
+        raise ValueError(f"{_name(path)}: the weights are damaged ({error}).") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"{_name(path)} is not of format {_FORMAT}, the one this version of ld_agents reads.")
+    return description, weights, training
+
+
+def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Any) -> None:
+    if set(found) != set(expected):
+        different = sorted(set(found) ^ set(expected))
+        raise ValueError(f"{_name(path)}: weights and settings do not fit together: {different[:5]}.")
+    for name, value in expected.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise ValueError(
+                f"{_name(path)}: {name} has shape {tuple(found[name].shape)} and type {found[name].dtype}, "
+                f"expected {tuple(value.shape)} and {value.dtype}."
+            )
+
+
+def _space_to_json(space: spaces.Space) -> dict[str, Any]:
+    if isinstance(space, spaces.Dict):
+        return {"dict": {key: _space_to_json(value) for key, value in space.spaces.items()}}
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"Only Box and Dict spaces can be saved, not {space}.")
+    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
+
+
+def _space_from_json(data: dict[str, Any]) -> spaces.Space:
+    if "dict" in data:
+        return spaces.Dict({str(key): _space_from_json(value) for key, value in data["dict"].items()})
+    if data["dtype"] not in ("float32", "float64"):
+        raise TypeError(f"a space of type {data['dtype']!r}")
+    dtype = np.dtype(data["dtype"])
+    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
