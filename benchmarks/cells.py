@@ -54,10 +54,13 @@ def read_runs(folder: Path) -> tuple[list[RunFile], list[str]]:
 def _check_run(run: RunFile) -> None:
     if run.get("schema") != SCHEMA:
         raise ValueError(f"schema {run.get('schema')!r}, this report reads schema {SCHEMA}")
-    for key in ("agent", "preset", "commit", "plans", "versions", "hardware", "curve"):
+    for key in ("commit", "plans", "versions", "hardware"):
         run[key]
-    for key in ("id", "hash", "provenance", "replay_check", "controller"):
-        run["dataset"][key]
+    names = {"agent": run["agent"], "preset": run["preset"]}
+    names |= {f"dataset.{key}": run["dataset"][key] for key in ("id", "hash", "provenance")}
+    for key, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{key!r} is no text")
     int(run["seed"]), float(run["budget_share"]), int(run["gradient_steps"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]

@@ -49,7 +49,10 @@ def draw_all(cells: Sequence[Cell], groups: Sequence[Aggregates], folder: Path) 
     look = looks(cells)
     with mpl.rc_context(STYLE):
         save(scores_by_dataset(cells, look), folder / "scores.png")
-        save(learning_curves(cells, look), folder / "curves.png")
+        for protocol in PROTOCOLS:
+            drawn = [cell for cell in cells if protocol in cell.protocols and any(run["curve"] for run in cell.runs)]
+            if drawn:
+                save(learning_curves(drawn, protocol, look), folder / f"curves_{protocol.replace(' ', '_')}.png")
         if groups:
             save(aggregate_intervals(groups, look), folder / "intervals.png")
             save(performance_profiles(groups, look), folder / "profiles.png")
@@ -88,9 +91,10 @@ def scores_by_dataset(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]
                     axis.plot(runs, np.full(len(runs), y), "|", color="#333333", markersize=7, alpha=0.6, zorder=3)
             _agent_axis(axis, [cell.label for cell in members])
             axis.set_title(f"{_short(dataset)}, {PROTOCOL_NAMES[protocol]}")
-            axis.set_xlabel(f"{unit(members[0])}; bar: 95 % interval of the mean, ticks: single seeds")
+            axis.set_xlabel(unit(members[0]))
         for axis in axes[row, 1:]:
             axis.set_yticklabels([])
+    figure.supxlabel("bars: 95 % interval of the mean; ticks: single seeds", fontsize=10)
     return figure
 
 
@@ -127,12 +131,13 @@ def _agent_axis(axis: Axes, agents: Sequence[str]) -> None:
     axis.set_ylim(len(agents) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0)
-    axis.margins(x=0.08)
+    axis.use_sticky_edges = False  # room beside the bars
+    axis.margins(x=0.06)
 
 
 def performance_profiles(groups: Sequence[Aggregates], look: Mapping[str, tuple[str, str]]) -> Figure:
     """Share of runs whose score lies above a threshold, a panel per protocol."""
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(1 + 4.8 * len(groups), 3.8), squeeze=False, sharey=True)
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(1 + 4.8 * len(groups), 4.2), squeeze=False, sharey=True)
     for axis, group in zip(axes[0], groups, strict=True):
         values = np.concatenate([matrix.ravel() for matrix in group.matrices.values()])
         margin = 0.05 * max(np.ptp(values), 0.1)
@@ -145,18 +150,17 @@ def performance_profiles(groups: Sequence[Aggregates], look: Mapping[str, tuple[
         axis.set_title(PROTOCOL_NAMES[group.protocol])
         axis.set_ylim(-0.03, 1.03)
     axes[0, 0].set_ylabel("share of runs with a score above τ")
-    axes[0, -1].legend(loc="upper right")
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
-def learning_curves(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
+def learning_curves(cells: Sequence[Cell], protocol: str, look: Mapping[str, tuple[str, str]]) -> Figure:
     """Score against gradient steps and minutes of learning: thin lines are seeds, the thick one is their mean."""
     datasets = sorted({cell.dataset for cell in cells})
     size = (1 + 4.2 * len(datasets), 6.4)
     figure, axes = pyplot.subplots(2, len(datasets), figsize=size, squeeze=False, sharey="col")
     for column, dataset in enumerate(datasets):
         members = [cell for cell in cells if cell.dataset == dataset]
-        protocol = members[0].protocols[-1]
         for cell in members:
             colour, marker = look[cell.label]
             for axis, key, divisor in ((axes[0, column], "gradient_steps", 1000), (axes[1, column], "seconds", 60)):
@@ -180,8 +184,13 @@ def learning_curves(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) 
         for axis in axes[:, column]:
             axis.set_ylabel(f"{unit(members[0])}, {PROTOCOL_NAMES[protocol]}")
             axis.set_xlim(left=0)
-    axes[0, 0].legend(loc="best")
+    _legend_below(figure, max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0])))
     return figure
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
 
 
 def _one_thread(cells: Sequence[Cell]) -> bool:
@@ -230,13 +239,14 @@ def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
             values = other["scores"]
             name = f"{cell.label}: " if row == 0 else ""
             axis.set_title(f"{name}Q from {min(values):.3g} to {max(values):.3g}", fontsize=10)
-        overview.set_title(f"start {row + 1}: the way to the goal (star)", fontsize=10)
-    axes[0, 0].legend(loc="lower center", fontsize=8, frameon=True, framealpha=0.9, handlelength=1.2)
+        overview.set_title(f"start {row + 1} (dot), goal (star)", fontsize=10)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [f"the way of {name}" for name in names], loc="outside lower left", ncols=len(names))
     if lines is not None:
         bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
         bar.ax.set_yticklabels(["lowest Q", "highest Q"])
     title = f"{_short(cells[0].dataset)}: simulated paths of candidate latents, {first['horizon']} steps"
-    figure.suptitle(f"{title}; bold: the chosen one", fontsize=12)
+    figure.suptitle(f"{title}; black: the chosen one", fontsize=12)
     return figure
 
 
@@ -258,6 +268,7 @@ def _draw_maze(axis: Axes, plan: Mapping[str, Any]) -> None:
     axis.grid(visible=False)
     axis.set_xticks([])
     axis.set_yticks([])
+    axis.spines[:].set_visible(True)
 
 
 def _draw_candidates(axis: Axes, start: Mapping[str, Any]) -> LineCollection:
@@ -270,7 +281,7 @@ def _draw_candidates(axis: Axes, start: Mapping[str, Any]) -> LineCollection:
     axis.add_collection(lines)
     outline = [patheffects.Stroke(linewidth=6.5, foreground="white"), patheffects.Normal()]
     chosen = paths[start["chosen"]]
-    axis.plot(*chosen.T, color="#D55E00", linewidth=3.2, zorder=4, path_effects=outline, solid_capstyle="round")
+    axis.plot(*chosen.T, color="black", linewidth=3.2, zorder=4, path_effects=outline, solid_capstyle="round")
     axis.plot(*start["position"], "o", color="black", markersize=7, markeredgecolor="white", zorder=5)
     return lines
 

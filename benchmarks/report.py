@@ -208,7 +208,10 @@ def table_terminal(cells: Sequence[Cell], width: int = 120) -> str:
     others = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header)) if i != 1]
     agent_width = max(12, width - sum(others) - 2 * len(others))
     rows = [[row[0], _short(row[1], agent_width), *row[2:]] for row in rows]
-    foot = "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in [*notes(cells), origin(cells)])
+    foot = "\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
+        for line in [*notes(cells), origin(cells)]
+    )
     return "\n\n".join([textwrap.fill(describe(cells), width), plain(header, rows), foot])
 
 

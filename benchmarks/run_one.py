@@ -87,11 +87,21 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 def canonical_spec(spec: str) -> str:
     """The one spelling of a spec: no spaces, settings in alphabetical order."""
     name, settings = parse_spec(spec)
-    values = (
-        f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-        for key, value in sorted(settings.items())
-    )
-    return f"{name}[{','.join(values)}]" if settings else name
+    items = []
+    for key, value in sorted(settings.items()):
+        item = f"{key}={value}"
+        if not (isinstance(value, str) and _reads_as(item, {key: value})):
+            item = f"{key}={json.dumps(value, separators=(',', ':'))}"
+        items.append(item)
+    return f"{name}[{','.join(items)}]" if items else name
+
+
+def _reads_as(item: str, settings: dict[str, Any]) -> bool:
+    """Whether a setting that is written without quotation marks is read as what it is."""
+    try:
+        return parse_spec(f"name[{item}]")[1] == settings
+    except ValueError:
+        return False
 
 
 def _split_at_commas(text: str) -> list[str]:

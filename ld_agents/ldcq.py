@@ -53,7 +53,7 @@ from ld_agents.critics import LatentCritic, polyak_update
 from ld_agents.denoisers import ResidualMLPUNet
 from ld_agents.diffusion import Diffuser, Solver, linear_schedule, sample, solver_steps
 from ld_agents.keyed_noise import keyed_normal, observation_keys
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State, check_settings
 from ld_agents.prioritized_sampler import PrioritizedSampler
 from ld_agents.trajectory_vae import TrajectoryVAE
 
@@ -473,13 +473,9 @@ class LDCQSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "denoiser_widths", tuple(self.denoiser_widths))
-        for name, limit in _LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= limit:
-                raise ValueError(f"{name} must lie in 1..{limit}, got {value}.")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check_settings(self, _WHOLE, _REAL, _CHOICES)
+        if len(self.denoiser_widths) < 2 or not all(1 <= width <= 8192 for width in self.denoiser_widths):
+            raise ValueError(f"denoiser_widths must be two or more widths in 1..8192, got {self.denoiser_widths}.")
         if self.exec_horizon > self.horizon:
             raise ValueError(f"exec_horizon ({self.exec_horizon}) must not exceed horizon ({self.horizon}).")
         if self.candidates_per_target > self.candidates_stored:
@@ -487,18 +483,33 @@ class LDCQSettings:
                 f"candidates_per_target ({self.candidates_per_target}) must not exceed candidates_stored "
                 f"({self.candidates_stored})."
             )
+        if self.schedule == "rescaled" and self.diffusion_steps < 30:
+            raise ValueError(
+                f"diffusion_steps must be at least 30 with the rescaled schedule, got {self.diffusion_steps}."
+            )
+        if self.solver != "ddpm" and self.solver_steps > self.diffusion_steps:
+            raise ValueError(
+                f"solver_steps ({self.solver_steps}) must not exceed diffusion_steps ({self.diffusion_steps})."
+            )
 
 
-_LIMITS = {
-    "latent_dim": 1024,
-    "horizon": 1000,
-    "exec_horizon": 1000,
-    "diffusion_steps": 10_000,
-    "solver_steps": 10_000,
-    "candidates_stored": 10_000,
-    "candidates_per_target": 10_000,
-    "candidates_acting": 10_000,
-    "decoded_steps": 1000,
+_WHOLE = {
+    **dict.fromkeys(("vae_hidden", "denoiser_hidden", "critic_hidden", "critic_latent_hidden"), (1, 8192)),
+    **dict.fromkeys(("horizon", "exec_horizon", "decoded_steps", "bootstrap_exponent"), (1, 1000)),
+    **dict.fromkeys(("candidates_stored", "candidates_per_target", "candidates_acting"), (1, 10_000)),
+    **dict.fromkeys(("diffusion_steps", "solver_steps"), (1, 10_000)),
+    **dict.fromkeys(("vae_batch_size", "prior_batch_size", "q_batch_size"), (1, 1_000_000)),
+    **dict.fromkeys(("vae_steps", "prior_steps", "q_steps"), (0, 1_000_000_000)),
+    "latent_dim": (1, 1024),
+    "extra_steps": (0, 1000),
+    "q_windows": (1, 1_000_000_000),
+}
+
+_REAL = {
+    **dict.fromkeys(("vae_learning_rate", "prior_learning_rate", "q_learning_rate"), (0.0, 1.0)),
+    **dict.fromkeys(("discount", "reward_discount", "target_rate", "priority_alpha"), (0.0, 1.0)),
+    "kl_weight": (0.0, 1e6),
+    "reward_scale": (-1e6, 1e6),
 }
 
 _CHOICES = {

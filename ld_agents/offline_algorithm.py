@@ -577,7 +577,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             raise
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # the keywords are named, where SB3 takes any
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
@@ -666,6 +666,31 @@ class OfflineAlgorithm(BaseAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = {"policy": _read(load_path_or_dict)[1]}
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+
+def check_settings(
+    settings: Any,
+    whole: dict[str, tuple[int, int]],
+    real: dict[str, tuple[float, float]],
+    choices: dict[str, tuple[str, ...]],
+) -> None:
+    """Checks fields of a settings class against ranges (inclusive) and choices. None passes where it is the default.
+
+    Raises:
+        ValueError: names the setting, what it may be, and what it is.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for kind, ranges in ((int, whole), ((int, float), real)):
+        for name, (low, high) in ranges.items():
+            value = getattr(settings, name)
+            if value is None and defaults[name] is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                wanted = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} must be {wanted} in {low}..{high}, got {value!r}.")
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}.")
 
 
 def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:

@@ -87,7 +87,16 @@ def test_minari_box_data(cached: bool) -> None:
     assert data.info.eval_env == {"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 200}
 
 
-def test_other_storage_format_gives_the_same_data() -> None:
+def test_minaris_own_reader_gives_the_same_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [episode(3), episode(2, 10, terminal=True), episode(4, 20, extra=0)]
+    one, two, maze_one, maze_two = store(parts), store(parts, "test/b-v0"), maze_set(), maze_set("test/maze-b-v0")
+    expected = load_dataset(one), load_dataset(maze_one), load_dataset(maze_one, goal="keep")
+    monkeypatch.setattr(source, "_hdf5_episodes", source._minari_episodes)
+    found = load_dataset(two), load_dataset(maze_two), load_dataset(maze_two, goal="keep")
+    assert [d.content_hash for d in found] == [d.content_hash for d in expected]
+
+
+def test_arrow_storage() -> None:
     pytest.importorskip("pyarrow")
     parts = [episode(3), episode(2, 10, terminal=True)]
     one, two = store(parts), store(parts, "test/flat-arrow-v0", data_format="arrow")
@@ -149,10 +158,19 @@ def test_the_cache_is_used_and_never_unpickled(minari_folder: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"observations": np.zeros((5, 2))}, "Episode 1 of test/flat-v0 has 3 rewards but 5 observations; expected 3 or 4"),
-        ({"actions": np.zeros((2, 1), np.float32)}, "Episode 1 of test/flat-v0 has 3 rewards but 2 actions; expected 3"),
+        (
+            {"observations": np.zeros((5, 2))},
+            "Episode 1 of test/flat-v0 has 3 rewards but 5 observations; expected 3 or 4",
+        ),
+        (
+            {"actions": np.zeros((2, 1), np.float32)},
+            "Episode 1 of test/flat-v0 has 3 rewards but 2 actions; expected 3",
+        ),
         ({"terminations": np.zeros(4, bool)}, "Episode 1 of test/flat-v0 has 3 rewards but 4 terminations"),
-        ({"observations": np.zeros((4, 3))}, r"Episode 1 .*observations have rows of shape \(3,\), the space says \(2,\)"),
+        (
+            {"observations": np.zeros((4, 3))},
+            r"Episode 1 .*observations have rows of shape \(3,\), the space says \(2,\)",
+        ),
         ({"observations": np.full((4, 2), np.nan)}, "Episode 1 .*after step 2, the last, is not finite"),
         ({"rewards": np.array([0, np.nan, 0])}, "rewards hold nan in episode 1, step 1"),
         ({"actions": np.full((3, 1), 3, np.float32)}, "Action 3 in episode 1, step 0 .*Clip the actions"),
@@ -214,7 +232,7 @@ def test_ids() -> None:
 
 
 def test_missing_data_give_one_message(monkeypatch: pytest.MonkeyPatch, minari_folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="download=False.*minari download test/gone-v0.*MINARI_DATASETS_PATH"):
+    with pytest.raises(FileNotFoundError, match=r"download=False.*minari download test/gone-v0.*MINARI_DATASETS_PATH"):
         load_dataset("test/gone-v0", download=False)
     levels = []
 
@@ -510,5 +528,5 @@ def test_d4rl_files_that_point_elsewhere(tmp_path: Path) -> None:
                 file.create_virtual_dataset("rewards", layout)
             else:
                 file.create_dataset("rewards", (6,), np.float64, external=[(str(tmp_path / "raw.bin"), 0, 48)])
-        with pytest.raises(ValueError, match="a link to another place|in other files"):
+        with pytest.raises(ValueError, match=r"a link to another place|in other files"):
             load_dataset(path)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.critics import TanhActor
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State, check_settings
 
 
 class BCPolicy(OfflinePolicy):
@@ -81,6 +81,11 @@ class BCSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_settings(
+            self, {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}, {"learning_rate": (0.0, 1.0)}, {}
+        )
+        if not self.hidden or not all(1 <= width <= 8192 for width in self.hidden):
+            raise ValueError(f"hidden must be one or more widths in 1..8192, got {self.hidden}.")
 
 
 PAPER = BCSettings()

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.dataset import DatasetInfo, OfflineDataset
-from ld_agents.sources.pointmaze import FixedGoal
+from ld_agents.sources.pointmaze import FixedGoal, register_robotics
 
 _CACHE_NAME = ".ld-agents-arrays.npz"
 _CACHE_FORMAT = 1
@@ -132,7 +132,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
 
     # The hub's client retries for half a minute and logs every try; one message at the end is enough.
     with contextlib.suppress(ImportError):
-        importlib.import_module("huggingface_hub.utils")
+        importlib.import_module("huggingface_hub.utils.logging")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -482,9 +482,7 @@ def build_eval_env(spec: dict[str, Any]) -> gym.Env[Any, Any]:
         )
     robotics = True
     try:
-        import gymnasium_robotics
-
-        gym.register_envs(gymnasium_robotics)
+        register_robotics()
     except ImportError:
         robotics = False
     if name not in gym.registry:

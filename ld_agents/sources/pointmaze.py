@@ -2,9 +2,13 @@
 
 A way-point controller drives a point through the maze towards one random target after the other and is never reset.
 Action = clip(clip(10 * (way-point - position) - velocity) + N(0, 0.5)); the way-points are the centres of the cells on
-a shortest path, jittered by up to 0.1; the last one is the target, in any cell but the present one. A segment ends, as
-a timeout, within 0.1 of the target or after 300/600/800 steps. Source: Fu et al. 2020, "D4RL", section on Maze2D, and
-its generation script; the simulator is gymnasium-robotics' PointMaze.
+a shortest path, jittered by up to 0.1; the last one is the target, in any cell but the present one. Within 0.1 of the
+target, or after 300/600/800 steps, the next target is drawn. Source: Fu et al. 2020, "D4RL", section on Maze2D, and its
+generation script; the simulator is gymnasium-robotics' PointMaze.
+
+D4RL sets a timeout where the target changes. Here an episode is 1,000 steps of the trajectory, as the environment
+itself has it (`reset_target=True` draws a new goal within an episode): the motion goes on across a change of target,
+and a planner has to see what it looks like to arrive and turn round. LDCQ's released code ignores those timeouts too.
 
 The steps are cut in chunks of 100,000. Every chunk is a trajectory of its own with its own random stream, so that the
 data do not depend on the number of processes. This file also runs as a script: that is how the worker processes start,
@@ -31,7 +35,9 @@ import gymnasium as gym
 import numpy as np
 
 CHUNK_STEPS = 100_000
+EPISODE_STEPS = 1_000
 SEGMENTS_CHECKED = 60
+SEGMENT_STEPS = 200  # replayed open loop
 REPLAY_TOLERANCE = 1e-6
 GOAL_RADIUS = 0.45
 _REPORT_EVERY = 1_000
@@ -132,7 +138,12 @@ def evaluation_spec(maze: str) -> dict[str, Any]:
     }
 
 
-def _register_robotics() -> None:
+def register_robotics() -> None:
+    """Put gymnasium-robotics' environments into Gymnasium's registry.
+
+    Raises:
+        ImportError: gymnasium-robotics is not installed.
+    """
     try:
         import gymnasium_robotics
     except ImportError as error:
@@ -143,7 +154,7 @@ def _register_robotics() -> None:
 
 
 def _evaluation_env(maze: str) -> gym.Env[Any, Any]:
-    _register_robotics()
+    register_robotics()
     spec = evaluation_spec(maze)
     env = gym.make(spec["id"], max_episode_steps=spec["max_episode_steps"], **spec["kwargs"])
     return FixedGoal(env, spec["goal"])
@@ -210,7 +221,7 @@ def _stream(maze: str, seed: int, *path: int) -> np.random.Generator:
 def _make_chunk(
     maze: str, seed: int, chunk: int, n_steps: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
-    """One never-reset trajectory: states [n + 1, 4], actions [n, 2], segment ends [E] and goals [E, 2]."""
+    """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2]."""
     env = _evaluation_env(maze)
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
@@ -232,8 +243,7 @@ def _make_chunk(
     states = np.empty((n_steps + 1, 4))
     actions = np.empty((n_steps, 2), dtype=np.float32)
     states[0] = np.concatenate([point.data.qpos, point.data.qvel])
-    ends: list[int] = []
-    goals: list[tuple[float, float]] = []
+    goals = np.empty((n_steps + 1, 2))
     x, y, vx, vy = states[0].tolist()
     begin = -1
     for t in range(n_steps):
@@ -242,9 +252,9 @@ def _make_chunk(
             others = [cell for cell in controller.free if cell != here]
             goal_cell = others[int(rng.integers(len(others)))]
             goal = jittered(goal_cell)
-            goals.append(goal)
             controller.aim(x, y, goal_cell, goal, jitter)
             begin = t
+        goals[t] = goals[t + 1] = goal
         ax, ay, reached = controller.act(x, y, vx, vy)
         action = actions[t]
         action[0] = min(1.0, max(-1.0, ax + noise[t, 0]))
@@ -252,13 +262,12 @@ def _make_chunk(
         state = point.step(action)[0]
         states[t + 1] = state
         x, y, vx, vy = state.tolist()
-        if reached or t + 1 - begin >= limit or t + 1 == n_steps:
-            ends.append(t + 1)
+        if reached or t + 1 - begin >= limit:
             begin = -1
         if (t + 1) % _REPORT_EVERY == 0:
             progress(_REPORT_EVERY)
     env.close()
-    return {"states": states, "actions": actions, "ends": np.array(ends), "goals": np.array(goals)}
+    return {"states": states, "actions": actions, "goals": goals}
 
 
 def _play_reference(
@@ -361,7 +370,11 @@ def _replay_check(maze: str, chunks: list[dict[str, np.ndarray]]) -> dict[str, A
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     goal = np.array(evaluation_spec(maze)["goal"])
-    segments = [(c, int(b), int(e)) for c in chunks for b, e in zip([0, *c["ends"][:-1]], c["ends"], strict=True)]
+    segments = [
+        (chunk, begin, min(begin + SEGMENT_STEPS, len(chunk["actions"])))
+        for chunk in chunks
+        for begin in range(0, len(chunk["actions"]), SEGMENT_STEPS)
+    ]
     chosen = np.linspace(0, len(segments) - 1, min(SEGMENTS_CHECKED, len(segments))).astype(int)
     steps = mismatches = contacts = 0
     one_step = whole = 0.0
@@ -431,6 +444,7 @@ def generate(
 
     Raises:
         ValueError: unknown maze or a malformed id.
+        FileExistsError: a folder of that name is there, but it holds no data set.
         ImportError: gymnasium-robotics is not installed.
         RuntimeError: a worker process failed, or the stored steps do not replay in the simulator.
     """
@@ -444,11 +458,13 @@ def generate(
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}. It must be at least 1.")
     namespace = parse_dataset_id(dataset_id)[0]
-    _register_robotics()
+    register_robotics()
     root, target = Path(get_dataset_path()), Path(get_dataset_path(dataset_id))
     with FileLock(root / ".ld-agents.lock"):
         if (target / "data" / "metadata.json").exists():
             return
+        if target.exists():
+            raise FileExistsError(f"{target} exists but holds no data set. Delete that folder and try again.")
         for stale in root.glob(".ld-agents-partial-*"):
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=".ld-agents-partial-", dir=root))
@@ -526,25 +542,20 @@ def _store(
 
     def episodes() -> Any:
         for chunk in chunks:
-            begin = 0
-            for end, goal in zip(chunk["ends"], chunk["goals"], strict=True):
-                states = chunk["states"][begin : end + 1]
+            for begin in range(0, len(chunk["actions"]), EPISODE_STEPS):
+                end = min(begin + EPISODE_STEPS, len(chunk["actions"]))
+                states, goals = chunk["states"][begin : end + 1], chunk["goals"][begin : end + 1]
                 position = states[:, :2]
                 truncations = np.zeros(end - begin, dtype=bool)
                 truncations[-1] = True
                 yield EpisodeBuffer(
-                    observations={
-                        "observation": states,
-                        "achieved_goal": position,
-                        "desired_goal": np.tile(goal, (len(states), 1)),
-                    },
+                    observations={"observation": states, "achieved_goal": position, "desired_goal": goals},
                     actions=chunk["actions"][begin:end],
-                    rewards=unwrapped.compute_reward(position[1:], goal, {}),
+                    rewards=unwrapped.compute_reward(position[1:], goals[:-1], {}),
                     terminations=np.zeros(end - begin, dtype=bool),
                     truncations=truncations,
                     infos=None,
                 )
-                begin = end
 
     path.mkdir()
     storage = MinariStorage.new(
@@ -568,9 +579,11 @@ def _store(
                 f"Regenerated with D4RL's maze2d recipe on {task.env_id} ({n_steps:,} steps, seed {seed}); these are "
                 "not D4RL's own files. A way-point controller with Gaussian action noise (standard deviation 0.5) "
                 "drives the point along shortest paths to one random target after the other. The point is never "
-                f"reset within {CHUNK_STEPS:,} steps; an episode ends (truncated) within 0.1 of its target or after "
-                f"{task.episode_steps} steps. The evaluation environment has D4RL's goal, cell {task.goal_cell}, and "
-                "pays 1 for every step within 0.45 of it. Reference scores are D4RL's."
+                f"reset within {CHUNK_STEPS:,} steps. The next target is drawn within 0.1 of the present one or after "
+                f"{task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
+                f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has D4RL's "
+                f"goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference scores are "
+                "D4RL's."
             ),
             "eval_env_spec": eval_env.spec.to_json(),
             "ref_min_score": task.reference_scores[0],
