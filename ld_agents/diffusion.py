@@ -170,7 +170,10 @@ def _step_grid(schedule: NoiseSchedule, n_steps: int) -> list[int]:
 
 
 def sample(
-    denoise: Callable[[Tensor, int], Tensor], steps: Sequence[SolverStep], noise: Callable[[int], Tensor]
+    denoise: Callable[[Tensor, int], Tensor],
+    steps: Sequence[SolverStep],
+    start: Tensor,
+    noise: Callable[[int], Tensor],
 ) -> Tensor:
     """Runs the chain of `steps`. No autograd, no host synchronisation.
 
@@ -178,11 +181,10 @@ def sample(
         denoise: predicts x0 from (x, k), where k is the position in `steps`. What depends on the step alone, such as
             a time embedding, can so be worked out for all steps before the loop.
         steps: from `solver_steps`.
-        noise: standard normal noise of the sample's shape for k = 0 (the start) and k = 1..len(steps) (after each
-            step that asks for it).
+        start: the noise that the chain starts from.
+        noise: standard normal noise of the sample's shape, asked for by stochastic steps with k = 1..len(steps).
     """
-    x = noise(0)
-    previous = x
+    x = previous = start
     with torch.no_grad():
         for k, (_, a, b, c, s) in enumerate(steps):
             x0 = denoise(x, k)
