@@ -141,7 +141,7 @@ def performance_profiles(groups: Sequence[Aggregates], look: Mapping[str, tuple[
     for axis, group in zip(axes[0], groups, strict=True):
         values = np.concatenate([matrix.ravel() for matrix in group.matrices.values()])
         margin = 0.05 * max(np.ptp(values), 0.1)
-        thresholds = np.linspace(values.min() - margin, values.max() + margin, 81)
+        thresholds = np.linspace(values.min() - margin, values.max() + margin, 61)
         for agent, (share, low, high) in intervals.profiles(group.matrices, thresholds).items():
             colour, _ = look[agent]
             axis.plot(100 * thresholds, share, color=colour, linewidth=2, label=agent)

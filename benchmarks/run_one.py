@@ -42,10 +42,6 @@ CURVE_EPISODES = 10
 CHECKPOINT_SECONDS = 60.0
 LOSS_POINTS = 60
 
-# Evaluation seeds by purpose; `evaluate` turns each into reset seeds that no training seed below 2**31 can equal.
-FINAL_EVALUATION_SEED = 1_000_000
-CURVE_EVALUATION_SEED = 2_000_000
-
 
 @dataclass(frozen=True)
 class Run:
@@ -63,6 +59,15 @@ class Run:
         """Name of the run's files without the suffix; different runs have different names."""
         parts = (slug(self.agent), slug(self.dataset), slug(self.preset), f"b{self.budget:g}", f"seed{self.seed}")
         return "__".join(parts)
+
+
+def evaluation_seed(seed: int, curve_point: int | None = None) -> int:
+    """Seed of the final evaluation of a run, or of a point of its curve.
+
+    `evaluate` turns it into reset seeds that no training seed below 2**31 can equal.
+    """
+    purpose = 0 if curve_point is None else 1 + curve_point
+    return 1_000_000 * (1 + purpose) + seed
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -182,14 +187,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def save_agent(agent: Any, path: Path) -> None:
-    """Save an agent so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
-    agent.save(temporary)
-    os.replace(temporary, path)
-
-
 class LossHistory(KVWriter):
     """Keeps what the agent logs through Stable-Baselines3's logger, as name -> [[gradient step, value], ...]."""
 
@@ -273,7 +270,7 @@ class Progress(BaseCallback):
             self.model,
             self.make_env,
             self.episodes,
-            seed=CURVE_EVALUATION_SEED + 1_000 * self.seed + index,
+            seed=evaluation_seed(self.seed, index),
             n_envs=self.episodes,
         )
         policy.train(training)
@@ -291,7 +288,7 @@ class Progress(BaseCallback):
     def save(self) -> None:
         """Bring the checkpoint up to date; the time it takes does not count as learning."""
         self._pause()
-        save_agent(self.model, self.files.checkpoint)
+        self.model.save(self.files.checkpoint)
         self.record["learn_seconds"] = round(self.learn_seconds, 3)
         write_json(self.files.partial, self.record)
         self._resumed_at = self._saved_at = time.perf_counter()
@@ -371,14 +368,14 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     signal.signal(signal.SIGTERM, previous)
 
     print(f"evaluating, {run.episodes} episodes", flush=True)
-    evaluation_seed = FINAL_EVALUATION_SEED + run.seed
-    outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=evaluation_seed, n_envs=N_ENVS)
+    final_seed = evaluation_seed(run.seed)
+    outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=final_seed, n_envs=N_ENVS)
     plans = None
     if with_plans and hasattr(agent.policy, "propose"):
         print("drawing plans", flush=True)
-        plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=evaluation_seed)
+        plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=final_seed)
 
-    save_agent(agent, files.model)
+    agent.save(files.model)
     result = {
         "schema": SCHEMA,
         "agent": run.agent,
@@ -404,7 +401,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
             "episode_steps": episode_steps,
             "deterministic": True,
             "n_envs": N_ENVS,
-            "evaluation_seed": evaluation_seed,
+            "evaluation_seed": final_seed,
         },
         "returns": outcome.returns,
         "lengths": outcome.lengths,

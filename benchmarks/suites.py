@@ -44,6 +44,6 @@ SUITES: dict[str, Suite] = {
         datasets=("ld-agents/pointmaze/umaze-10k-v0",),
         seeds=(0, 1),
         budget=0.002,
-        episodes=4,
+        episodes=2,
     ),
 }

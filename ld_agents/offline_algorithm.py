@@ -448,6 +448,8 @@ class OfflineAlgorithm(BaseAlgorithm):
                 return True
             self.stage_steps[stage.name] += 1
             self.num_timesteps += 1
+            if self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+                next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
             self._n_updates += 1
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             if self.num_timesteps % log_interval == 0:

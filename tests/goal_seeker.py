@@ -1,4 +1,4 @@
-"""An agent of a user's own, for `--agents goal_seeker:GoalSeeker`: steers to a point that it learns to be zero.
+"""An agent of a user's own, for `--agents goal_seeker:GoalSeeker`: steers straight to a point that it learns.
 
 Its settings make it misbehave, to test that the suite goes on: `fail="raise"` raises in the second stage, `fail="kill"`
 kills the process there, once per folder named by the environment variable GOAL_SEEKER_KILLED.
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State
+
+UMAZE_GOAL = (-1.0, 1.0)
 
 
 class GoalSeekerPolicy(OfflinePolicy):
@@ -61,7 +63,7 @@ class GoalSeeker(OfflineAlgorithm):
         for step in self.remaining_steps(stage):
             if stage == "second" and step == settings.steps // 2:
                 misbehave(settings.fail)
-            loss = (self.policy.target**2).sum()
+            loss = ((self.policy.target - torch.tensor(UMAZE_GOAL)) ** 2).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -110,12 +110,25 @@ def test_json_is_written_whole_and_compact(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == content
 
 
+def test_evaluation_seeds_are_all_different() -> None:
+    points = [None, *range(run_one.CURVE_POINTS)]
+    seeds = {run_one.evaluation_seed(seed, point) for seed in range(1000) for point in points}
+    assert len(seeds) == 1000 * len(points)
+
+
 def test_thin() -> None:
     points = [[i, i] for i in range(1000)]
     assert run_one.thin(points[:60]) == points[:60]
     thinned = run_one.thin(points)
     assert len(thinned) == 60
     assert (thinned[0], thinned[-1]) == (points[0], points[-1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def minari_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        yield
 
 
 @pytest.fixture
@@ -145,7 +158,10 @@ def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
     assert run_suite.main(arguments(out, good, raising, killed)) == 1
     text = capsys.readouterr().out
     assert f"FAILED: {raising} on {DATASET}, seed 0: RuntimeError: this agent always fails" in text
-    assert f"FAILED: {killed} on {DATASET}, seed 0: killed by signal 9 (SIGKILL)" in text
+    assert (
+        f"FAILED: {killed} on {DATASET}, seed 0: killed by signal 9 (SIGKILL); perhaps the machine ran out of memory"
+        in text
+    )
     assert "2 of 3 runs failed" in text
     assert f"  {good}  " in text, "the table shows what is finished"
     (path,) = (out / "runs").iterdir()
@@ -188,6 +204,7 @@ def check_result(result: dict[str, Any], out: Path) -> None:
     assert all(len(result[key]) == 3 for key in ("returns", "lengths", "first_contact", "successes"))
     assert all(length == 300 for length in result["lengths"])
     assert [point["gradient_steps"] for point in result["curve"]] == [8, 16, 24, 32, 40]
+    assert all(point["returns"] != result["returns"] for point in result["curve"]), "the curve has seeds of its own"
     assert {"first/loss", "second/loss"} <= set(result["losses"])
     assert set(result["seconds"]["stages"]) == {"first", "second"}
     assert result["seconds"]["learn"] < 5, "the evaluations of the curve do not count as learning"

@@ -1,0 +1,202 @@
+"""What several test files share: a tiny environment, data recorded in it, and tiny agents.
+
+One thread per test process: with more, processes that run side by side slow each other down.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from ld_agents import BC, LDCQ, OfflineDataset
+from ld_agents.offline_algorithm import OfflineAlgorithm
+
+torch.set_num_threads(1)
+
+TINY_LDCQ: dict[str, Any] = {
+    "preset": "fast",
+    "latent_dim": 3,
+    "horizon": 5,
+    "exec_horizon": 3,
+    "vae_hidden": 16,
+    "decoded_steps": 2,
+    "denoiser_hidden": 16,
+    "denoiser_widths": (16, 8),
+    "critic_hidden": 16,
+    "critic_latent_hidden": 16,
+    "vae_batch_size": 32,
+    "vae_steps": 12,
+    "diffusion_steps": 30,
+    "prior_batch_size": 32,
+    "prior_steps": 8,
+    "solver_steps": 4,
+    "candidates_stored": 6,
+    "candidates_per_target": 6,
+    "candidates_acting": 8,
+    "q_batch_size": 32,
+    "q_steps": 20,
+}
+
+AGENTS: dict[str, tuple[type[OfflineAlgorithm], dict[str, Any]]] = {
+    "LDCQ": (LDCQ, TINY_LDCQ),
+    "LDCQ-gaussian": (LDCQ, {**TINY_LDCQ, "prior": "gaussian"}),
+    "BC": (BC, {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30}),
+}
+
+BOX = spaces.Box(np.array([0.0, -3.0], np.float32), np.array([2.0, 1.0], np.float32))  # not [-1, 1], not square
+
+
+class Drift(gym.Env[Any, Any]):
+    """A point that drifts by a tenth of its action until it is 2 away from the start, or for `max_steps` steps.
+
+    The observation is (x, y, 100 + x): the last one is far from the others in scale. The reward is minus the distance
+    to (1, -1). `start` fixes where the point begins; by default the reset draws it. Actions outside `BOX` raise.
+    """
+
+    action_space = BOX
+    observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+    def __init__(self, start: tuple[float, float] | None = None, max_steps: int = 10) -> None:
+        self.start, self.max_steps = start, max_steps
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-1, 1, 2) if self.start is None else np.array(self.start)
+        self.origin, self.steps = self.position, 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        self.position = self.position + 0.1 * action
+        self.steps += 1
+        reward = -float(np.linalg.norm(self.position - (1, -1)))
+        away = bool(np.linalg.norm(self.position - self.origin) > 2)
+        return self.observe(), reward, away, self.steps >= self.max_steps, {}
+
+    def observe(self) -> Any:
+        return np.array([*self.position, 100 + self.position[0]], np.float32)
+
+
+class GoalDrift(Drift):
+    """The same with a dictionary: the goal (1, -1) beside the observation."""
+
+    observation_space = spaces.Dict(
+        {
+            "achieved_goal": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+            "desired_goal": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+            "observation": spaces.Box(-np.inf, np.inf, (3,), np.float32),
+        }
+    )
+
+    def observe(self) -> Any:
+        return {
+            "achieved_goal": self.position.astype(np.float32),
+            "desired_goal": np.array([1, -1], np.float32),
+            "observation": super().observe(),
+        }
+
+
+def record(*, keys: tuple[str, ...] | None = None, keep_goal: bool = False, seed: int = 0) -> OfflineDataset:
+    """30 episodes of 20 random steps in `Drift`, with `observation_keys=keys`."""
+    rng = np.random.default_rng(seed)
+    env = (GoalDrift if keep_goal else Drift)(max_steps=20)
+    observations, actions, rewards, terminals, timeouts, final = [], [], [], [], [], []
+    for episode in range(30):
+        observation, done = env.reset(seed=1000 * seed + episode)[0], False
+        taste = rng.uniform(BOX.low, BOX.high)
+        while not done:
+            action = np.clip(taste + rng.normal(0, 0.3, 2), BOX.low, BOX.high).astype(np.float32)
+            flat = np.concatenate([observation[k] for k in keys or ()]) if keep_goal else observation
+            observation, reward, terminal, timeout, _ = env.step(action)
+            done = terminal or timeout
+            for values, value in zip(
+                (observations, actions, rewards, terminals, timeouts),
+                (flat, action, reward, terminal, timeout),
+                strict=True,
+            ):
+                values.append(value)
+        final.append(np.concatenate([observation[k] for k in keys or ()]) if keep_goal else observation)
+    return OfflineDataset(
+        np.array(observations),
+        np.array(actions),
+        np.array(rewards, np.float32),
+        np.array(terminals),
+        np.array(timeouts),
+        observation_space=env.observation_space,
+        action_space=BOX,
+        final_observations=np.array(final),
+        observation_keys=keys,
+    )
+
+
+class StopAt(BaseCallback):
+    """Stops training after so many gradient steps: what a kill after a checkpoint amounts to."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.step
+
+
+def make_agent(name: str, dataset: OfflineDataset, *, seed: int = 0, **settings: Any) -> OfflineAlgorithm:
+    """An untrained tiny agent by its name in `AGENTS`."""
+    agent_class, tiny = AGENTS[name]
+    kept = isinstance(dataset.observation_space, spaces.Dict)
+    return agent_class("MultiInputPolicy" if kept else "MlpPolicy", dataset, seed=seed, **{**tiny, **settings})
+
+
+def saved(agent: OfflineAlgorithm) -> bytes:
+    stream = io.BytesIO()
+    agent.save(stream)
+    return stream.getvalue()
+
+
+def weights(agent: OfflineAlgorithm) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in agent.policy.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not bit-equal."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+@pytest.fixture(scope="session")
+def dataset() -> OfflineDataset:
+    return record()
+
+
+@pytest.fixture(scope="session")
+def goal_dataset() -> OfflineDataset:
+    """The goal stays in the observation; the keys are not in alphabetical order."""
+    return record(keys=("observation", "desired_goal"), keep_goal=True)
+
+
+@pytest.fixture(params=list(AGENTS))
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of an agent: a test that takes it runs for all."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: OfflineDataset) -> Callable[[str], OfflineAlgorithm]:
+    """A fresh copy of a trained agent, by its name."""
+    files: dict[str, bytes] = {}
+
+    def load(name: str) -> OfflineAlgorithm:
+        if name not in files:
+            files[name] = saved(make_agent(name, dataset).learn())
+        return AGENTS[name][0].load(io.BytesIO(files[name]), dataset=dataset)
+
+    return load
