@@ -245,7 +245,11 @@ def compare_prioritised(sizes: Sizes) -> tuple[list[dict[str, Any]], list[dict[s
         sampler.update(indices, new_tensor)
 
     def repeat(run: Callable[[], None]) -> Callable[[], None]:
-        return lambda: [run() for _ in range(CALLS_IN_A_ROW)] and None
+        def many() -> None:
+            for _ in range(CALLS_IN_A_ROW):
+                run()
+
+        return many
 
     seconds = in_turn({"over all": repeat(over_all), "ours": repeat(ours)}, sizes.repetitions)
     single = in_turn({"over all": over_all, "ours": ours}, sizes.repetitions * 3)
@@ -254,7 +258,8 @@ def compare_prioritised(sizes: Sizes) -> tuple[list[dict[str, Any]], list[dict[s
         comparison(
             "prioritised sampling",
             unit,
-            *([s / CALLS_IN_A_ROW for s in seconds[name]] for name in ("over all", "ours")),
+            [s / CALLS_IN_A_ROW for s in seconds["over all"]],
+            [s / CALLS_IN_A_ROW for s in seconds["ours"]],
             50,
             f"{sizes.steps} items; {CALLS_IN_A_ROW} calls in a row of either.",
         ),
@@ -302,7 +307,7 @@ def plain_denoise(network: ResidualMLPUNet, x: Tensor, j: Tensor, states: Tensor
         skips.append(h)
     for block, linear, norm, skip in zip(up, network.up, norms[-2::-1], skips[-2::-1], strict=True):
         h = plain_block(block, F.gelu(norm(linear(h))) + skip, state, time)  # type: ignore[arg-type]
-    return network.outlet(plain_block(network.last_block, h + inlet, state, time))  # type: ignore[no-any-return]
+    return network.outlet(plain_block(network.last_block, h + inlet, state, time))
 
 
 @torch.no_grad()
@@ -333,7 +338,7 @@ def compare_candidates(sizes: Sizes) -> tuple[list[dict[str, Any]], list[dict[st
         for module in network.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 for parameter in module.parameters():
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     states = torch.randn(sizes.states, STATE_DIM, generator=generator)
     schedule = linear_schedule(policy.settings.diffusion_steps)
     grid = [step.j for step in solver_steps(schedule, policy.settings.solver, sizes.solver_steps)]

@@ -27,7 +27,6 @@ SUITES: dict[str, Suite] = {
         agents=LDCQ_AND_BASELINES,
         datasets=("ld-agents/pointmaze/umaze-v0",),
         seeds=(0, 1, 2),
-        budget=0.25,
     ),
     "maze2d": Suite(
         agents=LDCQ_AND_BASELINES,

@@ -321,17 +321,13 @@ class OfflineDataset:
         final_row = torch.where(self._final_known[episode], episode + self._n_steps, after - 1)
         return torch.where(after < self.episode_ends[episode], after, final_row)
 
-    def _window_rows(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
-        return starts.long()[:, None] + torch.arange(horizon, device=starts.device)
-
     def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations [B, H, S] and actions [B, H, A] of the windows that begin at ``starts`` [B]."""
-        rows = self._window_rows(starts, horizon)
-        return self.observation_rows[rows], self.actions[rows]
+        return _gather_windows(self.observation_rows, starts, horizon), _gather_windows(self.actions, starts, horizon)
 
     def window_rewards(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
         """Rewards [B, H] of the windows that begin at ``starts`` [B]."""
-        return self.rewards[self._window_rows(starts, horizon)]
+        return _gather_windows(self.rewards[:, None], starts, horizon)[..., 0]
 
     def window_terminals(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
         """Whether a terminal lies in the window, [B] bool. It can only be the window's last row."""
@@ -391,6 +387,17 @@ class OfflineDataset:
         from ld_agents.sources.minari import build_eval_env
 
         return build_eval_env(self.info.eval_env)
+
+
+def _gather_windows(rows: torch.Tensor, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+    """Rows t .. t+H-1 of [N, D] for each start, [B, H, D].
+
+    A window of contiguous rows is one contiguous stretch of memory, so each is copied in one piece from a view in which
+    windows overlap.
+    """
+    n, width = rows.shape
+    overlapping = rows.contiguous().as_strided((n - horizon + 1, horizon * width), (width, 1))
+    return overlapping.index_select(0, starts).view(len(starts), horizon, width)
 
 
 def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-_FANOUT = 128
+_GROUP = 128
 
 
 class PrioritizedSampler:
-    """Draws item i with probability p_i^alpha / sum p^alpha, and updates priorities, in O(B log N) time.
+    """Draws item i with probability p_i^alpha / sum p^alpha.
 
-    A sum tree whose nodes have 128 children: three levels hold two million items. A whole batch walks down together,
-    so a draw is three gathers and three short cumulative sums.
+    A tree of two levels: items stand in groups of 128 whose sums are kept. A draw picks the groups from the cumulative
+    sum of the N / 128 group sums, and the items from short cumulative sums within the picked groups, for the whole
+    batch at once. An update renews the sums of the groups it touched.
 
     Args:
         priorities: starting p_i > 0. Shape [N].
@@ -20,41 +21,30 @@ class PrioritizedSampler:
     def __init__(self, priorities: Tensor, alpha: float) -> None:
         self.n_items = len(priorities)
         self.alpha = alpha
-        level = priorities.to(torch.float32) ** alpha
-        self._levels = []  # from the leaves up; each padded to whole groups of 128, shape [groups, 128]
-        while True:
-            groups = -(-len(level) // _FANOUT)
-            padded = level.new_zeros(groups * _FANOUT)
-            padded[: len(level)] = level
-            self._levels.append(padded.view(groups, _FANOUT))
-            if groups == 1:
-                break
-            level = self._levels[-1].sum(1)
+        n_groups = -(-self.n_items // _GROUP)
+        self._items = torch.zeros(n_groups, _GROUP, device=priorities.device)  # p^alpha, padded with zeros
+        self._items.view(-1)[: self.n_items] = priorities.float() ** alpha
+        self._sums = self._items.double().sum(1)  # [groups]
 
     @property
     def weights(self) -> Tensor:
         """p_i^alpha. Shape [N]."""
-        return self._levels[0].view(-1)[: self.n_items]
+        return self._items.view(-1)[: self.n_items]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws with replacement. Returns indices [n] int64 and their probabilities [n]."""
-        device = self._levels[0].device
-        group = torch.zeros(n, dtype=torch.int64, device=device)
-        # a fresh number per level: one float32 stretched over three levels would run out of bits
-        uniform = torch.rand(len(self._levels), n, 1, generator=generator, device=device)
-        total = self._levels[-1].sum()
-        for level, u in zip(reversed(self._levels), uniform, strict=True):
-            cumulative = level.index_select(0, group).cumsum(1)
-            child = (cumulative <= u * cumulative[:, -1:]).sum(1).clamp_(max=_FANOUT - 1)
-            group = group * _FANOUT + child
-        # rounding can step onto an empty leaf behind the last item
-        indices = group.clamp_(max=self.n_items - 1)
-        return indices, self.weights[indices] / total
+        # a number of its own for each level: one that is stretched over both would run out of bits
+        uniform = torch.rand(2, n, 1, generator=generator, device=self._sums.device, dtype=torch.float64)
+        group_ends = self._sums.cumsum(0)
+        groups = torch.searchsorted(group_ends, uniform[0, :, 0] * group_ends[-1], right=True)
+        item_ends = self._items[groups].cumsum(1)  # [n, 128]
+        items = torch.searchsorted(item_ends, uniform[1].float() * item_ends[:, -1:], right=True)[:, 0]
+        # rounding can step onto the padding behind the last item
+        indices = (groups * _GROUP + items).clamp_(max=self.n_items - 1)
+        return indices, (self.weights[indices] / group_ends[-1]).float()
 
     def update(self, indices: Tensor, priorities: Tensor) -> None:
         """Sets the priorities of some items. Shapes [n], [n]. For a repeated index one of its values is kept."""
-        self._levels[0].view(-1)[indices] = priorities.to(torch.float32) ** self.alpha
-        group = indices
-        for below, above in zip(self._levels[:-1], self._levels[1:], strict=True):
-            group = group // _FANOUT
-            above.view(-1)[group] = below.index_select(0, group).sum(1)
+        self._items.view(-1)[indices] = priorities.float() ** self.alpha
+        groups = indices // _GROUP
+        self._sums[groups] = self._items[groups].double().sum(1)
