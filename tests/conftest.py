@@ -38,6 +38,7 @@ TINY_LDCQ: dict[str, Any] = {
     "prior_batch_size": 32,
     "prior_steps": 8,
     "solver_steps": 4,
+    "noise_scale": 1.0,
     "candidates_stored": 6,
     "candidates_per_target": 6,
     "candidates_acting": 8,
