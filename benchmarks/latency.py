@@ -38,7 +38,7 @@ FAST_VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"solver": "ddim"},
     {"solver": "ddpm"},
-    {"horizon": 20, "exec_horizon": 20},
+    {"horizon": 10, "exec_horizon": 10},
     {"prior": "gaussian"},
     {"candidates_acting": 32},
 )

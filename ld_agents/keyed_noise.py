@@ -1,8 +1,9 @@
-"""Gaussian noise for acting that depends on a seed and on the observation, and on nothing else.
+"""Gaussian noise for acting that depends on a seed and on the episode, and on nothing else.
 
 A planner draws noise for every decision. With one random stream for all environments, the noise of one environment
-would depend on how many others run beside it. Here the noise is a function of (seed, call, observation), computed by
-a counter-based generator: the same in every batch, on every device. The mixing function is splitmix64 (Steele et al.
+would depend on how many others run beside it. Here every environment has a key: made from (seed, call, observation)
+where an episode begins, then advanced by one per step. It does not look at later observations, whose last bits depend
+on the size of the batch. Noise is computed from keys by a counter-based generator, on every device alike. The mixing function is splitmix64 (Steele et al.
 2014), the normals are Box-Muller's.
 """
 
@@ -27,8 +28,14 @@ def observation_keys(observations: Tensor, seed: int, call: int) -> Tensor:
     """A 64-bit key per observation. Shapes [n, S] float32 -> [n] int64."""
     bits = (observations.float() + 0.0).contiguous().view(torch.int32).long()  # + 0.0 makes -0.0 equal 0.0
     columns = torch.arange(1, bits.shape[-1] + 1, device=bits.device)
-    stream = _mix(torch.tensor([seed, call], device=bits.device) * _GAMMA + 1).sum()
+    factors = torch.tensor([_GAMMA, _MULTIPLIER_1], device=bits.device)
+    stream = _mix(torch.tensor([seed, call], device=bits.device) * factors + 1).sum()
     return _mix(_mix(bits + columns * _GAMMA).sum(-1) + stream)
+
+
+def next_keys(keys: Tensor) -> Tensor:
+    """The keys of the next step. Shapes [n] -> [n]."""
+    return _mix(keys + _GAMMA)
 
 
 def keyed_normal(keys: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:

@@ -53,8 +53,9 @@ from tqdm import tqdm
 from ld_agents.critics import LatentCritic, polyak_update
 from ld_agents.denoisers import ResidualMLPUNet
 from ld_agents.diffusion import Diffuser, Solver, linear_schedule, sample, solver_steps
-from ld_agents.keyed_noise import keyed_normal, observation_keys
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State, check_settings
+from ld_agents.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.offline_policy import OfflinePolicy, State
 from ld_agents.prioritized_sampler import PrioritizedSampler
 from ld_agents.trajectory_vae import TrajectoryVAE
 
@@ -126,15 +127,19 @@ class LDCQPolicy(OfflinePolicy):
         return torch.minimum(*(critic(states, latents) for critic in self.critics))
 
     def act(
-        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State]:
-        """Holds each environment's latent for `exec_horizon` steps. state: latents [n, Z], steps left [n]."""
+        """Holds each environment's latent for `exec_horizon` steps.
+
+        state: latents [n, Z], steps that they are still held [n], noise keys [n].
+        """
         n = len(states)
         if state is None:
             held, steps_left = np.zeros((n, self.settings.latent_dim), np.float32), np.zeros(n, np.int64)
         else:
             held, steps_left = state[0].copy(), state[1].copy()
-        keys = observation_keys(states, self.noise_seed, 0 if deterministic else self.noise_calls)
+            begins = torch.as_tensor(episode_start, device=states.device)
+            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[2], device=states.device)))
         replan = np.flatnonzero(episode_start | (steps_left <= 0))
         if len(replan):
             rows = torch.as_tensor(replan, device=states.device)
@@ -143,7 +148,7 @@ class LDCQPolicy(OfflinePolicy):
         steps_left -= 1
         epsilon = None if deterministic else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
         latents = torch.as_tensor(held, device=states.device)
-        return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left)
+        return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left, keys.cpu().numpy())
 
     def _raw(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std + self.latent_mean
@@ -151,16 +156,13 @@ class LDCQPolicy(OfflinePolicy):
     def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
         """The candidates that acting would choose from, and their Q. Shapes [n, S] -> [n, K, Z], [n, K]."""
         with torch.inference_mode():
-            states = self.normalize(observations)
-            keys = observation_keys(states, self.noise_seed, 0)
-            return self._candidates(states, keys, n or self.settings.candidates_acting)
+            keys = observation_keys(observations, self.noise_seed, 0)
+            return self._candidates(self.normalize(observations), keys, n or self.settings.candidates_acting)
 
     def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
         """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
         with torch.inference_mode():
-            actions = self.vae.action.act(self.normalize(observations), self._raw(latents), None).clamp(-1, 1)
-            low, high = self.action_bounds()
-            return low + 0.5 * (actions + 1) * (high - low)
+            return self.unscale(self.vae.action.act(self.normalize(observations), self._raw(latents), None))
 
 
 class LDCQ(OfflineAlgorithm):
@@ -185,16 +187,6 @@ class LDCQ(OfflineAlgorithm):
     @classmethod
     def presets(cls) -> dict[str, "LDCQSettings"]:
         return PRESETS
-
-    def _make_policy(self) -> LDCQPolicy:
-        return LDCQPolicy(
-            self.observation_space,
-            self.action_space,
-            observation_keys=self.observation_keys,
-            state_dim=self.state_dim,
-            seed=self.seed,
-            settings=self.settings,
-        )
 
     def stages(self) -> list[Stage]:
         s = self.settings
@@ -222,7 +214,7 @@ class LDCQ(OfflineAlgorithm):
         if s.standardize_latents:
             latents = self._encode(starts)
             self.policy.latent_mean.copy_(latents.mean(0))
-            self.policy.latent_std.copy_(latents.std(0).clamp(min=1e-3))
+            self.policy.latent_std.copy_(latents.std(0).nan_to_num(0.0).clamp(min=1e-3))  # nan: a single window
 
     def _decoded_steps(self, n: int) -> Tensor | None:
         s = self.settings
@@ -295,6 +287,8 @@ class LDCQ(OfflineAlgorithm):
         next_states = self.data.observation_rows[self._next_rows(starts)]
         # every window starts with the same priority, so that its first draw is uniform
         priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), 100.0, device=self.device))
+        if not (priorities > 0).all():
+            raise ValueError("The training state of this agent holds priorities that are not positive. Train it anew.")
         sampler = PrioritizedSampler(priorities, s.priority_alpha)
         policy = self.policy
         optimizer = self.optimizer("q", policy.critics.parameters(), s.q_learning_rate)
@@ -476,8 +470,9 @@ class LDCQSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "denoiser_widths", tuple(self.denoiser_widths))
         check_settings(self, _WHOLE, _REAL, _CHOICES)
-        if len(self.denoiser_widths) < 2 or not all(1 <= width <= 8192 for width in self.denoiser_widths):
-            raise ValueError(f"denoiser_widths must be two or more widths in 1..8192, got {self.denoiser_widths}.")
+        widths = self.denoiser_widths
+        if not 2 <= len(widths) <= 16 or not all(1 <= width <= 8192 for width in widths):
+            raise ValueError(f"denoiser_widths must be 2 to 16 widths in 1..8192, got {widths[:20]}.")
         if self.exec_horizon > self.horizon:
             raise ValueError(f"exec_horizon ({self.exec_horizon}) must not exceed horizon ({self.horizon}).")
         if self.candidates_per_target > self.candidates_stored:

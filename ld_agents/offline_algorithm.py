@@ -1,19 +1,15 @@
 """The base of every agent: Stable-Baselines3's `BaseAlgorithm`, learning from a fixed data set.
 
-An agent is a policy (`OfflinePolicy`: how it acts) and a list of training stages (`Stage`). A stage is a generator
+An agent is a policy (`offline_policy.py`: how it acts) and a list of training stages (`Stage`). A stage is a generator
 that does one gradient step per `yield`, so that `learn` can count steps, call SB3's callbacks, write logs and stop
 between any two of them.
 """
 
 import dataclasses
 import io
-import json
-import os
 import pathlib
 import platform
-import tempfile
 import time
-import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
@@ -22,155 +18,22 @@ from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
-import safetensors
-import safetensors.torch
 import stable_baselines3
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
+from ld_agents import agent_file
 from ld_agents.dataset import OfflineDataset
+from ld_agents.offline_policy import OfflinePolicy, State
 from ld_agents.sources import load_dataset
 
 Losses = dict[str, Tensor]
-State = tuple[NDArray[Any], ...]
-
-_FORMAT = 1
-_MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
-_MAX_JSON_BYTES = 1 << 20
-
-
-class OfflinePolicy(BasePolicy):
-    """How an agent acts. Subclasses implement `act`.
-
-    Args:
-        observation_space: what `predict` is given: a flat Box, or a Dict of vectors.
-        action_space: a bounded Box. Networks work in [-1, 1]; `predict` returns actions in this box.
-        observation_keys: the keys of a Dict observation that make up the flat state, in order. Dictionaries are
-            accepted whenever this is given, also where `observation_space` is a Box.
-        state_dim: S, the size of the flat state.
-    """
-
-    observation_mean: Tensor
-    observation_std: Tensor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        *,
-        observation_keys: tuple[str, ...] | None,
-        state_dim: int,
-        seed: int,
-    ) -> None:
-        super().__init__(observation_space, action_space, squash_output=True)
-        self.observation_keys = observation_keys
-        self.state_dim = state_dim
-        self.action_dim = int(np.prod(action_space.shape))
-        self.noise_seed = seed
-        self.noise_calls = 0
-        self.register_buffer("observation_mean", torch.zeros(state_dim))
-        self.register_buffer("observation_std", torch.ones(state_dim))
-
-    @abstractmethod
-    def act(
-        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State | None]:
-        """Actions in [-1, 1] for a batch.
-
-        Args:
-            states: normalised observations, [n, S].
-            state: what the last call returned, one row per environment; None at the very start.
-            episode_start: [n], True where an episode begins.
-            deterministic: no randomness that a repeated call would not repeat.
-        """
-
-    def normalize(self, observations: Tensor) -> Tensor:
-        """Raw to normalised observations, [..., S]. The identity unless the agent normalises observations."""
-        return (observations - self.observation_mean) / self.observation_std
-
-    def action_bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest action, [A] each, on the policy's device."""
-        assert isinstance(self.action_space, spaces.Box)
-        low, high = torch.as_tensor(self.action_space.low), torch.as_tensor(self.action_space.high)
-        return low.flatten().to(self.device, torch.float32), high.flatten().to(self.device, torch.float32)
-
-    def predict(
-        self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
-        state: State | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[Any], State | None]:
-        """Acts. See `OfflineAlgorithm.predict`."""
-        flat, single = self._flatten(observation)
-        starts = np.zeros(len(flat), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-        if len(starts) != len(flat):
-            raise ValueError(f"episode_start has {len(starts)} entries for {len(flat)} observations.")
-        if state is not None and any(len(part) != len(flat) for part in state):
-            raise ValueError(
-                f"state has {len(state[0])} rows for {len(flat)} observations. Pass the state that the last predict "
-                "call returned for these environments, or None to start anew."
-            )
-        if self.training:
-            self.set_training_mode(False)
-        if not deterministic:
-            self.noise_calls += 1
-        with torch.inference_mode():
-            states = self.normalize(torch.as_tensor(flat, device=self.device))
-            actions, state = self.act(states, state, starts, deterministic)
-            low, high = self.action_bounds()
-            actions = low + 0.5 * (actions.clamp(-1, 1) + 1) * (high - low)
-        array = actions.cpu().numpy().reshape(-1, *(self.action_space.shape or ())).astype(self.action_space.dtype)
-        return (array[0] if single else array), state
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        """SB3's inner call: one stateless decision for a batch of observations."""
-        observation = (
-            {k: v.cpu().numpy() for k, v in observation.items()}
-            if isinstance(observation, dict)
-            else (observation.cpu().numpy())
-        )
-        return torch.as_tensor(self.predict(observation, deterministic=deterministic)[0], device=self.device)
-
-    def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], bool]:
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
-            )
-        if isinstance(observation, dict):
-            if self.observation_keys is None:
-                raise ValueError(
-                    f"predict was given a dictionary, but this agent learned from vectors of size {self.state_dim}."
-                )
-            missing = [key for key in self.observation_keys if key not in observation]
-            if missing:
-                raise ValueError(f"The observation lacks the keys {missing}; it has {sorted(observation)}.")
-            parts = [np.asarray(observation[key], np.float32) for key in self.observation_keys]
-            flat = np.concatenate(parts, axis=-1)
-        else:
-            flat = np.asarray(observation, np.float32)
-        if flat.ndim not in (1, 2) or flat.shape[-1] != self.state_dim:
-            raise ValueError(
-                f"Expected one observation of shape ({self.state_dim},) or a batch of shape (n, {self.state_dim}), "
-                f"got {flat.shape}."
-            )
-        return np.atleast_2d(flat), flat.ndim == 1
-
-    def save(self, path: str) -> None:
-        raise RuntimeError("Save the agent, not its policy: agent.save(path).")
-
-    @classmethod
-    def load(cls, path: str, device: torch.device | str = "auto") -> Self:
-        # SB3's policies unpickle whatever the file holds
-        raise RuntimeError("Load the agent, not its policy: LDCQ.load(path).policy, for example.")
 
 
 @dataclass(frozen=True)
@@ -261,7 +124,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         if getattr(self.settings, "normalize_observations", False):
             observations = dataset.observations
             self.policy.observation_mean.copy_(observations.mean(0))
-            self.policy.observation_std.copy_(observations.std(0).clamp(min=1e-3))
+            self.policy.observation_std.copy_(observations.std(0).nan_to_num(0.0).clamp(min=1e-3))
 
     def _initialise(
         self,
@@ -308,9 +171,16 @@ class OfflineAlgorithm(BaseAlgorithm):
     def presets(cls) -> dict[str, Any]:
         """The settings of "fast" and "paper"."""
 
-    @abstractmethod
     def _make_policy(self) -> OfflinePolicy:
-        """The networks, freshly initialised from torch's global generator."""
+        """The networks, freshly initialised from torch's global generator, which the seed has just set."""
+        return self.policy_class(  # type: ignore[return-value]
+            self.observation_space,
+            self.action_space,
+            observation_keys=self.observation_keys,
+            state_dim=self.state_dim,
+            seed=self.seed,
+            settings=self.settings,
+        )
 
     @abstractmethod
     def stages(self) -> list[Stage]:
@@ -500,9 +370,16 @@ class OfflineAlgorithm(BaseAlgorithm):
         prefix = f"{stage}.optimizer."
         state: dict[int, dict[str, Tensor]] = {}
         for key in [key for key in self._resumed if key.startswith(prefix)]:
-            index, name = key.removeprefix(prefix).split(".")
-            state.setdefault(int(index), {})[name] = self._resumed.pop(key)
+            index, _, name = key.removeprefix(prefix).partition(".")
+            state.setdefault(int(index) if index.isdigit() else -1, {})[name] = self._resumed.pop(key)
         if state:
+            for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                _check_training_state(f"{prefix}{i}", state.get(i, {}), like)
+            if len(state) != len(optimizer.param_groups[0]["params"]):
+                raise ValueError(
+                    f"The training state of this agent has too many tensors under {prefix}. Train it anew."
+                )
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self._optimizers[stage] = optimizer
         return optimizer
@@ -510,8 +387,12 @@ class OfflineAlgorithm(BaseAlgorithm):
     def resumable(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor that changes during training and is saved with the agent. `make` is called for a fresh start."""
         if name not in self._resumable:
-            resumed = self._resumed.pop(name, None)
-            self._resumable[name] = make() if resumed is None else resumed.to(self.device)
+            value = make()
+            if name in self._resumed:
+                resumed = self._resumed.pop(name)
+                _check_training_state(name, {name: resumed}, {name: value})
+                value = resumed.to(self.device)
+            self._resumable[name] = value
         return self._resumable[name]
 
     # ---------------------------------------------------------------- saving
@@ -536,10 +417,9 @@ class OfflineAlgorithm(BaseAlgorithm):
                 training |= {f"{stage}.optimizer.{index}.{k}": v.contiguous() for k, v in values.items()}
         training["generator"] = self.generator.get_state()
         description = {
-            "format": _FORMAT,
             **self.config(),
-            "observation_space": _space_to_json(self.observation_space),
-            "action_space": _space_to_json(self.action_space),
+            "observation_space": agent_file.space_to_json(self.observation_space),
+            "action_space": agent_file.space_to_json(self.action_space),
             "observation_keys": self.observation_keys,
             "state_dim": self.state_dim,
             "dataset": self._dataset_identity,
@@ -558,25 +438,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             },
         }
         weights = {name: value.contiguous() for name, value in self.policy.state_dict().items()}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr("agent.json", json.dumps(description, indent=1))
-            archive.writestr("weights.safetensors", safetensors.torch.save(weights))
-            archive.writestr("training.safetensors", safetensors.torch.save(training))
-        if not isinstance(path, str | pathlib.Path):
-            path.write(buffer.getvalue())
-            return
-        target = _with_suffix(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(buffer.getbuffer())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        agent_file.write(path, description, weights, training)
 
     @classmethod
     def load(  # type: ignore[override]  # the keywords are named, where SB3 takes any
@@ -605,10 +467,10 @@ class OfflineAlgorithm(BaseAlgorithm):
         Raises:
             ValueError: the file is damaged, holds another agent, or does not fit its own description.
         """
-        description, weights, training = _read(path)
+        description, weights, training = agent_file.read(path)
         if description.get("class") != cls.__name__:
             raise ValueError(
-                f"{_name(path)} holds an agent of class {description.get('class')!r}: "
+                f"{agent_file.source_name(path)} holds an agent of class {description.get('class')!r}: "
                 f"load it with that class, not with {cls.__name__}."
             )
         if print_system_info:
@@ -617,8 +479,8 @@ class OfflineAlgorithm(BaseAlgorithm):
         try:
             agent._initialise(
                 description["policy"],
-                observation_space=_space_from_json(description["observation_space"]),
-                action_space=_space_from_json(description["action_space"]),  # type: ignore[arg-type]
+                observation_space=agent_file.space_from_json(description["observation_space"]),
+                action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]
                 observation_keys=tuple(description["observation_keys"]) if description["observation_keys"] else None,
                 state_dim=int(description["state_dim"]),
                 preset=description["preset"],
@@ -631,7 +493,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             # shapes are compared before any memory is taken for them
             with torch.device("meta"):
                 agent.policy = agent._make_policy()
-            _check_tensors(weights, agent.policy.state_dict(), path)
+            agent_file.check_tensors(weights, agent.policy.state_dict(), path)
             agent.policy.load_state_dict(weights, assign=True)
             agent.policy.requires_grad_(True)
             agent.policy.to(agent.device).set_training_mode(False)
@@ -645,14 +507,20 @@ class OfflineAlgorithm(BaseAlgorithm):
             state = training.pop("generator", None)
             if state is not None and progress["generator_device"] == agent.device.type:
                 agent.generator.set_state(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{_name(path)} is not a valid {cls.__name__} file: {error}") from error
+            agent._check_progress()
+        except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, AssertionError) as error:
+            raise ValueError(f"{agent_file.source_name(path)} is not a valid {cls.__name__} file: {error}") from error
         agent._resumed = training
         if dataset is not None:
             agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
         if env is not None:
             agent.set_env(env)
         return agent
+
+    def _check_progress(self) -> None:
+        names = {stage.name for stage in self.stages()} if self.stage_budget else set()
+        if set(self.stage_budget) != names or set(self.stage_steps) != names:
+            raise KeyError(f"progress of the stages {sorted({*self.stage_budget, *self.stage_steps})}")
 
     def _attach(self, dataset: OfflineDataset) -> None:
         if dataset.content_hash != self._dataset_identity.get("hash"):
@@ -666,8 +534,15 @@ class OfflineAlgorithm(BaseAlgorithm):
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
         """Sets the networks' weights from a dictionary (`get_parameters`) or from a saved agent."""
         if not isinstance(load_path_or_dict, dict):
-            load_path_or_dict = {"policy": _read(load_path_or_dict)[1]}
+            load_path_or_dict = {"policy": agent_file.read(load_path_or_dict)[1]}
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+
+def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The fused optimiser writes wherever a wrong shape leads it, so nothing unchecked may reach it."""
+    shapes = {name: (value.shape, value.dtype) for name, value in found.items()}
+    if shapes != {name: (value.shape, value.dtype) for name, value in expected.items()}:
+        raise ValueError(f"The training state of this agent does not fit its networks at {where}. Train it anew.")
 
 
 def check_settings(
@@ -699,83 +574,3 @@ def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
     """Whole numbers in the proportions of `weights` that add up to `total`."""
     ends = np.round(np.cumsum(list(weights.values())) / sum(weights.values()) * total).astype(int)
     return dict(zip(weights, np.diff(ends, prepend=0).tolist(), strict=True))
-
-
-def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
-    path = pathlib.Path(path)
-    return path if path.suffix else path.with_suffix(".zip")
-
-
-def _name(path: Any) -> str:
-    return str(path) if isinstance(path, str | pathlib.Path) else "The stream"
-
-
-def _read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """The three members of a saved agent, checked before they are unpacked."""
-    if isinstance(path, str | pathlib.Path):
-        path = pathlib.Path(path)
-        if not path.exists():
-            path = _with_suffix(path)
-        if not path.exists():
-            raise FileNotFoundError(f"There is no saved agent at {path}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if unknown := set(members) - _MEMBERS:
-                raise ValueError(
-                    f"{_name(path)} is not an ld_agents file: it holds {sorted(unknown)}. Files saved by "
-                    "Stable-Baselines3 contain pickles and are not read here."
-                )
-            if missing := {"agent.json", "weights.safetensors"} - set(members):
-                raise ValueError(f"{_name(path)} is not an ld_agents file: it lacks {sorted(missing)}.")
-            for info in members.values():
-                # members are stored as they are, so nothing can grow when it is read
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                    raise ValueError(f"{_name(path)}: {info.filename} is compressed, which save never does. Not read.")
-            if members["agent.json"].file_size > _MAX_JSON_BYTES:
-                raise ValueError(f"{_name(path)}: agent.json is larger than {_MAX_JSON_BYTES} bytes. Not read.")
-            description = json.loads(archive.read("agent.json"))
-            weights = safetensors.torch.load(archive.read("weights.safetensors"))
-            training = (
-                safetensors.torch.load(archive.read("training.safetensors"))
-                if "training.safetensors" in members
-                else {}
-            )
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ValueError(f"{_name(path)} is not a complete zip file ({error}). Copy or save it again.") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{_name(path)}: agent.json is not valid JSON ({error}).") from error
-    except SafetensorError as error:
-        raise ValueError(f"{_name(path)}: the weights are damaged ({error}).") from error
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise ValueError(f"{_name(path)} is not of format {_FORMAT}, the one this version of ld_agents reads.")
-    return description, weights, training
-
-
-def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Any) -> None:
-    if set(found) != set(expected):
-        different = sorted(set(found) ^ set(expected))
-        raise ValueError(f"{_name(path)}: weights and settings do not fit together: {different[:5]}.")
-    for name, value in expected.items():
-        if found[name].shape != value.shape or found[name].dtype != value.dtype:
-            raise ValueError(
-                f"{_name(path)}: {name} has shape {tuple(found[name].shape)} and type {found[name].dtype}, "
-                f"expected {tuple(value.shape)} and {value.dtype}."
-            )
-
-
-def _space_to_json(space: spaces.Space) -> dict[str, Any]:
-    if isinstance(space, spaces.Dict):
-        return {"dict": {key: _space_to_json(value) for key, value in space.spaces.items()}}
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"Only Box and Dict spaces can be saved, not {space}.")
-    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
-
-
-def _space_from_json(data: dict[str, Any]) -> spaces.Space:
-    if "dict" in data:
-        return spaces.Dict({str(key): _space_from_json(value) for key, value in data["dict"].items()})
-    if data["dtype"] not in ("float32", "float64"):
-        raise TypeError(f"a space of type {data['dtype']!r}")
-    dtype = np.dtype(data["dtype"])
-    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)

@@ -23,8 +23,12 @@ class PrioritizedSampler:
         self.alpha = alpha
         n_groups = -(-self.n_items // _GROUP)
         self._items = torch.zeros(n_groups, _GROUP, device=priorities.device)  # p^alpha, padded with zeros
-        self._items.view(-1)[: self.n_items] = priorities.float() ** alpha
+        self._items.view(-1)[: self.n_items] = self._power(priorities)
         self._sums = self._items.double().sum(1)  # [groups]
+
+    def _power(self, priorities: Tensor) -> Tensor:
+        # in float64: a float32 power depends in its last bit on how many are computed at once
+        return (priorities.double() ** self.alpha).float()
 
     @property
     def weights(self) -> Tensor:
@@ -45,6 +49,6 @@ class PrioritizedSampler:
 
     def update(self, indices: Tensor, priorities: Tensor) -> None:
         """Sets the priorities of some items. Shapes [n], [n]. For a repeated index one of its values is kept."""
-        self._items.view(-1)[indices] = priorities.float() ** self.alpha
+        self._items.view(-1)[indices] = self._power(priorities)
         groups = indices // _GROUP
         self._sums[groups] = self._items[groups].double().sum(1)

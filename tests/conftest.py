@@ -21,27 +21,38 @@ from ld_agents.offline_algorithm import OfflineAlgorithm
 
 torch.set_num_threads(1)
 
+# Whatever a test relies on is set here, so that tuning the preset breaks no test.
 TINY_LDCQ: dict[str, Any] = {
     "preset": "fast",
     "latent_dim": 3,
     "horizon": 5,
     "exec_horizon": 3,
     "vae_hidden": 16,
+    "encoder": "mlp",
+    "decoder": "joint",
     "decoded_steps": 2,
     "denoiser_hidden": 16,
     "denoiser_widths": (16, 8),
     "critic_hidden": 16,
     "critic_latent_hidden": 16,
+    "normalize_observations": True,
+    "standardize_latents": True,
+    "learning_rates": "cosine",
+    "vae_learning_rate": 1e-3,
     "vae_batch_size": 32,
     "vae_steps": 12,
     "diffusion_steps": 30,
+    "prior_learning_rate": 1e-3,
     "prior_batch_size": 32,
     "prior_steps": 8,
+    "solver": "dpm++2m",
     "solver_steps": 4,
     "noise_scale": 1.0,
     "candidates_stored": 6,
     "candidates_per_target": 6,
     "candidates_acting": 8,
+    "q_windows": None,
+    "q_learning_rate": 5e-4,
     "q_batch_size": 32,
     "q_steps": 20,
 }
@@ -49,7 +60,10 @@ TINY_LDCQ: dict[str, Any] = {
 AGENTS: dict[str, tuple[type[OfflineAlgorithm], dict[str, Any]]] = {
     "LDCQ": (LDCQ, TINY_LDCQ),
     "LDCQ-gaussian": (LDCQ, {**TINY_LDCQ, "prior": "gaussian"}),
-    "BC": (BC, {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30}),
+    "BC": (
+        BC,
+        {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30, "normalize_observations": True},
+    ),
 }
 
 BOX = spaces.Box(np.array([0.0, -3.0], np.float32), np.array([2.0, 1.0], np.float32))  # not [-1, 1], not square

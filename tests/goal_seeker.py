@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage
+from ld_agents.offline_policy import OfflinePolicy, State
 
 UMAZE_GOAL = (-1.0, 1.0)
 
@@ -31,7 +32,7 @@ class GoalSeekerPolicy(OfflinePolicy):
         self.register_buffer("steps_in_stage", torch.zeros(2, dtype=torch.int64))
 
     def act(
-        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
         return 10 * (self.target - states[:, :2]) - states[:, 2:4], state
 
@@ -43,16 +44,6 @@ class GoalSeeker(OfflineAlgorithm):
     @classmethod
     def presets(cls) -> dict[str, Settings]:
         return {"fast": Settings(), "paper": Settings(steps=1000)}
-
-    def _make_policy(self) -> GoalSeekerPolicy:
-        return GoalSeekerPolicy(
-            self.observation_space,
-            self.action_space,
-            observation_keys=self.observation_keys,
-            state_dim=self.state_dim,
-            seed=self.seed,
-            settings=self.settings,
-        )
 
     def stages(self) -> list[Stage]:
         return [Stage(name, self.settings.steps, lambda name=name: self.train(name)) for name in ("first", "second")]

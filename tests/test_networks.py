@@ -143,6 +143,7 @@ def window(batch: int = 3) -> dict[str, Any]:
 
 @pytest.mark.parametrize("encoder", ["gru", "mlp"])
 @pytest.mark.parametrize("decoder", ["autoregressive", "joint"])
+@torch.no_grad()
 def test_losses_are_the_terms_of_the_bound(encoder: str, decoder: str) -> None:
     """Written out with torch's distributions, one window and one step at a time."""
     vae, data = make_vae(encoder, decoder), window()

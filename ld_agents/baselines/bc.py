@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.critics import TanhActor
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, OfflinePolicy, Stage, State, check_settings
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.offline_policy import OfflinePolicy, State
 
 
 class BCPolicy(OfflinePolicy):
@@ -27,7 +28,7 @@ class BCPolicy(OfflinePolicy):
         self.actor = TanhActor(self.state_dim, self.action_dim, settings.hidden)
 
     def act(
-        self, states: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
         return self.actor(states), state
 
@@ -42,16 +43,6 @@ class BC(OfflineAlgorithm):
     @classmethod
     def presets(cls) -> dict[str, "BCSettings"]:
         return PRESETS
-
-    def _make_policy(self) -> BCPolicy:
-        return BCPolicy(
-            self.observation_space,
-            self.action_space,
-            observation_keys=self.observation_keys,
-            state_dim=self.state_dim,
-            seed=self.seed,
-            settings=self.settings,
-        )
 
     def stages(self) -> list[Stage]:
         return [Stage("train", self.settings.steps, self.train)]
@@ -84,8 +75,8 @@ class BCSettings:
         check_settings(
             self, {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}, {"learning_rate": (0.0, 1.0)}, {}
         )
-        if not self.hidden or not all(1 <= width <= 8192 for width in self.hidden):
-            raise ValueError(f"hidden must be one or more widths in 1..8192, got {self.hidden}.")
+        if not 1 <= len(self.hidden) <= 16 or not all(1 <= width <= 8192 for width in self.hidden):
+            raise ValueError(f"hidden must be 1 to 16 widths in 1..8192, got {self.hidden[:20]}.")
 
 
 PAPER = BCSettings()

@@ -1,0 +1,136 @@
+"""The file of a saved agent: a zip of one JSON and two safetensors members, all stored uncompressed. No pickle.
+
+`agent.json` describes the agent, `weights.safetensors` holds its networks, `training.safetensors` what `learn` needs to
+go on. Reading runs nothing from the file, and takes no memory beyond the file's own size.
+"""
+
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from torch import Tensor
+
+_FORMAT = 1
+_MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
+_MAX_JSON_BYTES = 1 << 20
+
+
+def write(
+    path: str | pathlib.Path | io.BufferedIOBase,
+    description: dict[str, Any],
+    weights: dict[str, Tensor],
+    training: dict[str, Tensor],
+) -> None:
+    """Writes the three members to a file, whole or not at all, or to a stream. A path without suffix gets ".zip"."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("agent.json", json.dumps({"format": _FORMAT, **description}, indent=1))
+        archive.writestr("weights.safetensors", safetensors.torch.save(weights))
+        archive.writestr("training.safetensors", safetensors.torch.save(training))
+    if not isinstance(path, str | pathlib.Path):
+        path.write(buffer.getvalue())
+        return
+    target = _with_suffix(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getbuffer())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The three members of a saved agent, checked before they are unpacked."""
+    if isinstance(path, str | pathlib.Path):
+        path = pathlib.Path(path)
+        if not path.is_file():
+            path = _with_suffix(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no saved agent at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if unknown := set(members) - _MEMBERS:
+                raise ValueError(
+                    f"{source_name(path)} is not an ld_agents file: it holds {sorted(unknown)}. Files saved by "
+                    "Stable-Baselines3 contain pickles and are not read here."
+                )
+            if missing := {"agent.json", "weights.safetensors"} - set(members):
+                raise ValueError(f"{source_name(path)} is not an ld_agents file: it lacks {sorted(missing)}.")
+            for info in members.values():
+                # members are stored as they are, so nothing can grow when it is read
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise ValueError(
+                        f"{source_name(path)}: {info.filename} is compressed, which save never does. Not read."
+                    )
+            if members["agent.json"].file_size > _MAX_JSON_BYTES:
+                raise ValueError(f"{source_name(path)}: agent.json is larger than {_MAX_JSON_BYTES} bytes. Not read.")
+            description = json.loads(archive.read("agent.json"))
+            weights = safetensors.torch.load(archive.read("weights.safetensors"))
+            training = (
+                safetensors.torch.load(archive.read("training.safetensors"))
+                if "training.safetensors" in members
+                else {}
+            )
+    except RecursionError as error:
+        raise ValueError(f"{source_name(path)}: agent.json is nested too deeply.") from error
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, RuntimeError) as error:
+        # RuntimeError: an encrypted member
+        raise ValueError(f"{source_name(path)} is not a complete zip file ({error}). Copy or save it again.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source_name(path)}: agent.json is not valid JSON ({error}).") from error
+    except SafetensorError as error:
+        raise ValueError(f"{source_name(path)}: the weights are damaged ({error}).") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"{source_name(path)} is not of format {_FORMAT}, the one this version of ld_agents reads.")
+    return description, weights, training
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Any) -> None:
+    if set(found) != set(expected):
+        different = sorted(set(found) ^ set(expected))
+        raise ValueError(f"{source_name(path)}: weights and settings do not fit together: {different[:5]}.")
+    for name, value in expected.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise ValueError(
+                f"{source_name(path)}: {name} has shape {tuple(found[name].shape)} and type {found[name].dtype}, "
+                f"expected {tuple(value.shape)} and {value.dtype}."
+            )
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    if isinstance(space, spaces.Dict):
+        return {"dict": {key: space_to_json(value) for key, value in space.spaces.items()}}
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"Only Box and Dict spaces can be saved, not {space}.")
+    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
+
+
+def space_from_json(data: dict[str, Any]) -> spaces.Space:
+    if "dict" in data:
+        return spaces.Dict({str(key): space_from_json(value) for key, value in data["dict"].items()})
+    if data["dtype"] not in ("float32", "float64"):
+        raise TypeError(f"a space of type {data['dtype']!r}")
+    dtype = np.dtype(data["dtype"])
+    return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
+
+
+def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def source_name(path: Any) -> str:
+    return str(path) if isinstance(path, str | pathlib.Path) else "The stream"
