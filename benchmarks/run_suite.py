@@ -31,16 +31,7 @@ from run_one import SCHEMA, Files, Run, canonical_spec, load_dataset
 from suites import SUITES, Suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-# One thread per run, and glibc keeps freed memory: without that every temporary tensor above 128 KiB is given back to
-# the kernel and faulted in again, which doubles the time of elementwise operations.
-RUN_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
+RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 STOP_SECONDS = 20.0  # what a run gets for saving its checkpoint when the suite is interrupted
 

@@ -3,8 +3,8 @@
 A planner draws noise for every decision. With one random stream for all environments, the noise of one environment
 would depend on how many others run beside it. Here every environment has a key: made from (seed, call, observation)
 where an episode begins, then advanced by one per step. It does not look at later observations, whose last bits depend
-on the size of the batch. Noise is computed from keys by a counter-based generator, on every device alike. The mixing function is splitmix64 (Steele et al.
-2014), the normals are Box-Muller's.
+on the size of the batch. Noise is computed from keys by a counter-based generator, on every device alike. The mixing
+function is splitmix64 (Steele et al. 2014), the normals are Box-Muller's.
 """
 
 import math
