@@ -103,7 +103,9 @@ class OfflinePolicy(BasePolicy):
             keys = observation_keys(observations, self.noise_seed, 0 if deterministic else self.noise_calls)
             actions, state = self.act(self.normalize(observations), keys, state, starts, deterministic)
             actions = self.unscale(actions)
-        array = actions.cpu().numpy().reshape(-1, *(self.action_space.shape or ())).astype(self.action_space.dtype)
+        assert isinstance(self.action_space, spaces.Box)
+        array = actions.cpu().numpy().reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        array = np.clip(array, self.action_space.low, self.action_space.high)  # a float64 bound is no float32 number
         return (array[0] if single else array), state
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import ld_agents.ldcq
 from ld_agents import LDCQ, OfflineDataset
+from ld_agents.diffusion import Diffuser
 from ld_agents.keyed_noise import keyed_normal, observation_keys
 from ld_agents.ldcq import FAST, PAPER, RELEASED_CODE
 from ld_agents.offline_algorithm import OfflineAlgorithm
@@ -423,6 +424,67 @@ def test_learning_rate_reaches_the_optimiser(dataset: OfflineDataset, stage: str
     steps = {"vae": 12, "prior": 8, "q": 20}[stage]
     expected = [0.0125 * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
     assert rates == pytest.approx(expected)
+
+
+def table_of_latents(agent: LDCQ, dataset: OfflineDataset) -> dict[float, Tensor]:
+    """Standardised posterior means by the first row of their window."""
+    agent._prepare_data(dataset)
+    starts = agent.data.window_starts(agent.settings.horizon)
+    latents = agent._standardised(agent._encode(starts))
+    return dict(zip(starts.tolist(), latents, strict=True))
+
+
+def test_prior_learns_posterior_means_at_their_own_states(
+    by_hand: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = LDCQ("MlpPolicy", by_hand, seed=0, **BY_HAND)
+    agent.learn(callback=StopAt(agent.settings.vae_steps))
+    table = table_of_latents(agent, by_hand)
+    states: list[Tensor] = []
+    losses: list[tuple[Tensor, Tensor, float]] = []
+    agent.policy.denoiser.register_forward_pre_hook(lambda _, given: states.append(given[2]))
+    min_snr_loss = Diffuser.min_snr_loss
+
+    def recorded(self: Diffuser, x0: Tensor, prediction: Tensor, j: Tensor, gamma: float) -> Tensor:
+        losses.append((x0, j, gamma))
+        return min_snr_loss(self, x0, prediction, j, gamma)
+
+    monkeypatch.setattr(Diffuser, "min_snr_loss", recorded)
+    agent.learn(callback=StopAt(agent.num_timesteps + 8), reset_num_timesteps=False)
+    assert len(states) == len(losses) == 8
+    for given, (x0, j, gamma) in zip(states, losses, strict=True):
+        assert gamma == 5
+        assert 1 <= int(j.min()) <= int(j.max()) <= 30
+        expected = torch.stack([table[row] for row in given[:, 0].tolist()])
+        torch.testing.assert_close(x0, expected)
+    assert {float(row) for given in states for row in given[:, 0]} == set(STARTS)
+
+
+def test_q_learning_puts_together_what_belongs_together(
+    by_hand: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = trained_up_to_q(by_hand)
+    table = table_of_latents(agent, by_hand)
+    next_rows = dict(zip(STARTS, [3, 4, 5, 11, 9, 10, 12], strict=True))
+    returns = dict(zip(STARTS, [0.25, 0.5, 1.5, 1, 0, 0, 0.25], strict=True))
+    candidates = agent.draw_candidates(torch.tensor([[float(next_rows[row])] for row in STARTS])).float()
+    drawn = dict(zip(next_rows.values(), candidates, strict=True))
+    calls: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+    q_targets, td_errors = agent.q_targets, agent.td_errors
+    given: list[tuple[Tensor, ...]] = []
+    monkeypatch.setattr(agent, "q_targets", lambda *a: given.append(a) or q_targets(*a))
+    monkeypatch.setattr(agent, "td_errors", lambda *a: calls.append((given[-1], a)) or td_errors(*a))
+    agent.learn(reset_num_timesteps=False)
+    assert len(calls) == 20
+    for (reward, bootstrap, next_states, latents_there), (states, latents, targets) in calls:
+        rows = states[:, 0].tolist()
+        assert set(rows) <= set(STARTS)
+        assert next_states[:, 0].tolist() == [next_rows[row] for row in rows]
+        assert reward.tolist() == pytest.approx([returns[row] for row in rows])
+        assert bootstrap.tolist() == pytest.approx([0.0 if row == 8 else 0.729 for row in rows])
+        torch.testing.assert_close(latents, torch.stack([table[row] for row in rows]))
+        torch.testing.assert_close(latents_there, torch.stack([drawn[row] for row in next_states[:, 0].tolist()]))
+        assert targets.shape == (2, len(rows))
 
 
 # ---------------------------------------------------------------- acting

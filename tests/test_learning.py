@@ -184,4 +184,4 @@ def test_few_steps_draw_like_the_full_chain_on_a_learned_prior(ldcq: LDCQ) -> No
     for solver, n_steps in (("dpm++2m", 10), ("dpm++2m", 20), ("ddim", 20)):
         few = float(distances(draw(solver, n_steps, 2), full).mean())
         assert few < 1.5 * float(noise.mean()), (solver, n_steps)
-    assert float(distances(draw("ddim", 2, 2), full).mean()) > 2.5 * float(noise.mean())  # the test can tell
+    assert float(distances(draw("ddim", 1, 2), full).mean()) > 5 * float(noise.mean())  # the test can tell

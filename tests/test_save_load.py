@@ -441,6 +441,15 @@ def test_compressed_members_are_not_read(blob: bytes, member: str, compression: 
         load("LDCQ", stream.getvalue())
 
 
+def test_compressed_member_that_lies_about_its_size(blob: bytes) -> None:
+    """Deflated, and the directory gives the packed size twice."""
+    crafted = bytearray(packed(members(blob), zipfile.ZIP_DEFLATED))
+    for record in find_all(bytes(crafted), b"PK\x01\x02"):
+        crafted[record + 24 : record + 28] = crafted[record + 20 : record + 24]
+    with pytest.raises(ValueError, match=r"agent\.json is compressed"):
+        load("LDCQ", bytes(crafted))
+
+
 @pytest.fixture(scope="module")
 def gigabyte() -> bytes:
     """1 GB of zeros, deflated to a megabyte."""

@@ -219,7 +219,12 @@ def test_interrupted_suite_goes_on(suite_environment: Path, capsys: pytest.Captu
     out = suite_environment
     slow = "goal_seeker:GoalSeeker[pause=0.05,steps=40]"
     process = subprocess.Popen(
-        [sys.executable, str(RUN_SUITE), *arguments(out, slow)], stdout=subprocess.PIPE, text=True, cwd=TESTS
+        [sys.executable, str(RUN_SUITE), *arguments(out, slow)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=TESTS,
+        # a shell that starts the tests in the background leaves SIGINT ignored, for all that they start too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
