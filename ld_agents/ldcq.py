@@ -39,6 +39,7 @@ standardised latents, Q-learning on a random subset of the windows, candidates t
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ from tqdm import tqdm
 
 from ld_agents.critics import LatentCritic, polyak_update
 from ld_agents.denoisers import ResidualMLPUNet
-from ld_agents.diffusion import Diffuser, Solver, linear_schedule, sample, solver_steps
+from ld_agents.diffusion import Diffuser, NoiseSchedule, Solver, SolverStep, linear_schedule, sample, solver_steps
 from ld_agents.keyed_noise import keyed_normal, next_keys, observation_keys
 from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
 from ld_agents.offline_policy import OfflinePolicy, State
@@ -114,8 +115,7 @@ class LDCQPolicy(OfflinePolicy):
         if s.prior == "gaussian":
             latents = self.vae.prior(states[:, None]).sample(start)
             return (latents - self.latent_mean) / self.latent_std
-        schedule = linear_schedule(s.diffusion_steps, rescaled=s.schedule == "rescaled")
-        steps = solver_steps(schedule, s.solver, s.solver_steps, extra_steps=s.extra_steps)
+        steps = _sampler_steps(s)
         with torch.no_grad():
             state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
             all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in steps], device=states.device))
@@ -229,7 +229,7 @@ class LDCQ(OfflineAlgorithm):
         s = self.settings
         starts = self.data.window_starts(s.horizon)
         latents = self._standardised(self._encode(starts))  # [W, Z]
-        diffuser = Diffuser(linear_schedule(s.diffusion_steps, rescaled=s.schedule == "rescaled"), self.device)
+        diffuser = Diffuser(_schedule(s), self.device)
         denoiser = self.policy.denoiser
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
@@ -392,6 +392,15 @@ class LDCQ(OfflineAlgorithm):
         if stage == "vae":
             return 1.0
         return 1 + math.cos(math.pi * epoch / 75) if stage == "prior" else 0.3 ** (epoch // 50)
+
+
+def _schedule(settings: "LDCQSettings") -> NoiseSchedule:
+    return linear_schedule(settings.diffusion_steps, rescaled=settings.schedule == "rescaled")
+
+
+@functools.cache
+def _sampler_steps(settings: "LDCQSettings") -> list[SolverStep]:
+    return solver_steps(_schedule(settings), settings.solver, settings.solver_steps, extra_steps=settings.extra_steps)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
