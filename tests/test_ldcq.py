@@ -512,6 +512,9 @@ def test_acting_decodes_the_candidate_with_the_highest_score(
     np.testing.assert_allclose(actions, decoded.numpy(), atol=1e-5)
     assert len(set(scores.argmax(1).tolist())) > 1
     assert agent.policy.propose(observations, n=3)[0].shape == (n, 3, 3)
+    far = agent.policy.decode_action(observations * 1e4, best).numpy()
+    assert (far >= dataset.action_space.low).all()
+    assert (far <= dataset.action_space.high).all()
     # candidates that are held are decoded at the present state
     later = dataset.observations[5 : 5 + n]
     actions, state = agent.predict(later.numpy(), state, deterministic=True)

@@ -130,6 +130,8 @@ def candidate_actions(agent: LDCQ, n: int = 200) -> tuple[Tensor, Tensor]:
 def test_ldcq_beats_behaviour_cloning(ldcq: LDCQ) -> None:
     bc = BC("MlpPolicy", walks(), preset="fast", seed=0, hidden=(32, 32), steps=500, learning_rate=3e-3).learn()
     assert np.mean(evaluate(bc, TwoWays, 40, seed=0).returns) < 0.4
+    # the mean of 70 % of about -0.9 and 30 % of about 0.9, not the median
+    assert bc.predict(np.zeros(1))[0] == pytest.approx(-0.34, abs=0.25)
     for deterministic in (True, False):
         result = evaluate(ldcq, TwoWays, 40, seed=0, deterministic=deterministic)
         assert np.mean(result.returns) > 0.9
