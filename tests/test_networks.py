@@ -167,6 +167,7 @@ def test_losses_are_the_terms_of_the_bound(encoder: str, decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["autoregressive", "joint"])
+@torch.no_grad()
 def test_likelihood_at_some_steps_is_unbiased(decoder: str) -> None:
     vae, data = make_vae(decoder=decoder), window()
     full = vae.losses(**data, steps=None)
