@@ -29,7 +29,7 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
    Actions are clipped to the action space, as the environments do anyway.
 6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
    environment's return and that number side by side.
-7. Sampling: DPM-Solver++ with few steps instead of the full chain, same distribution within noise.
+7. Sampling: DPM-Solver++ with few steps instead of the full chain; how close it is stands in tests/test_diffusion.py.
 8. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
@@ -154,7 +154,7 @@ class LDCQPolicy(OfflinePolicy):
         return latents * self.latent_std + self.latent_mean
 
     def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """The candidates that acting would choose from, and their Q. Shapes [n, S] -> [n, K, Z], [n, K]."""
+        """The candidates an episode that begins here would choose from, and their Q. [n, S] -> [n, K, Z], [n, K]."""
         with torch.inference_mode():
             keys = observation_keys(observations, self.noise_seed, 0)
             return self._candidates(self.normalize(observations), keys, n or self.settings.candidates_acting)

@@ -359,7 +359,8 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.data.observation_rows = self.policy.normalize(self.data.observation_rows)
         low, high = self.policy.action_bounds()
         if not (torch.all(low == -1) and torch.all(high == 1)):
-            self.data.actions = 2 * (self.data.actions - low) / (high - low) - 1
+            # a dimension that never moves has no width: its scaled action is -1
+            self.data.actions = 2 * (self.data.actions - low) / (high - low).clamp(min=1e-12) - 1
 
     def _release_data(self) -> None:
         """Drops what was only needed for training."""
@@ -506,6 +507,8 @@ class OfflineAlgorithm(BaseAlgorithm):
             agent.stage_steps = {str(k): int(v) for k, v in progress["stage_steps"].items()}
             agent.stage_seconds = {str(k): float(v) for k, v in progress["stage_seconds"].items()}
             agent.policy.noise_calls = int(progress["noise_calls"])
+            if not 0 <= agent.policy.noise_calls < 1 << 62:
+                raise OverflowError(f"noise_calls is {agent.policy.noise_calls}")
             agent._dataset_identity = dict(description["dataset"])
             state = training.pop("generator", None)
             if state is not None and progress["generator_device"] == agent.device.type:

@@ -581,7 +581,6 @@ def test_progress_of_unknown_stages(blob: bytes, dataset: OfflineDataset) -> Non
         load("LDCQ", crafted, dataset=dataset).learn(reset_num_timesteps=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the counter is not checked: predict fails, and not load")
 def test_counter_of_the_noise_that_is_no_64_bit_number(blob: bytes) -> None:
     with pytest.raises(ValueError, match="The stream"):
         load("LDCQ", with_description(blob, lambda d: d["progress"].update(noise_calls=10**20)))
