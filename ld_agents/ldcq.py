@@ -283,8 +283,8 @@ class LDCQ(OfflineAlgorithm):
         states = self.data.observations[starts]
         latents = self._standardised(self._encode(starts))
         returns, bootstraps = self._window_returns(starts)
-        candidates = self.draw_candidates(self.data.observation_rows[self._next_rows(starts)])
         next_states = self.data.observation_rows[self._next_rows(starts)]
+        candidates = self.draw_candidates(next_states)
         # every window starts with the same priority, so that its first draw is uniform
         priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), 100.0, device=self.device))
         if not (priorities > 0).all():
