@@ -23,6 +23,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -66,6 +67,22 @@ class _SpacesOnlyEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         raise RuntimeError("Offline agents learn from a data set. Evaluate on an environment of your own.")
+
+
+class _GradientStepBar(ProgressBarCallback):
+    """SB3's bar adds the number of environments at each step; training counts gradient steps."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(1)
+        return True
+
+
+def _with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+    if callback is None:
+        return [_GradientStepBar()]
+    if isinstance(callback, list):
+        return [*callback, _GradientStepBar()]
+    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback), _GradientStepBar()]
 
 
 class OfflineAlgorithm(BaseAlgorithm):
@@ -124,7 +141,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         if getattr(self.settings, "normalize_observations", False):
             observations = dataset.observations
             self.policy.observation_mean.copy_(observations.mean(0))
-            self.policy.observation_std.copy_(observations.std(0).nan_to_num(0.0).clamp(min=1e-3))
+            self.policy.observation_std.copy_(observations.std(0, correction=0).clamp(min=1e-3))
 
     def _initialise(
         self,
@@ -144,6 +161,10 @@ class OfflineAlgorithm(BaseAlgorithm):
         """Everything but the networks."""
         if policy == "CnnPolicy":
             raise ValueError(f"{type(self).__name__} takes vectors: encode images first and pass their codes.")
+        if policy == "MultiInputPolicy" and observation_keys is None:
+            raise ValueError("These observations are vectors, not dictionaries: use 'MlpPolicy'.")
+        if (n_actions := int(np.prod(action_space.shape))) > 1000:
+            raise ValueError(f"Agents take at most 1,000 action dimensions, got {n_actions}.")
         stub = DummyVecEnv([lambda: _SpacesOnlyEnv(observation_space, action_space)])
         super().__init__(policy, stub, 0.0, tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed)
         self.policy_name = policy
@@ -264,7 +285,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         self,
         total_timesteps: int | None = None,
         callback: MaybeCallback = None,
-        log_interval: int = 500,
+        log_interval: int | None = 500,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -275,7 +296,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
                 preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone.
             callback: SB3 callbacks; `on_step` is called after every gradient step.
-            log_interval: gradient steps between two log lines.
+            log_interval: gradient steps between two log lines. None logs nothing.
             tb_log_name: name of the TensorBoard run, by default the agent's name.
             reset_num_timesteps: False continues: stages that are finished are not redone, and the steps go to the
                 unfinished ones (if there are none, to the last). The networks keep their weights either way.
@@ -288,12 +309,16 @@ class OfflineAlgorithm(BaseAlgorithm):
             )
         if total_timesteps is not None and total_timesteps < 0:
             raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        if log_interval is not None and log_interval < 1:
+            raise ValueError(f"log_interval must be at least 1, or None for no log, got {log_interval}.")
         self._plan_budget(total_timesteps, reset_num_timesteps)
         remaining = sum(self.stage_budget.values()) - sum(self.stage_steps.values())
         if reset_num_timesteps:
             self._optimizers, self._resumable, self._resumed = {}, {}, {}
+        if progress_bar:
+            callback = _with_progress_bar(callback)
         total_timesteps, callback = self._setup_learn(
-            remaining, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            remaining, callback, reset_num_timesteps, tb_log_name or type(self).__name__
         )
         self._show_progress = progress_bar
         self._prepare_data(self.dataset)
@@ -310,7 +335,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         callback.on_training_end()
         return self
 
-    def _run_stage(self, stage: Stage, callback: Any, log_interval: int) -> bool:
+    def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
         self.policy.set_training_mode(True)
         steps = stage.train()
         while True:
@@ -325,7 +350,7 @@ class OfflineAlgorithm(BaseAlgorithm):
                 next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
             self._n_updates += 1
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            if self.num_timesteps % log_interval == 0:
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
                 for name, value in losses.items():
                     self.logger.record(f"{stage.name}/{name}", value.item())
                 self.logger.record("time/stage_seconds", self.stage_seconds[stage.name])
@@ -344,8 +369,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.stage_seconds = {}
         elif total is not None:
             left = {name: budget - self.stage_steps[name] for name, budget in self.stage_budget.items()}
-            weights = left if any(left.values()) else {list(full)[-1]: 1}
-            for name, more in _share_out(total, weights).items():
+            for name, more in _share_out(total, left).items():
                 self.stage_budget[name] = self.stage_steps[name] + more
 
     def remaining_steps(self, stage: str) -> range:
@@ -498,8 +522,10 @@ class OfflineAlgorithm(BaseAlgorithm):
             with torch.device("meta"):
                 agent.policy = agent._make_policy()
             agent_file.check_tensors(weights, agent.policy.state_dict(), path)
+            trained = {name: parameter.requires_grad for name, parameter in agent.policy.named_parameters()}
             agent.policy.load_state_dict(weights, assign=True)
-            agent.policy.requires_grad_(True)
+            for name, parameter in agent.policy.named_parameters():
+                parameter.requires_grad_(trained[name])
             agent.policy.to(agent.device).set_training_mode(False)
             progress = description["progress"]
             agent.num_timesteps = int(progress["num_timesteps"])
@@ -527,6 +553,9 @@ class OfflineAlgorithm(BaseAlgorithm):
         names = {stage.name for stage in self.stages()} if self.stage_budget else set()
         if set(self.stage_budget) != names or set(self.stage_steps) != names:
             raise KeyError(f"progress of the stages {sorted({*self.stage_budget, *self.stage_steps})}")
+        for name, steps in self.stage_steps.items():
+            if not 0 <= steps <= self.stage_budget[name] < 1 << 53:
+                raise OverflowError(f"{steps} of {self.stage_budget[name]} steps of the stage {name} are done")
 
     def _attach(self, dataset: OfflineDataset) -> None:
         if dataset.content_hash != self._dataset_identity.get("hash"):
@@ -559,10 +588,22 @@ def check_settings(
 ) -> None:
     """Checks fields of a settings class against ranges (inclusive) and choices. None passes where it is the default.
 
+    Fields whose default is a bool or a tuple are checked without being named: a tuple holds the widths of 1 to 16
+    layers, and a list (as JSON has it) is made one.
+
     Raises:
         ValueError: names the setting, what it may be, and what it is.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name, default in defaults.items():
+        value = getattr(settings, name)
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}.")
+        if isinstance(default, tuple):
+            widths = tuple(value) if isinstance(value, list | tuple) else ()
+            if not 1 <= len(widths) <= 16 or not all(type(width) is int and 1 <= width <= 8192 for width in widths):
+                raise ValueError(f"{name} must be 1 to 16 widths, whole numbers in 1..8192, got {str(value)[:80]}.")
+            object.__setattr__(settings, name, widths)
     for kind, ranges in ((int, whole), ((int, float), real)):
         for name, (low, high) in ranges.items():
             value = getattr(settings, name)
@@ -577,6 +618,8 @@ def check_settings(
 
 
 def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
-    """Whole numbers in the proportions of `weights` that add up to `total`."""
+    """Whole numbers in the proportions of `weights` that add up to `total`. Without weights the last takes all."""
+    if not any(weights.values()):
+        weights = {name: int(name == list(weights)[-1]) for name in weights}
     ends = np.round(np.cumsum(list(weights.values())) / sum(weights.values()) * total).astype(int)
     return dict(zip(weights, np.diff(ends, prepend=0).tolist(), strict=True))

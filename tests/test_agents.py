@@ -277,6 +277,25 @@ def test_progress_bar(name: str, dataset: OfflineDataset, capsys: pytest.Capture
     agent = make_agent(name, dataset).learn(20, progress_bar=True)
     assert agent.num_timesteps == 20
     assert "20/20" in "".join(capsys.readouterr())
+    agent.set_env(DummyVecEnv([Drift, Drift]))
+    calls: list[int] = []
+    agent.learn(10, callback=lambda _, __: bool(calls.append(1) or True), progress_bar=True)
+    assert len(calls) == 10
+    assert "10/10" in "".join(capsys.readouterr())  # gradient steps, however many environments are attached
+
+
+def test_log_interval(name: str, dataset: OfflineDataset) -> None:
+    with pytest.raises(ValueError, match="log_interval must be at least 1, or None"):
+        make_agent(name, dataset).learn(2, log_interval=0)
+    assert make_agent(name, dataset).learn(2, log_interval=None).num_timesteps == 2
+
+
+def test_budget_of_nothing(name: str, dataset: OfflineDataset) -> None:
+    nothing = {f"{stage}_steps" if stage != "train" else "steps": 0 for stage in STAGES[name]}
+    agent = make_agent(name, dataset, **nothing)
+    assert agent.learn().num_timesteps == 0
+    assert agent.learn(3).num_timesteps == 3
+    assert agent.stage_steps[STAGES[name][-1]] == 3
 
 
 def test_environment_can_be_attached(name: str, dataset: OfflineDataset, trained: Trained) -> None:
@@ -736,6 +755,8 @@ def test_wrong_policy_names(name: str, dataset: OfflineDataset, goal_dataset: Of
         agent_class("LstmPolicy", dataset, **tiny)
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         agent_class("MlpPolicy", goal_dataset, **tiny)
+    with pytest.raises(ValueError, match="use 'MlpPolicy'"):
+        agent_class("MultiInputPolicy", dataset, **tiny)
 
 
 def test_unknown_settings_name_the_known_ones(name: str, dataset: OfflineDataset) -> None:
@@ -746,6 +767,10 @@ def test_unknown_settings_name_the_known_ones(name: str, dataset: OfflineDataset
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
+        ("denoiser_widths", "ab"),
+        ("denoiser_widths", (8.5, 8)),
+        ("denoiser_widths", 8),
+        ("reward_stops_bootstrap", "no"),
         ("latent_dim", 0),
         ("latent_dim", 2.5),
         ("latent_dim", 10**6),

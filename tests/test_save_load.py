@@ -23,9 +23,10 @@ import safetensors.torch
 import stable_baselines3
 import torch
 from conftest import AGENTS, Drift, StopAt, differing, make_agent, saved, weights
+from gymnasium import spaces
 from torch import Tensor
 
-from ld_agents import BC, LDCQ, OfflineDataset
+from ld_agents import BC, LDCQ, OfflineDataset, agent_file
 from ld_agents.offline_algorithm import OfflineAlgorithm
 
 Trained = Callable[[str], OfflineAlgorithm]
@@ -579,6 +580,34 @@ def test_progress_of_unknown_stages(blob: bytes, dataset: OfflineDataset) -> Non
     crafted = with_description(blob, lambda d: d["progress"].update(stage_steps={"x": 1}))
     with pytest.raises(ValueError, match="stage"):
         load("LDCQ", crafted, dataset=dataset).learn(reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("steps", [-1, 10**6])
+def test_progress_beyond_the_budget(blob: bytes, steps: int) -> None:
+    def wrong(description: dict[str, Any]) -> None:
+        description["progress"]["stage_steps"]["vae"] = steps
+
+    with pytest.raises(ValueError, match="steps of the stage vae are done"):
+        load("LDCQ", with_description(blob, wrong))
+
+
+def test_too_many_action_dimensions(blob: bytes) -> None:
+    def wide(description: dict[str, Any]) -> None:
+        space = spaces.Box(-1.0, 1.0, (5000,), np.float32)
+        description["action_space"] = agent_file.space_to_json(space)
+
+    with pytest.raises(ValueError, match="at most 1,000 action dimensions"):
+        load("LDCQ", with_description(blob, wide))
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_what_is_trained_stays_the_same(name: str, trained: Trained) -> None:
+    """A target network takes no gradients, before and after a round trip."""
+    agent = trained(name)
+    flags = {key: parameter.requires_grad for key, parameter in agent.policy.named_parameters()}
+    again = load(name, saved(agent)).policy
+    assert flags == {key: parameter.requires_grad for key, parameter in again.named_parameters()}
+    assert all(not flag for key, flag in flags.items() if key.startswith("target"))
 
 
 def test_counter_of_the_noise_that_is_no_64_bit_number(blob: bytes) -> None:
