@@ -34,6 +34,7 @@ import ld_agents
 import maze_plans
 import provenance
 from ld_agents.evaluation import evaluate
+from ld_agents.scores import family
 
 SCHEMA = 1
 N_ENVS = 25
@@ -313,7 +314,8 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
 
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
-    agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
+    of_family = cls.family_settings().get(family(run.dataset) or "", {})
+    agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,

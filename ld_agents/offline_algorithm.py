@@ -195,6 +195,15 @@ class OfflineAlgorithm(BaseAlgorithm):
     def presets(cls) -> dict[str, Any]:
         """The settings of "fast" and "paper"."""
 
+    @classmethod
+    def family_settings(cls) -> dict[str, dict[str, Any]]:
+        """What published configurations set otherwise for a family of data sets (`scores.family`). By default nothing.
+
+        An agent does not look up its family by itself: hand them over, `IQL(..., **IQL.family_settings()["antmaze"])`.
+        The suite does.
+        """
+        return {}
+
     def _make_policy(self) -> OfflinePolicy:
         """The networks, freshly initialised from torch's global generator, which the seed has just set."""
         return self.policy_class(  # type: ignore[return-value]

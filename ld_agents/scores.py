@@ -6,6 +6,7 @@ all steps from the first one at the goal on, whatever the agent does afterwards.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,25 @@ REFERENCE_SCORES: dict[str, ReferenceScore] = {
     "ld-agents/pointmaze/umaze-10k-v0": ReferenceScore(*_MAZE2D["umaze"], _D4RL, _POINTMAZE_DEFECTS),
 }
 """Reference scores by data set id."""
+
+
+_FAMILIES = {
+    "antmaze": r"ant-?maze",
+    "maze2d": r"maze2d|pointmaze",
+    "kitchen": r"kitchen",
+    "adroit": r"\b(pen|hammer|door|relocate)\b",
+    "locomotion": r"\b(halfcheetah|hopper|walker2d|ant)\b",
+}
+
+
+def family(dataset_id: str) -> str | None:
+    """The benchmark family of a data set, read from its name: "maze2d", "antmaze", "locomotion", "adroit", "kitchen".
+
+    Args:
+        dataset_id: of Minari, or the path of a D4RL file. None for a name of no known family.
+    """
+    name = dataset_id.lower().replace("_", "-")
+    return next((family for family, pattern in _FAMILIES.items() if re.search(pattern, name)), None)
 
 
 def normalise(returns: ArrayLike, dataset_id: str) -> NDArray[np.float64]:

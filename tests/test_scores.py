@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ld_agents.scores import REFERENCE_SCORES, first_contact_return, normalise
+from ld_agents.scores import REFERENCE_SCORES, family, first_contact_return, normalise
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,23 @@ def test_unknown_data_set() -> None:
 def test_first_contact_return() -> None:
     # 300 steps: contact at the first step earns all, at the last step one, none without contact.
     assert first_contact_return([1, 300, None], 300).tolist() == [300.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ld-agents/pointmaze/umaze-v0", "maze2d"),
+        ("/data/maze2d-large-sparse-v1.hdf5", "maze2d"),
+        ("D4RL/antmaze/umaze-diverse-v1", "antmaze"),
+        ("/data/Ant_maze_big-maze_noisy.hdf5", "antmaze"),
+        ("mujoco/halfcheetah/medium-v0", "locomotion"),
+        ("/data/walker2d_medium_expert-v2.hdf5", "locomotion"),
+        ("D4RL/pen/human-v2", "adroit"),
+        ("/data/door-cloned-v1.hdf5", "adroit"),
+        ("D4RL/kitchen/partial-v2", "kitchen"),
+        ("mine/opening/doors-v0", None),
+        ("mujoco/humanoid/medium-v0", None),
+    ],
+)
+def test_families(name: str, expected: str | None) -> None:
+    assert family(name) == expected
