@@ -234,7 +234,14 @@ def suite_from(options: argparse.Namespace) -> Suite:
     names = ("agents", "datasets", "seeds", "preset", "budget", "episodes")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return dataclasses.replace(SUITES[options.suite], **given)
+    suite = dataclasses.replace(SUITES[options.suite], **given)
+    if options.cpu_bf16:
+        # a setting of every agent, so that its runs have names and rows of their own
+        agents = (
+            f"{agent.strip().removesuffix(']')}{',' if '[' in agent else '['}cpu_bf16=true]" for agent in suite.agents
+        )
+        suite = dataclasses.replace(suite, agents=tuple(agents))
+    return suite
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -248,6 +255,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", help="fast, paper, or default (the agent's own choice)")
     parser.add_argument("--budget", type=float, help="share of the preset's gradient steps; 1 is all of them")
     parser.add_argument("--episodes", type=int, help="evaluation episodes of each run")
+    parser.add_argument(
+        "--cpu-bf16", action="store_true", help="train with matrix products in bfloat16 (CPUs with AMX or AVX512-BF16)"
+    )
     parser.add_argument("--out", type=Path, help="folder for everything that is written (default: results/SUITE)")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side (default: all cores)")
     options = parser.parse_args(arguments)

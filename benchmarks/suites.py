@@ -20,16 +20,25 @@ class Suite:
     episodes: int = 100
 
 
-LDCQ_AND_BASELINES = ("LDCQ", "LDCQ[prior=gaussian]", "BC")
+ALL_AGENTS = (
+    "CQL",
+    "LDCQ",
+    "LDCQ[prior=gaussian]",
+    "IQL",
+    "ReBRAC",
+    "TD3BC",
+    "BC",
+    "BC[best_fraction=0.1]",
+)
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
-        agents=LDCQ_AND_BASELINES,
+        agents=("LDCQ", "LDCQ[prior=gaussian]", "BC"),
         datasets=("ld-agents/pointmaze/umaze-v0",),
         seeds=(0, 1, 2),
     ),
     "maze2d": Suite(
-        agents=LDCQ_AND_BASELINES,
+        agents=ALL_AGENTS,
         datasets=(
             "ld-agents/pointmaze/large-v0",
             "ld-agents/pointmaze/medium-v0",

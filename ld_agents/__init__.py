@@ -3,8 +3,13 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from ld_agents.baselines.bc import BC
+from ld_agents.baselines.cql import CQL
+from ld_agents.baselines.iql import IQL
+from ld_agents.baselines.rebrac import ReBRAC
+from ld_agents.baselines.td3_bc import TD3BC
 from ld_agents.dataset import OfflineDataset
 from ld_agents.evaluation import Evaluation, evaluate
+from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
 from ld_agents.sources import load_dataset
 
@@ -13,4 +18,16 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0"
 
-__all__ = ["BC", "LDCQ", "Evaluation", "OfflineDataset", "evaluate", "load_dataset"]
+__all__ = [
+    "BC",
+    "CQL",
+    "IQL",
+    "LDCQ",
+    "TD3BC",
+    "Evaluation",
+    "LatentDiffuser",
+    "OfflineDataset",
+    "ReBRAC",
+    "evaluate",
+    "load_dataset",
+]

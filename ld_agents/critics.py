@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+def mlp(*sizes: int, layer_norm: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between them; with `layer_norm`, a LayerNorm after each ReLU, as in ReBRAC's code."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    for before, after in pairwise(sizes[:-1]):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        if layer_norm:
+            layers.append(nn.LayerNorm(after, eps=1e-6))  # eps of flax, which ReBRAC's code uses
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 def norm_gelu_mlp(*sizes: int) -> nn.Sequential:
@@ -26,13 +28,29 @@ def norm_gelu_mlp(*sizes: int) -> nn.Sequential:
 class TanhActor(nn.Module):
     """A deterministic actor with actions in [-1, 1]: linear layers, ReLU, tanh (as in TD3)."""
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> None:
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256), layer_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, *hidden, action_dim)
+        self.net = mlp(observation_dim, *hidden, action_dim, layer_norm=layer_norm)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Shapes [..., S] -> [..., A]."""
         return torch.tanh(self.net(observations))
+
+
+class QFunction(nn.Module):
+    """Q(s, a): linear layers and ReLU over observation and action side by side (as in TD3)."""
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256), layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.net = mlp(observation_dim + action_dim, *hidden, 1, layer_norm=layer_norm)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Shapes [..., S], [..., A] -> [...]."""
+        return self.net(torch.cat([observations, actions], -1)).squeeze(-1)
 
 
 class LatentCritic(nn.Module):
@@ -66,3 +84,14 @@ class LatentCritic(nn.Module):
 def polyak_update(online: nn.Module, target: nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, for all parameters in one call."""
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One gradient step on the optimiser's own parameters.
+
+    Nothing is spent on gradients of other parameters that the loss runs through, such as the critics' in an actor's
+    loss.
+    """
+    optimizer.zero_grad()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    optimizer.step()

@@ -1,20 +1,22 @@
 """Diffusion without networks: noise schedules, the training loss, and one sampling loop for every solver.
 
-Notation, as in DDPM and DPM-Solver. Diffusion steps are j = 1..T; j = T is noise, j = 1 is almost clean.
+Notation, as in DDPM and DPM-Solver. The discrete chain has steps j = 1..T; j = T is noise, j = 1 is almost clean. The
+continuous schedule has a time tau in (0, 1]; tau = 1 is noise.
 
-| here                | paper                                                  |
-| ------------------- | ------------------------------------------------------ |
-| `alpha_bar[j]`      | product of (1 - beta_i) for i <= j                     |
-| `signal[j]`         | alpha_j = sqrt(alpha_bar_j)                            |
-| `noise[j]`          | sigma_j = sqrt(1 - alpha_bar_j)                        |
-| `snr[j]`            | alpha_bar_j / (1 - alpha_bar_j)                        |
-| `x0`                | the clean sample that the network predicts             |
+| here                | paper                                                  | continuous         |
+| ------------------- | ------------------------------------------------------ | ------------------ |
+| `alpha_bar[j]`      | product of (1 - beta_i) for i <= j                     |                    |
+| `signal[j]`         | alpha_j = sqrt(alpha_bar_j)                            | `signal(tau)`      |
+| `noise[j]`          | sigma_j = sqrt(1 - alpha_bar_j)                        | `noise(tau)`       |
+| `snr[j]`            | alpha_bar_j / (1 - alpha_bar_j)                        | exp(`log_snr(tau)`)|
+| `x0`                | the clean sample, predicted from x                     |                    |
 
-Every network here predicts x0, so every solver is a chain of multiply-adds,
+Every solver works on a prediction of x0, so it is a chain of multiply-adds,
 
-    x <- a x + b x0(x, j) + c x0(previous) + s N(0, I),
+    x <- a x + b x0(x, time) + c x0(previous) + s N(0, I),
 
-whose four numbers are worked out once (`solver_steps`). Sampling is then one short loop (`sample`).
+whose four numbers are worked out once (`solver_steps`, `vp_solver_steps`). Sampling is then one short loop (`sample`).
+A network that predicts noise, and guidance, enter through `x0_from_noise`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 Solver = Literal["ddpm", "ddim", "dpm++2m"]
+VPSolver = Literal["ddim", "dpm++2m", "dpm++2s"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,66 @@ def linear_schedule(n_steps: int, *, rescaled: bool = True) -> NoiseSchedule:
     return NoiseSchedule(n_steps, torch.cumprod(1 - beta, 0), beta)
 
 
+@dataclass(frozen=True)
+class VPSchedule:
+    """The linear variance-preserving schedule in continuous time, beta(tau) = beta_0 + tau (beta_1 - beta_0).
+
+    Song et al. 2021. Times tau lie in (0, 1], of any shape; all results are float64 of the same shape. Its two
+    numbers are those of `linear_schedule` for an infinite T.
+    """
+
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+
+    def log_signal(self, tau: Tensor) -> Tensor:
+        """log alpha = -tau^2 (beta_1 - beta_0) / 4 - tau beta_0 / 2."""
+        tau = tau.double()
+        return -0.25 * tau**2 * (self.beta_1 - self.beta_0) - 0.5 * tau * self.beta_0
+
+    def signal(self, tau: Tensor) -> Tensor:
+        return self.log_signal(tau).exp()
+
+    def noise(self, tau: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self.log_signal(tau))).sqrt()
+
+    def log_snr(self, tau: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2)."""
+        return 2 * (self.log_signal(tau) - self.noise(tau).log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`."""
+        x = torch.logaddexp(torch.zeros_like(log_snr), -log_snr)  # -2 log alpha
+        return 2 * x / (self.beta_0 + (self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * x).sqrt())
+
+    def add_noise(self, x0: Tensor, tau: Tensor, epsilon: Tensor) -> Tensor:
+        """z_tau = alpha x0 + sigma epsilon. Shapes [B, ...], [B], [B, ...] -> [B, ...]; one tau for each row."""
+        rows = (-1, *[1] * (x0.dim() - 1))
+        signal, noise = self.signal(tau).to(x0.dtype).view(rows), self.noise(tau).to(x0.dtype).view(rows)
+        return signal * x0 + noise * epsilon
+
+
+def x0_from_noise(
+    z: Tensor, epsilon: Tensor, signal: float, noise: float, gradient: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """Predicted noise and guidance to predicted x0: (z - sigma epsilon) / alpha + scale sigma^2 / alpha gradient.
+
+    By Tweedie's formula that is E[x0 | z] under the guided density, if `gradient` is that of the log ratio of the
+    guided to the unguided density at z, as it is with exact guidance (`guidance.py`).
+
+    Args:
+        z: noisy sample.
+        epsilon: noise that the network predicts at z; of the same shape, as is `gradient`.
+        signal: alpha at the time of z.
+        noise: sigma at the time of z.
+        gradient: of the guidance, in z; None is no guidance.
+        scale: of the guidance. Only 1 samples the guided density; others do not sample it at another temperature.
+    """
+    x0 = torch.sub(z, epsilon, alpha=noise)
+    if gradient is not None:
+        x0 = torch.add(x0, gradient, alpha=scale * noise**2)
+    return x0 / signal
+
+
 class Diffuser:
     """The forward process and the x0 loss of one schedule, as float32 tables on one device."""
 
@@ -95,13 +158,18 @@ class Diffuser:
 
 
 class SolverStep(NamedTuple):
-    """One step of a solver: evaluate x0 at diffusion step `j`, then x <- a x + b x0 + c x0_previous + s noise."""
+    """One step of a solver: evaluate x0 at `time`, then x <- a x + b x0 + c x0_previous + s noise."""
 
-    j: int
+    time: float  # j of a discrete chain, tau of the continuous schedule
     a: float
     b: float
     c: float
     s: float
+
+    @property
+    def j(self) -> int:
+        """The diffusion step of a discrete chain."""
+        return int(self.time)
 
 
 def solver_steps(schedule: NoiseSchedule, solver: Solver, n_steps: int, *, extra_steps: int = 0) -> list[SolverStep]:
@@ -121,21 +189,71 @@ def solver_steps(schedule: NoiseSchedule, solver: Solver, n_steps: int, *, extra
     if not 1 <= n_steps <= schedule.n_steps:
         raise ValueError(f"n_steps must lie in 1..{schedule.n_steps} (the trained diffusion steps), got {n_steps}.")
     grid = _step_grid(schedule, n_steps)
-    signal, noise = schedule.signal.tolist(), schedule.noise.tolist()
+    signal, noise = schedule.signal[grid].tolist(), schedule.noise[grid].tolist()
+    return _few_steps(grid, [*signal, 1.0], [*noise, 0.0], solver)
+
+
+def vp_solver_steps(
+    schedule: VPSchedule,
+    n_steps: int,
+    *,
+    solver: VPSolver = "dpm++2m",
+    grid: Literal["log-snr", "time"] = "log-snr",
+    tau_end: float = 1e-3,
+    final_denoise: bool = False,
+) -> list[SolverStep]:
+    """The coefficients of a whole chain in continuous time, from tau = 1 to `tau_end`.
+
+    Args:
+        schedule: the schedule the network was trained with.
+        n_steps: network evaluations.
+        solver: "ddim" (first order); "dpm++2m", multistep DPM-Solver++ of second order; "dpm++2s", its single-step
+            form, whose middle points are those of the grid (Lu et al. 2022, algorithms 2 and 1).
+        grid: of the times. Equally spaced in log SNR, or in tau, which is much less accurate with few steps.
+        tau_end: where the chain ends.
+        final_denoise: spend the last evaluation at `tau_end` on a clean sample, instead of ending with the little
+            noise that is left there.
+    """
+    if solver not in ("ddim", "dpm++2m", "dpm++2s"):
+        raise ValueError(f"Unknown solver {solver!r}. Use 'ddim', 'dpm++2m' or 'dpm++2s'.")
+    if grid not in ("log-snr", "time"):
+        raise ValueError(f"Unknown grid {grid!r}. Use 'log-snr' or 'time'.")
+    if n_steps < 1 or not 0 < tau_end < 1:
+        raise ValueError(f"n_steps must be at least 1 and tau_end in (0, 1), got {n_steps} and {tau_end}.")
+    tau = torch.tensor([1.0, tau_end], dtype=torch.float64)
+    first, last = (schedule.log_snr(tau) if grid == "log-snr" else tau).tolist()
+    tau = torch.linspace(first, last, n_steps + (not final_denoise), dtype=torch.float64)
+    if grid == "log-snr":
+        tau = schedule.time(tau)
+    signal, noise = schedule.signal(tau).tolist(), schedule.noise(tau).tolist()
+    if final_denoise:
+        signal, noise = [*signal, 1.0], [*noise, 0.0]
+    return _few_steps(tau.tolist(), signal, noise, solver)
+
+
+def _few_steps(
+    times: Sequence[float], signal: list[float], noise: list[float], solver: Solver | VPSolver
+) -> list[SolverStep]:
+    """Steps along the points of a grid; one evaluation each, but none at the last point."""
     steps: list[SolverStep] = []
-    previous_h = 0.0
-    for k, j in enumerate(grid):
-        if k + 1 == len(grid):  # to a clean sample: sigma = 0, so x becomes the prediction itself
-            steps.append(SolverStep(j, 0.0, 1.0, 0.0, 0.0))
+    previous_h = previous_weight = 0.0
+    for k in range(len(signal) - 1):
+        if noise[k + 1] == 0:  # to a clean sample: x becomes the prediction itself
+            steps.append(SolverStep(times[k], 0.0, 1.0, 0.0, 0.0))
             break
-        to = grid[k + 1]
-        a = noise[to] / noise[j]
-        weight = signal[to] - signal[j] * a
-        h = _log_ratio(signal[to], noise[to]) - _log_ratio(signal[j], noise[j])
-        # extrapolates x0 from the previous evaluation; the first step has none
-        slope = h / previous_h / 2 if solver == "dpm++2m" and k > 0 else 0.0
-        steps.append(SolverStep(j, a, weight * (1 + slope), -weight * slope, 0.0))
-        previous_h = h
+        a = noise[k + 1] / noise[k]
+        weight = signal[k + 1] - signal[k] * a
+        h = _log_ratio(signal[k + 1], noise[k + 1]) - _log_ratio(signal[k], noise[k])
+        b, c = weight, 0.0
+        if solver == "dpm++2m" and k > 0:  # extrapolates x0 from the previous evaluation; the first step has none
+            slope = h / previous_h / 2
+            b, c = weight * (1 + slope), -weight * slope
+        elif solver == "dpm++2s" and k % 2:  # undoes the half step before it, and makes the whole one
+            whole = signal[k + 1] - signal[k - 1] * noise[k + 1] / noise[k - 1]
+            share = (1 + h / previous_h) / 2
+            b, c = whole * share, whole * (1 - share) - previous_weight * a
+        steps.append(SolverStep(times[k], a, b, c, 0.0))
+        previous_h, previous_weight = h, weight
     return steps
 
 
@@ -180,7 +298,7 @@ def sample(
     Args:
         denoise: predicts x0 from (x, k), where k is the position in `steps`. What depends on the step alone, such as
             a time embedding, can so be worked out for all steps before the loop.
-        steps: from `solver_steps`.
+        steps: from `solver_steps` or `vp_solver_steps`.
         start: the noise that the chain starts from.
         noise: standard normal noise of the sample's shape, asked for by stochastic steps with k = 1..len(steps).
     """

@@ -96,6 +96,8 @@ class OfflineAlgorithm(BaseAlgorithm):
         device: "auto", "cpu", "cuda", ...
         verbose: 0 silent, 1 logs to the terminal.
         tensorboard_log: folder of TensorBoard logs, or None.
+        cpu_bf16: on a CPU, compute the matrix products of training in bfloat16. Weights stay float32, and so does all
+            acting. Faster where the processor has AMX or AVX512-BF16; needs torch 2.9.
         **settings: override single settings of the preset; see the settings class of the agent.
 
     Raises:
@@ -118,6 +120,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         device: torch.device | str = "auto",
         verbose: int = 0,
         tensorboard_log: str | None = None,
+        cpu_bf16: bool = False,
         **settings: Any,
     ) -> None:
         if not isinstance(dataset, OfflineDataset):
@@ -133,6 +136,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             device=device,
             verbose=verbose,
             tensorboard_log=tensorboard_log,
+            cpu_bf16=cpu_bf16,
             settings=settings,
         )
         self.dataset = dataset
@@ -156,6 +160,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         device: torch.device | str,
         verbose: int,
         tensorboard_log: str | None,
+        cpu_bf16: bool,
         settings: dict[str, Any],
     ) -> None:
         """Everything but the networks."""
@@ -170,6 +175,9 @@ class OfflineAlgorithm(BaseAlgorithm):
         self.policy_name = policy
         self.observation_keys = observation_keys
         self.state_dim = state_dim
+        if cpu_bf16 and not hasattr(torch.backends.mkldnn, "matmul"):
+            raise ValueError(f"cpu_bf16 needs torch 2.9 or newer, this is {torch.__version__}. Leave it out.")
+        self.cpu_bf16 = cpu_bf16
         self.preset = preset or ("paper" if self.device.type == "cuda" else "fast")
         self.settings = self._resolve(self.preset, settings)
         self.dataset = None
@@ -242,6 +250,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             "policy": self.policy_name,
             "preset": self.preset,
             "seed": self.seed,
+            "cpu_bf16": self.cpu_bf16,
             "settings": dataclasses.asdict(self.settings),
         }
 
@@ -346,7 +355,7 @@ class OfflineAlgorithm(BaseAlgorithm):
 
     def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
         self.policy.set_training_mode(True)
-        steps = stage.train()
+        steps = in_bfloat16(stage.train()) if self.cpu_bf16 else stage.train()
         while True:
             started = time.perf_counter()
             losses = next(steps, None)
@@ -525,6 +534,7 @@ class OfflineAlgorithm(BaseAlgorithm):
                 device=device,
                 verbose=verbose,
                 tensorboard_log=tensorboard_log,
+                cpu_bf16=description.get("cpu_bf16") is True,
                 settings=description["settings"],
             )
             # shapes are compared before any memory is taken for them
@@ -580,6 +590,20 @@ class OfflineAlgorithm(BaseAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = {"policy": agent_file.read(load_path_or_dict)[1]}
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+
+def in_bfloat16(steps: Iterator[Any]) -> Iterator[Any]:
+    """The same steps; while one is taken, the CPU computes float32 matrix products in bfloat16."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    while True:
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            losses = next(steps, None)
+        finally:
+            matmul.fp32_precision = before
+        if losses is None:
+            return
+        yield losses
 
 
 def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ld_agents import BC, LDCQ, OfflineDataset
+from ld_agents import BC, CQL, IQL, LDCQ, TD3BC, LatentDiffuser, OfflineDataset, ReBRAC
 from ld_agents.offline_algorithm import OfflineAlgorithm
 
 torch.set_num_threads(1)
@@ -57,13 +57,101 @@ TINY_LDCQ: dict[str, Any] = {
     "q_steps": 20,
 }
 
+TINY_LATENT_DIFFUSER: dict[str, Any] = {
+    "preset": "fast",
+    "horizon": 8,
+    "steps_per_latent": 2,
+    "exec_horizon": 3,
+    "latent_dim": 3,
+    "latent_space": True,
+    "width": 16,
+    "blocks": 1,
+    "heads": 2,
+    "dropout": 0.0,
+    "decoder": "shared",
+    "denoiser_width": 8,
+    "denoiser_multipliers": (1, 2),
+    "denoiser_blocks": 1,
+    "denoiser_activation": "silu",
+    "energy_hidden": 16,
+    "energy_layers": 3,
+    "discount": 0.9,
+    "normalize_observations": True,
+    "standardize": True,
+    "vae_learning_rate": 2e-3,
+    "vae_batch_size": 32,
+    "vae_steps": 12,
+    "weight_decay": 0.0,
+    "learning_rates": "cosine",
+    "latent_targets": "mean",
+    "prior_windows": None,
+    "prior_learning_rate": 2e-3,
+    "prior_batch_size": 32,
+    "prior_steps": 8,
+    "average_rate": 0.01,
+    "guidance": "exact",
+    "weights": "independent",
+    "inverse_temperature": 1.0,
+    "plan_return": "sum",
+    "return_steps": None,
+    "scale_states": 64,
+    "support_states": 64,
+    "support_size": 4,
+    "energy_learning_rate": 1e-3,
+    "energy_batch_size": 16,
+    "energy_steps": 20,
+    "guidance_scale": 1.0,
+    "solver": "dpm++2m",
+    "solver_grid": "log-snr",
+    "solver_steps": 4,
+    "n_candidates": 1,
+}
+
+TINY_REBRAC: dict[str, Any] = {
+    "preset": "fast",
+    "hidden": (16, 16),
+    "batch_size": 32,
+    "steps": 30,
+    "actor_learning_rate": 1e-2,
+    "normalize_observations": True,
+}
+
+TINY_IQL: dict[str, Any] = {
+    "preset": "fast",
+    "hidden": (16, 16),
+    "dropout": 0.1,
+    "batch_size": 32,
+    "steps": 30,
+    "normalize_observations": True,
+}
+
+TINY_CQL: dict[str, Any] = {
+    "preset": "fast",
+    "hidden": (16, 16),
+    "critic_hidden": (16, 16),
+    "n_actions": 3,
+    "target_action_gap": 1.0,
+    "batch_size": 32,
+    "steps": 30,
+    "actor_learning_rate": 3e-4,
+    "normalize_observations": True,
+}
+
 AGENTS: dict[str, tuple[type[OfflineAlgorithm], dict[str, Any]]] = {
     "LDCQ": (LDCQ, TINY_LDCQ),
     "LDCQ-gaussian": (LDCQ, {**TINY_LDCQ, "prior": "gaussian"}),
+    "LatentDiffuser": (LatentDiffuser, TINY_LATENT_DIFFUSER),
     "BC": (
         BC,
         {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30, "normalize_observations": True},
     ),
+    "TD3BC": (
+        TD3BC,
+        {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30, "normalize_observations": True},
+    ),
+    "ReBRAC": (ReBRAC, TINY_REBRAC),
+    "IQL": (IQL, TINY_IQL),
+    "CQL": (CQL, TINY_CQL),
 }
 
 BOX = spaces.Box(np.array([0.0, -3.0], np.float32), np.array([2.0, 1.0], np.float32))  # not [-1, 1], not square

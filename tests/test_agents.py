@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,34 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ld_agents import BC, LDCQ, OfflineDataset, evaluate
-from ld_agents.offline_algorithm import OfflineAlgorithm
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage
 
 Trained = Callable[[str], OfflineAlgorithm]
-STAGES = {"LDCQ": ["vae", "prior", "q"], "LDCQ-gaussian": ["vae", "q"], "BC": ["train"]}
+STAGES = {
+    "LDCQ": ["vae", "prior", "q"],
+    "LDCQ-gaussian": ["vae", "q"],
+    "LatentDiffuser": ["vae", "prior", "energy"],
+    **{baseline: ["train"] for baseline in ("BC", "TD3BC", "ReBRAC", "IQL", "CQL")},
+}
+_TD3_PARTS = {"actor", "target_actor", "critics", "target_critics"}
+LAST_STAGE_PARTS = {
+    "LDCQ": {"critics", "target_critics"},
+    "LDCQ-gaussian": {"critics", "target_critics"},
+    "LatentDiffuser": {"energy", "energy_average"},
+    "BC": {"actor"},
+    "TD3BC": _TD3_PARTS,
+    "ReBRAC": _TD3_PARTS,
+    "IQL": {"actor", "value", "critics", "target_critics"},
+    "CQL": {"actor", "critics", "target_critics", "log_entropy", "log_multiplier"},
+}
+EARLIER_PARTS: dict[str, set[str]] = {
+    "LDCQ": {"vae", "denoiser", "latent_mean", "latent_std"},
+    "LDCQ-gaussian": {"vae", "latent_mean", "latent_std"},
+    "LatentDiffuser": {
+        *("vae", "denoiser", "denoiser_average", "latent_mean", "latent_std", "token_mean", "token_std"),
+        *("return_mean", "return_std"),
+    },
+}
 
 
 def steps_of(agent: OfflineAlgorithm) -> dict[str, int]:
@@ -74,12 +99,7 @@ def test_learn_counts_gradient_steps(name: str, dataset: OfflineDataset) -> None
     assert list(agent.stage_seconds) == STAGES[name]
     assert all(0 < seconds < 60 for seconds in agent.stage_seconds.values())
     trained = {key.split(".")[0] for key in differing(before, weights(agent))}
-    parts = {
-        "LDCQ": {"vae", "denoiser", "critics", "target_critics", "latent_mean", "latent_std"},
-        "LDCQ-gaussian": {"vae", "critics", "target_critics", "latent_mean", "latent_std"},
-        "BC": {"actor"},
-    }
-    assert trained == parts[name]
+    assert trained == LAST_STAGE_PARTS[name] | EARLIER_PARTS.get(name, set())
     assert all(torch.isfinite(value).all() for value in weights(agent).values())
 
 
@@ -108,7 +128,7 @@ def test_a_second_learn_starts_with_fresh_optimisers_and_priorities(name: str, d
         again.learn(10)
         state = again._optimizers[last].state_dict()["state"]
         assert {float(values["step"]) for values in state.values()} == {again.stage_steps[last]}
-        if name != "BC":
+        if last == "q":
             again.learn(callback=StopAt(again.full_budget - 19))  # one step of Q-learning: 32 draws among 262 windows
             assert int((again._resumable["q.priorities"] == 100).sum()) >= 230
 
@@ -132,7 +152,7 @@ def test_more_steps_go_to_the_last_stage(name: str, dataset: OfflineDataset) -> 
     assert agent.num_timesteps == agent.full_budget + 5
     assert agent.stage_steps == {**steps, last: steps[last] + 5}
     changed = {key.split(".")[0] for key in differing(first, weights(agent))}
-    assert changed == ({"actor"} if name == "BC" else {"critics", "target_critics"})
+    assert changed == LAST_STAGE_PARTS[name]
     untouched = weights(agent)
     agent.learn(reset_num_timesteps=False)
     assert not differing(untouched, weights(agent))
@@ -324,9 +344,9 @@ def test_single_and_batched_observations(name: str, trained: Trained) -> None:
     assert single.shape == (2,)
     np.testing.assert_allclose(single, actions[2], atol=1e-5)
     if state is not None:
-        assert [len(part) for part in state] == [5, 5, 5]
+        assert {len(part) for part in state} == {5}
         assert single_state is not None
-        assert [len(part) for part in single_state] == [1, 1, 1]
+        assert {len(part) for part in single_state} == {1}
     for other in (batch.astype(np.float64), batch.tolist()):
         np.testing.assert_array_equal(agent.predict(other, deterministic=True)[0], actions)
 
@@ -517,9 +537,9 @@ def test_environments_do_not_depend_on_each_other(name: str, trained: Trained, d
         np.testing.assert_allclose(alone[:, 0], together[:, row], atol=1e-5)
 
 
-@pytest.mark.parametrize("ldcq", ["LDCQ", "LDCQ-gaussian"])
-def test_stochastic_actions_are_fresh_in_every_call_and_differ_between_rows(trained: Trained, ldcq: str) -> None:
-    agent = trained(ldcq)
+@pytest.mark.parametrize("stochastic", ["LDCQ", "LDCQ-gaussian", "LatentDiffuser", "IQL", "CQL"])
+def test_stochastic_actions_are_fresh_in_every_call_and_differ_between_rows(trained: Trained, stochastic: str) -> None:
+    agent = trained(stochastic)
     batch = np.stack([seen_by(agent, 1)[0]] * 3) + np.array([[0], [0], [1e-4]], np.float32)
     first, again = (agent.predict(batch)[0] for _ in range(2))
     assert (np.abs(first - again) > 1e-3).any(1).all()
@@ -658,9 +678,10 @@ def test_resumed_training_is_bit_equal_with_the_gaussian_prior(dataset: OfflineD
     check_resumption("LDCQ-gaussian", dataset, stop)
 
 
-@pytest.mark.parametrize("stop", [1, 15, 30])
-def test_resumed_training_of_bc_is_bit_equal(dataset: OfflineDataset, stop: int) -> None:
-    check_resumption("BC", dataset, stop)
+@pytest.mark.parametrize("stop", [1, 2, 15, 30])
+@pytest.mark.parametrize("baseline", ["BC", "TD3BC", "ReBRAC", "IQL", "CQL"])
+def test_resumed_training_of_baselines_is_bit_equal(dataset: OfflineDataset, baseline: str, stop: int) -> None:
+    check_resumption(baseline, dataset, stop)
 
 
 @pytest.mark.parametrize("learning_rates", ["cosine", "released"])
@@ -823,3 +844,50 @@ def test_bc_settings_out_of_range(dataset: OfflineDataset, setting: str, value: 
 def test_windows_longer_than_episodes(dataset: OfflineDataset) -> None:
     with pytest.raises(ValueError, match=r"longest episode has 20 steps\. Use a shorter horizon"):
         make_agent("LDCQ", dataset, horizon=50).learn(1)
+
+
+# ---------------------------------------------------------------- bfloat16
+
+
+def cpu_precision() -> str:
+    return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+
+
+def test_bfloat16_is_for_training_alone(name: str, dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(name, dataset, cpu_bf16=True)
+    before, stages = cpu_precision(), agent.stages
+    in_training, in_callbacks = set(), set()
+
+    def spied(stage: Stage) -> Stage:
+        def train() -> Iterator[Losses]:
+            for losses in stage.train():
+                in_training.add(cpu_precision())
+                yield losses
+
+        return dataclasses.replace(stage, train=train)
+
+    def note(*_: Any) -> bool:
+        in_callbacks.add(cpu_precision())
+        return True
+
+    monkeypatch.setattr(agent, "stages", lambda: [spied(stage) for stage in stages()])
+    agent.learn(20, callback=note)
+    assert in_training == {"bf16"}
+    assert in_callbacks == {before} == {cpu_precision()}
+    loaded = type(agent).load(io.BytesIO(saved(agent)), dataset=dataset)
+    assert loaded.cpu_bf16
+    assert loaded.config()["cpu_bf16"] is True
+    assert not make_agent(name, dataset).cpu_bf16
+
+
+def test_bfloat16_ends_with_an_error_in_training(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cpu_precision()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    agent = make_agent("BC", dataset, cpu_bf16=True)
+    monkeypatch.setattr("torch.optim.Adam.step", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        agent.learn(2)
+    assert cpu_precision() == before

@@ -5,12 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
+from analytic_guidance import Energy, Mixture, gradient, vp
 from torch import Tensor
 
-from ld_agents.diffusion import Diffuser, NoiseSchedule, Solver, SolverStep, linear_schedule, sample, solver_steps
+from ld_agents.diffusion import (
+    Diffuser,
+    NoiseSchedule,
+    Solver,
+    SolverStep,
+    VPSchedule,
+    VPSolver,
+    linear_schedule,
+    sample,
+    solver_steps,
+    vp_solver_steps,
+    x0_from_noise,
+)
 from ld_agents.keyed_noise import keyed_normal, observation_keys
 
 # ---------------------------------------------------------------- schedules
@@ -59,6 +73,29 @@ def test_rescaled_schedule_needs_thirty_steps() -> None:
     linear_schedule(29, rescaled=False)
 
 
+def test_continuous_schedule() -> None:
+    schedule = VPSchedule()
+    tau = torch.tensor([[1e-3, 0.1], [0.5, 1.0]])
+    alpha, sigma = schedule.signal(tau), schedule.noise(tau)
+    assert alpha.shape == tau.shape
+    assert alpha.dtype == sigma.dtype == schedule.log_snr(tau).dtype == torch.float64
+    assert alpha.flatten().tolist() == pytest.approx([0.999945, 0.946722, 0.281184, 0.006572], abs=2e-6)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=0, atol=1e-15)
+    torch.testing.assert_close(schedule.log_signal(tau).exp(), alpha)
+    torch.testing.assert_close(schedule.log_snr(tau), (alpha**2 / sigma**2).log(), rtol=1e-10, atol=0)
+    tau = torch.logspace(-6, 0, 50, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(tau)), tau, rtol=1e-12, atol=0)
+    assert vp(0.3) == pytest.approx(
+        (float(schedule.signal(tau.new_tensor(0.3))), float(schedule.noise(tau.new_tensor(0.3))))
+    )
+
+
+def test_continuous_schedule_is_the_limit_of_the_linear_one() -> None:
+    continuous, discrete = VPSchedule(), linear_schedule(10_000)
+    j = torch.tensor([1, 100, 2000, 10_000])
+    torch.testing.assert_close(discrete.signal[j], continuous.signal(j / 10_000), rtol=0.004, atol=0)
+
+
 # ---------------------------------------------------------------- forward process and loss
 
 
@@ -75,6 +112,28 @@ def test_forward_process_has_the_marginals_of_the_schedule() -> None:
         assert float(z.std()) == pytest.approx((1 - alpha_bar) ** 0.5, rel=0.01)
     rows = diffuser.add_noise(torch.ones(2, 3), torch.tensor([1, 100]), torch.zeros(2, 3))
     torch.testing.assert_close(rows, schedule.signal[[1, 100], None].float().expand(2, 3))
+
+
+def test_forward_process_in_continuous_time() -> None:
+    schedule = VPSchedule()
+    x0, epsilon = torch.full((3, 2, 5), 2.0), torch.full((3, 2, 5), -1.0)
+    tau = torch.tensor([0.01, 0.4, 1.0])
+    z = schedule.add_noise(x0, tau, epsilon)
+    assert z.dtype == torch.float32
+    for row, time in zip(z, tau.tolist(), strict=True):
+        alpha, sigma = vp(time)
+        torch.testing.assert_close(row, torch.full((2, 5), 2 * alpha - sigma))
+
+
+def test_predicted_noise_becomes_x0() -> None:
+    alpha, sigma = vp(0.7)
+    x0, epsilon = torch.randn(2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = alpha * x0 + sigma * epsilon
+    torch.testing.assert_close(x0_from_noise(z, epsilon, alpha, sigma), x0)
+    slope = torch.cos(x0)
+    # guidance enters the noise as - sigma times the gradient
+    guided = (z - sigma * (epsilon - 0.5 * sigma * slope)) / alpha
+    torch.testing.assert_close(x0_from_noise(z, epsilon, alpha, sigma, slope, 0.5), guided)
 
 
 def test_diffusion_steps_are_drawn_uniformly_from_one_to_T() -> None:
@@ -174,6 +233,52 @@ def test_dpm_solver_steps() -> None:
     torch.testing.assert_close(sample(lambda x, k: denoise(x), steps, start, no_noise), expected)
 
 
+@pytest.mark.parametrize(("grid", "n_steps"), [("log-snr", 8), ("time", 7)])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "dpm++2s"])
+@pytest.mark.parametrize("final_denoise", [False, True])
+def test_continuous_solver_steps(
+    solver: VPSolver, grid: Literal["log-snr", "time"], n_steps: int, final_denoise: bool
+) -> None:
+    """In the form of Lu et al. 2022, algorithms 1 and 2, with half the log SNR as the time."""
+    schedule = VPSchedule()
+    steps = vp_solver_steps(schedule, n_steps, solver=solver, grid=grid, tau_end=2e-3, final_denoise=final_denoise)
+    times = [step.time for step in steps] + ([] if final_denoise else [2e-3])
+    assert len(steps) == n_steps
+    assert [times[0], times[-1]] == pytest.approx([1.0, 2e-3])
+    tau = torch.tensor(times, dtype=torch.float64)
+    gaps = (schedule.log_snr(tau) if grid == "log-snr" else tau).diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps))
+
+    def denoise(x: Tensor) -> Tensor:
+        return torch.tanh(1.5 * x) - 0.1
+
+    alpha, sigma, half_log_snr = schedule.signal(tau), schedule.noise(tau), 0.5 * schedule.log_snr(tau)
+
+    def towards(x: Tensor, i: int, j: int, slope: Tensor) -> Tensor:
+        h = half_log_snr[j] - half_log_snr[i]
+        return sigma[j] / sigma[i] * x - alpha[j] * torch.expm1(-h) * slope
+
+    start = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x, k, predictions = start, 0, []
+    while k + 1 < len(times):
+        predictions.append(denoise(x))
+        if solver == "dpm++2s" and k + 2 < len(times):
+            middle = towards(x, k, k + 1, predictions[-1])
+            r = float((half_log_snr[k + 1] - half_log_snr[k]) / (half_log_snr[k + 2] - half_log_snr[k]))
+            x = towards(x, k, k + 2, (1 - 1 / (2 * r)) * predictions[-1] + 1 / (2 * r) * denoise(middle))
+            k += 2
+            continue
+        slope = predictions[-1]
+        if solver == "dpm++2m" and k > 0:
+            r = float((half_log_snr[k] - half_log_snr[k - 1]) / (half_log_snr[k + 1] - half_log_snr[k]))
+            slope = (1 + 1 / (2 * r)) * predictions[-1] - 1 / (2 * r) * predictions[-2]
+        x = towards(x, k, k + 1, slope)
+        k += 1
+    expected = denoise(x) if final_denoise else x
+    found = sample(lambda x, k: denoise(x), steps, start, no_noise)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
 def no_noise(k: int) -> Tensor:
     raise AssertionError(f"noise was asked for at step {k}")
 
@@ -203,6 +308,18 @@ def test_wrong_solvers() -> None:
     for n_steps in (0, 51):
         with pytest.raises(ValueError, match=rf"n_steps must lie in 1\.\.50 .* got {n_steps}"):
             solver_steps(schedule, "ddim", n_steps)
+
+
+def test_wrong_continuous_solvers() -> None:
+    schedule = VPSchedule()
+    with pytest.raises(ValueError, match=r"Unknown solver 'ddpm'. Use 'ddim', 'dpm\+\+2m' or 'dpm\+\+2s'"):
+        vp_solver_steps(schedule, 5, solver="ddpm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Unknown grid 'quadratic'. Use 'log-snr' or 'time'"):
+        vp_solver_steps(schedule, 5, grid="quadratic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"n_steps must be at least 1 and tau_end in \(0, 1\), got 0 and 0\.001"):
+        vp_solver_steps(schedule, 0)
+    with pytest.raises(ValueError, match="got 5 and 0"):
+        vp_solver_steps(schedule, 5, tau_end=0)
 
 
 def test_sample_takes_no_gradient_and_keeps_its_start() -> None:
@@ -278,6 +395,44 @@ def test_dpm_solver_is_of_second_order_and_ddim_of_first() -> None:
     assert 1.5 < ddim[1] / ddim[2] < 3
     assert dpm[0] / dpm[2] > 8
     assert all(fast < slow / 2 for fast, slow in zip(dpm, ddim, strict=True))
+
+
+def guided_gaussian(solver: VPSolver, grid: Literal["log-snr", "time"], n_steps: int) -> tuple[float, float]:
+    """Mean and standard deviation of N(0, 1) tilted by exp(-2 (x - 2)^2), exact up to the solver: 1.6 and 0.4472.
+
+    The chain is an affine map of its noise, so two starts tell its moments.
+    """
+    one = torch.ones(1, dtype=torch.float64)
+    prior, energy = Mixture(one, 0 * one[:, None], one[:, None, None]), Energy(4.0, one[:, None], 2 * one, 0 * one)
+    steps = vp_solver_steps(VPSchedule(), n_steps, solver=solver, grid=grid)
+
+    def denoise(z: Tensor, k: int) -> Tensor:
+        alpha, sigma = vp(steps[k].time)
+        slope = -gradient(lambda z: prior.noisy_energy("exact", energy, z, alpha, sigma), z)
+        return x0_from_noise(z, sigma * z, alpha, sigma, slope)
+
+    x = sample(denoise, steps, torch.tensor([[0.0], [1.0]], dtype=torch.float64), no_noise)
+    return float(x[0]), float(x[1] - x[0])
+
+
+@pytest.mark.parametrize(
+    ("solver", "grid", "stds"),
+    [
+        ("dpm++2m", "time", (0.496, 0.611, 0.587, 0.556, 0.512)),
+        ("dpm++2m", "log-snr", (0.428, 0.462, 0.457, 0.453, 0.450)),
+        ("dpm++2s", "time", (0.231, 0.506, 0.389, 0.470, 0.455)),  # QGPO's choice
+        ("dpm++2s", "log-snr", (0.306, 0.381, 0.413, 0.426, 0.437)),
+        ("ddim", "log-snr", (0.283, 0.352, 0.381, 0.397, 0.413)),
+    ],
+)
+def test_solver_errors_under_guidance(
+    solver: VPSolver, grid: Literal["log-snr", "time"], stds: tuple[float, ...]
+) -> None:
+    """With 5, 10, 15, 20 and 30 evaluations."""
+    for n_steps, expected in zip((5, 10, 15, 20, 30), stds, strict=True):
+        mean, std = guided_gaussian(solver, grid, n_steps)
+        assert mean == pytest.approx(1.6, abs=0.01)
+        assert std == pytest.approx(expected, abs=6e-4)
 
 
 MASSES, CENTRES, WIDTH = (0.8, 0.2), (-1.0, 1.0), 0.1

@@ -91,6 +91,16 @@ def test_grid_and_replacements() -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_bfloat16_is_a_setting_of_every_agent() -> None:
+    options = run_suite.parse(["--agents", "BC", "LDCQ[prior=gaussian]", "m:A[]", "--cpu-bf16"])
+    specs = [run_one.parse_spec(run.agent) for run in run_suite.grid(run_suite.suite_from(options))[::3]]
+    assert specs == [
+        ("BC", {"cpu_bf16": True}),
+        ("LDCQ", {"prior": "gaussian", "cpu_bf16": True}),
+        ("m:A", {"cpu_bf16": True}),
+    ]
+
+
 def test_suites_are_sound() -> None:
     assert set(SUITES) == {"quick", "maze2d", "smoke"}
     for suite in SUITES.values():

@@ -2,6 +2,11 @@
 
 The actor is TD3's: two layers of 256 and a tanh. The loss is the squared error to the actions of the data, so where
 the data go both ways the actor goes the mean way: what the planners are compared with.
+
+`best_fraction=0.1` is 10 % BC (Chen et al. 2021, arXiv 2106.01345, section 5.1): it clones the best tenth of the
+episodes, by discounted return as in CORL. CORL ends its trajectories at terminals and every 1000 steps, and so joins
+episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalises observations by the
+kept episodes, we by all.
 """
 
 import dataclasses
@@ -15,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ld_agents.baselines.transitions import episode_of_steps, episode_returns
 from ld_agents.critics import TanhActor
 from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
 from ld_agents.offline_policy import OfflinePolicy, State
@@ -51,13 +57,22 @@ class BC(OfflineAlgorithm):
         """Mean squared error between the actor's actions and the data's."""
         s = self.settings
         optimizer = self.optimizer("train", self.policy.actor.parameters(), s.learning_rate)
+        rows = self.best_rows()
         for _ in self.remaining_steps("train"):
-            batch = torch.randint(self.data.n_steps, (s.batch_size,), generator=self.generator, device=self.device)
+            batch = rows[torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)]
             loss = F.mse_loss(self.policy.actor(self.data.observations[batch]), self.data.actions[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             yield {"loss": loss.detach()}
+
+    def best_rows(self) -> Tensor:
+        """The steps of the episodes with the highest discounted returns, at least one episode. Shape [M] int64."""
+        returns = episode_returns(self.data, self.settings.return_discount)
+        kept = torch.zeros(len(returns), dtype=torch.bool, device=self.device)
+        best = returns.argsort(descending=True, stable=True)
+        kept[best[: max(1, int(self.settings.best_fraction * len(returns)))]] = True
+        return torch.nonzero(kept[episode_of_steps(self.data)]).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -68,15 +83,13 @@ class BCSettings:
     learning_rate: float = 3e-4
     batch_size: int = 256
     normalize_observations: bool = True
+    best_fraction: float = 1.0  # of the episodes that are cloned
+    return_discount: float = 0.99  # of the returns that episodes are chosen by
     steps: int = 1_000_000  # gradient steps
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        check_settings(
-            self, {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}, {"learning_rate": (0.0, 1.0)}, {}
-        )
-        if not 1 <= len(self.hidden) <= 16 or not all(1 <= width <= 8192 for width in self.hidden):
-            raise ValueError(f"hidden must be 1 to 16 widths in 1..8192, got {self.hidden[:20]}.")
+        real = dict.fromkeys(("learning_rate", "best_fraction", "return_discount"), (0.0, 1.0))
+        check_settings(self, {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}, real, {})
 
 
 PAPER = BCSettings()

@@ -1,0 +1,243 @@
+"""IQL: Implicit Q-Learning (Kostrikov, Nair & Levine, ICLR 2022, arXiv 2110.06169).
+
+No action outside the data is ever valued. V is an upper expectile of Q over the data's actions, Q learns from V at the
+next state, and the actor imitates the data's actions, each with a weight that grows with its advantage Q - V.
+
+| here               | paper            | shape     |
+| ------------------ | ---------------- | --------- |
+| `policy.critics`   | Q_1, Q_2         |           |
+| `policy.value`     | V_psi            |           |
+| `policy.actor`     | pi_phi           |           |
+| `target_q`         | Q_theta^(s, a)   | [B]       |
+| `expectile`        | tau              |           |
+| `temperature`      | beta             |           |
+
+The actor is a Gaussian that is not squashed: its mean is a tanh, its standard deviations are one free vector for all
+states. Sampled actions are clipped to the action space. The order of the steps is that of the paper: V, then Q and
+the actor with the new V, then the targets.
+
+Differences from the authors' code and CORL's:
+
+1. Weights start as torch's layers do, as in CORL; the authors' start orthogonal.
+2. The authors clip the data's actions to 1 - 1e-5; a Gaussian that is not squashed does not need it.
+3. Log standard deviations are clamped to -5..2 as in the authors' code; CORL's to -20..2.
+4. Dropout drops units of the stochastic actor too, as in the authors' code; CORL's `GaussianPolicy` ignores it.
+5. CORL computes all three losses with the V of before the step, the authors' code with that of after it, as here.
+6. Where the data hold the observation after a timeout, that step is learned from and bootstraps; see `Transitions`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ld_agents.baselines.transitions import Transitions, scaled_rewards
+from ld_agents.critics import QFunction, descend, mlp, polyak_update
+from ld_agents.keyed_noise import keyed_normal, next_keys
+from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.offline_policy import OfflinePolicy, State
+
+
+class IQLPolicy(OfflinePolicy):
+    """The actor's mean, or a sample of its Gaussian. V, critics and targets are kept beside it for training."""
+
+    def __init__(self, *spaces: Any, settings: "IQLSettings", **kwargs: Any) -> None:
+        super().__init__(*spaces, **kwargs)
+        self.stochastic = settings.actor == "gaussian"
+        self.actor = IQLActor(self.state_dim, self.action_dim, settings)
+        self.value = mlp(self.state_dim, *settings.hidden, 1)
+        self.critics, self.target_critics = (
+            nn.ModuleList(QFunction(self.state_dim, self.action_dim, settings.hidden) for _ in range(2))
+            for _ in range(2)
+        )
+        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.target_critics.requires_grad_(False)
+
+    def act(
+        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+    ) -> tuple[Tensor, State | None]:
+        """state: noise keys [n], if the actor is stochastic."""
+        actions = self.actor(states)
+        if not self.stochastic:
+            return actions, state
+        if state is not None:
+            begins = torch.as_tensor(episode_start, device=states.device)
+            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[0], device=states.device)))
+        if not deterministic:
+            actions = actions + self.actor.clamped_log_std().exp() * keyed_normal(keys, (self.action_dim,))
+        return actions, (keys.cpu().numpy(),)
+
+
+class IQLActor(nn.Module):
+    """Means in [-1, 1] and, if it is a Gaussian, one log standard deviation per action dimension."""
+
+    def __init__(self, observation_dim: int, action_dim: int, settings: "IQLSettings") -> None:
+        super().__init__()
+        self.dropout = settings.dropout
+        self.net = mlp(observation_dim, *settings.hidden, action_dim)
+        if settings.actor == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mean actions. Shapes [..., S] -> [..., A].
+
+        Args:
+            observations: normalised.
+            generator: of the units that are dropped. None: no unit is.
+        """
+        hidden = observations
+        for layer in self.net:
+            hidden = layer(hidden)
+            if generator is not None and self.dropout > 0 and isinstance(layer, nn.ReLU):
+                kept = torch.rand(hidden.shape, generator=generator, device=hidden.device) >= self.dropout
+                hidden = hidden * kept / (1 - self.dropout)
+        return torch.tanh(hidden)
+
+    def clamped_log_std(self) -> Tensor:
+        """Shape [A]."""
+        return self.log_std.clamp(-5.0, 2.0)
+
+    def negative_log_likelihood(self, means: Tensor, actions: Tensor) -> Tensor:
+        """-log pi(a | s), summed over action dimensions. Shapes [B, A], [B, A] -> [B]."""
+        log_std = self.clamped_log_std()
+        scaled = (actions - means) * torch.exp(-log_std)
+        return (0.5 * scaled.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class IQL(OfflineAlgorithm):
+    """Implicit Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `IQLSettings` for settings.
+
+    Settings of a family of data sets: `IQL("MlpPolicy", dataset, **IQL.family_settings()["antmaze"])`.
+    """
+
+    policy: IQLPolicy
+    settings: "IQLSettings"
+    policy_aliases: ClassVar = {"MlpPolicy": IQLPolicy, "MultiInputPolicy": IQLPolicy}
+
+    @classmethod
+    def presets(cls) -> dict[str, "IQLSettings"]:
+        return PRESETS
+
+    @classmethod
+    def family_settings(cls) -> dict[str, dict[str, Any]]:
+        return FAMILY
+
+    def stages(self) -> list[Stage]:
+        return [Stage("train", self.settings.steps, self.train)]
+
+    def train(self) -> Iterator[Losses]:
+        """One step of V, critics, actor and targets per gradient step (algorithm 1 of the paper)."""
+        s, policy = self.settings, self.policy
+        critic_optimizer = self.optimizer("train", policy.critics.parameters(), s.critic_learning_rate)
+        value_optimizer = self.optimizer("train.value", policy.value.parameters(), s.value_learning_rate)
+        actor_optimizer = self.optimizer("train.actor", policy.actor.parameters(), s.actor_learning_rate)
+        rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, s.normalize_rewards)
+        steps = self.remaining_steps("train")
+        batches = Transitions(self.data, rewards).batches(steps, s.batch_size, self.derived_generator)
+        for step, batch in zip(steps, batches, strict=True):
+            observations, actions, *_, next_observations = batch
+            q = self.target_q(observations, actions)
+            value_loss = self.value_loss(observations, q)
+            descend(value_optimizer, value_loss)
+            values, next_values = self.values(torch.cat([observations, next_observations])).chunk(2)
+            critic_loss = self.critic_loss(batch, next_values)
+            descend(critic_optimizer, critic_loss)
+            decay = 0.5 * (1 + math.cos(math.pi * step / self.stage_budget["train"]))
+            actor_optimizer.param_groups[0]["lr"] = s.actor_learning_rate * decay
+            actor_loss = self.actor_loss(observations, actions, q - values)
+            descend(actor_optimizer, actor_loss)
+            polyak_update(policy.critics, policy.target_critics, s.target_rate)
+            yield {
+                "loss": critic_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "actor_loss": actor_loss.detach(),
+            }
+
+    @torch.no_grad()
+    def target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """min(Q'_1, Q'_2) of the data's actions. Shapes [B, S], [B, A] -> [B]."""
+        return torch.minimum(*(critic(observations, actions) for critic in self.policy.target_critics))
+
+    @torch.no_grad()
+    def values(self, observations: Tensor) -> Tensor:
+        """V, without gradients. Shapes [B, S] -> [B]."""
+        return self.policy.value(observations).squeeze(-1)
+
+    def value_loss(self, observations: Tensor, q: Tensor) -> Tensor:
+        """Expectile regression of Q, |tau - 1(u < 0)| u^2 with u = Q - V (eq. 5). Shapes [B, S], [B] -> scalar."""
+        difference = q - self.policy.value(observations).squeeze(-1)
+        weights = torch.where(difference < 0, 1 - self.settings.expectile, self.settings.expectile)
+        return (weights * difference.square()).mean()
+
+    def critic_loss(self, batch: tuple[Tensor, ...], next_values: Tensor) -> Tensor:
+        """Sum over both critics of the mean squared error to r + gamma V(s') (eq. 6). `next_values`: [B]."""
+        observations, actions, rewards, masks, _ = batch
+        targets = rewards + self.settings.discount * masks * next_values
+        first, second = (F.mse_loss(critic(observations, actions), targets) for critic in self.policy.critics)
+        return first + second
+
+    def actor_loss(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
+        """-log pi(a | s), weighted with exp(beta (Q - V)), at most 100 (eq. 7). Squared error without a Gaussian.
+
+        Shapes [B, S], [B, A], [B] -> scalar.
+        """
+        weights = torch.exp(self.settings.temperature * advantages).clamp(max=100.0)
+        means = self.policy.actor(observations, self.generator)
+        if self.policy.stochastic:
+            return (weights * self.policy.actor.negative_log_likelihood(means, actions)).mean()
+        return (weights * (means - actions).square().sum(-1)).mean()
+
+
+@dataclass(frozen=True)
+class IQLSettings:
+    """Settings of IQL. Defaults: the authors' code for MuJoCo [A]; CORL's configurations of `iql` [C] are named."""
+
+    expectile: float = 0.7  # tau
+    temperature: float = 3.0  # beta: inverse temperature of the weights
+    actor: Literal["gaussian", "deterministic"] = "gaussian"  # [C] has both
+    dropout: float = 0.0  # share of the actor's hidden units that are dropped
+    hidden: tuple[int, ...] = (256, 256)  # of all networks
+    actor_learning_rate: float = 3e-4  # falls to 0 over the budget, as a cosine
+    critic_learning_rate: float = 3e-4
+    value_learning_rate: float = 3e-4
+    batch_size: int = 256
+    discount: float = 0.99
+    target_rate: float = 0.005
+    normalize_observations: bool = True  # [C]; False in [A]
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0  # added to the scaled reward
+    normalize_rewards: bool = False  # to returns that span 1000; see `scaled_rewards`
+    steps: int = 1_000_000  # gradient steps
+
+    def __post_init__(self) -> None:
+        check_settings(self, _WHOLE, _REAL, {"actor": ("gaussian", "deterministic")})
+
+
+_WHOLE = {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}
+_REAL = {
+    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate", "value_learning_rate"), (0.0, 1.0)),
+    **dict.fromkeys(("expectile", "discount", "target_rate"), (0.0, 1.0)),
+    **dict.fromkeys(("reward_scale", "reward_shift"), (-1e6, 1e6)),
+    "temperature": (0.0, 1e6),
+    "dropout": (0.0, 0.99),
+}
+
+PAPER = IQLSettings()
+FAST = dataclasses.replace(PAPER, steps=30_000)  # four minutes on one core
+PRESETS = {"fast": FAST, "paper": PAPER}
+
+# The paper's appendix B and the authors' code; Maze2D, which they do not have, as in [C].
+FAMILY: dict[str, dict[str, Any]] = {
+    "maze2d": {},
+    "antmaze": {"expectile": 0.9, "temperature": 10.0, "reward_shift": -1.0, "normalize_observations": False},
+    "locomotion": {"normalize_rewards": True, "normalize_observations": False},
+    "kitchen": {"temperature": 0.5, "dropout": 0.1, "normalize_observations": False},
+    "adroit": {"temperature": 0.5, "dropout": 0.1, "normalize_observations": False},
+}
