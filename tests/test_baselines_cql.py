@@ -314,6 +314,8 @@ def test_actions_are_samples_or_the_squashed_mean(dataset: OfflineDataset) -> No
     before = scaled(agent.predict(observations)[0])
     np.testing.assert_allclose(before.mean(0), [1.0, -0.5], atol=0.01)
     np.testing.assert_allclose(before.std(0), np.exp([-1.5, -3.0]), rtol=0.03)
+    outlet_set_to(agent.policy, [0.0, 0.0], [-30.0, 30.0])
+    np.testing.assert_array_equal(agent.policy.actor(torch.zeros(3)).log_std.detach(), [-20, 2])
 
 
 def test_noise_of_an_episode_goes_on_in_the_state(dataset: OfflineDataset) -> None:
