@@ -180,7 +180,7 @@ class PlainIQL:
         self.value = layers(STATE_DIM, *s.hidden, 1)
         self.critic_1, self.critic_2 = Critic(s.hidden), Critic(s.hidden)
         self.restart_targets()
-        self.value_optimizer = adam(self.value, s.value_learning_rate)
+        self.value_optimizer = adam(self.value, s.critic_learning_rate)
         self.critic_optimizers = [adam(net, s.critic_learning_rate) for net in (self.critic_1, self.critic_2)]
         self.actor_optimizer = torch.optim.Adam([*self.actor.parameters(), self.log_std], lr=s.actor_learning_rate)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.actor_optimizer, s.steps)
@@ -332,7 +332,7 @@ class Pair:
 
 PAIRS = (
     Pair("TD3+BC", TD3BC, PlainTD3BC, 1.3, {"target_noise": 0.0, "actor_delay": 1}, 1e-4),
-    Pair("IQL", IQL, PlainIQL, 1.4, {"value_learning_rate": 0.0}, 1e-4),
+    Pair("IQL", IQL, PlainIQL, 1.4, {}, 1e-4),
     Pair("CQL", CQL, PlainCQL, 1.3, {}, 0.05),
 )
 
@@ -413,9 +413,8 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 def same_losses(pair: Pair, data: OfflineDataset) -> list[dict[str, Any]]:
     """The losses of one gradient step from the same weights on the same batch, compared.
 
-    TD3+BC has no noise meanwhile and its actor learns at once; the value of IQL stays as it is, since CORL weights the
-    actor's loss with the value of before its step, and ours with that of after it. CQL draws actions on either side,
-    so its losses agree but for chance.
+    TD3+BC has no noise meanwhile and its actor learns at once. CQL draws actions on either side, so its losses agree
+    but for chance.
     """
     agent: Any = pair.agent_class("MlpPolicy", data, preset="paper", seed=0, device="cpu", **pair.fixed)
     plain = pair.plain_class(agent.settings)

@@ -556,13 +556,17 @@ class LatentDiffuser(OfflineAlgorithm):
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
             states = self.data.observations[starts[indices]]
             f = policy.energy(_SCHEDULE.add_noise(z, tau, epsilon), states[:, None], tau[:, None])  # [B, K]
+            extra: Losses = {}
             if s.guidance == "mse":
                 loss = F.mse_loss(f, energies)
             else:
                 of_set = (-1, sets, s.support_size)
-                loss = contrastive_loss(f.view(of_set), support_weights(energies.view(of_set), s.weights))
+                weights = support_weights(energies.view(of_set), s.weights)
+                limited = weights if s.weight_limit is None else weights.clamp(max=s.weight_limit)
+                loss = contrastive_loss(f.view(of_set), limited)
+                extra = {"limited": (limited < weights).float().mean()}
             self._descend(optimizer, loss, policy.energy, policy.energy_average, step)
-            yield {"loss": loss.detach()}
+            yield {"loss": loss.detach(), **extra}
 
     # ------------------------------------------------- common to the stages
 
@@ -678,6 +682,7 @@ class LatentDiffuserSettings:
     # stage 3
     guidance: Guidance = "exact"
     weights: Weights = "independent"  # "softmax" in [CEP]
+    weight_limit: float | None = None  # largest weight; the log says what share of them it cuts. None is exact
     inverse_temperature: float = 3.0  # beta [CEP], there in units of its own Q
     plan_return: Literal["sum", "mean", "tap"] = "sum"  # sum of returns-to-go; "tap": of rewards, with the last return
     return_steps: int | None = None  # steps of the plan that R looks at; None is all, 15 in [TAP]
@@ -731,6 +736,7 @@ _REAL = {
     **dict.fromkeys(("state_weight", "action_weight", "reward_weight", "return_weight", "kl_weight"), (0.0, 1e6)),
     **dict.fromkeys(("gradient_clip", "inverse_temperature", "guidance_scale"), (0.0, 1e6)),
     "terminal_reward": (-1e6, 1e6),
+    "weight_limit": (1.0, 1e30),
 }
 
 _CHOICES = {
@@ -747,7 +753,7 @@ _CHOICES = {
 
 # what `LatentDiffuser.with_energy` may change
 ENERGY_SETTINGS = (
-    *("guidance", "weights", "inverse_temperature", "plan_return", "return_steps", "scale_states"),
+    *("guidance", "weights", "weight_limit", "inverse_temperature", "plan_return", "return_steps", "scale_states"),
     *("support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
     *("energy_hidden", "energy_layers", "learning_rates", "average_rate"),
     *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),

@@ -144,7 +144,7 @@ def test_iql(dataset: OfflineDataset, expectile: float, temperature: float) -> N
     agent = ready(IQL, dataset, expectile=expectile, temperature=temperature, discount=0.9)
     policy, batch = agent.policy, transitions(agent)
     with torch.no_grad():  # advantages of both signs
-        policy.value[-1].bias += (agent.target_q(*batch[:2]) - agent.values(batch[0])).median()
+        policy.value[-1].bias += agent.advantages(batch).median()
     value = tensordict_nn.TensorDictModule(Column(policy.value), in_keys=["observation"], out_keys=["state_value"])
     loss = objectives.IQLLoss(
         stochastic(MeanAndDeviation(policy.actor), independent_normal),
@@ -157,12 +157,11 @@ def test_iql(dataset: OfflineDataset, expectile: float, temperature: float) -> N
     loss.make_value_estimator(gamma=0.9)
     set_targets(loss, policy.target_critics)
     theirs = loss(as_tensordict(batch))
-    q = agent.target_q(*batch[:2])
-    compare(theirs["loss_value"], agent.value_loss(batch[0], q))
-    compare(theirs["loss_qvalue"], agent.critic_loss(batch, agent.values(batch[4])))
-    advantages = q - agent.values(batch[0])
+    advantages = agent.advantages(batch).detach()
+    compare(theirs["loss_value"], agent.value_loss(advantages))
+    compare(theirs["loss_qvalue"], agent.critic_loss(batch))
     assert 0 < (torch.exp(temperature * advantages) > 100).float().mean() < 1
-    compare(theirs["loss_actor"], agent.actor_loss(*batch[:2], advantages))
+    compare(theirs["loss_actor"], agent.actor_loss(batch, advantages))
 
 
 # ---------------------------------------------------------------- CQL

@@ -8,13 +8,13 @@ next state, and the actor imitates the data's actions, each with a weight that g
 | `policy.critics`   | Q_1, Q_2         |           |
 | `policy.value`     | V_psi            |           |
 | `policy.actor`     | pi_phi           |           |
-| `target_q`         | Q_theta^(s, a)   | [B]       |
+| `target_critics`   | Q_theta^         |           |
+| `advantages`       | Q_theta^ - V_psi | [B]       |
 | `expectile`        | tau              |           |
 | `temperature`      | beta             |           |
 
 The actor is a Gaussian that is not squashed: its mean is a tanh, its standard deviations are one free vector for all
-states. Sampled actions are clipped to the action space. The order of the steps is that of the paper: V, then Q and
-the actor with the new V, then the targets.
+states. Sampled actions are clipped to the action space.
 
 Differences from the authors' code and CORL's:
 
@@ -22,7 +22,7 @@ Differences from the authors' code and CORL's:
 2. The authors clip the data's actions to 1 - 1e-5; a Gaussian that is not squashed does not need it.
 3. Log standard deviations are clamped to -5..2 as in the authors' code; CORL's to -20..2.
 4. Dropout drops units of the stochastic actor too, as in the authors' code; CORL's `GaussianPolicy` ignores it.
-5. CORL computes all three losses with the V of before the step, the authors' code with that of after it, as here.
+5. All losses are those of before the step, as in CORL. The authors step V first, and compute the others with the new V.
 6. Where the data hold the observation after a timeout, that step is learned from and bootstraps; see `Transitions`.
 """
 
@@ -133,25 +133,21 @@ class IQL(OfflineAlgorithm):
         return [Stage("train", self.settings.steps, self.train)]
 
     def train(self) -> Iterator[Losses]:
-        """One step of V, critics, actor and targets per gradient step (algorithm 1 of the paper)."""
+        """One step of V, critics, actor and targets per gradient step; all losses are of before the step."""
         s, policy = self.settings, self.policy
-        critic_optimizer = self.optimizer("train", policy.critics.parameters(), s.critic_learning_rate)
-        value_optimizer = self.optimizer("train.value", policy.value.parameters(), s.value_learning_rate)
+        critic_parameters = [*policy.critics.parameters(), *policy.value.parameters()]
+        critic_optimizer = self.optimizer("train", critic_parameters, s.critic_learning_rate)
         actor_optimizer = self.optimizer("train.actor", policy.actor.parameters(), s.actor_learning_rate)
         rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, s.normalize_rewards)
         steps = self.remaining_steps("train")
         batches = Transitions(self.data, rewards).batches(steps, s.batch_size, self.derived_generator)
         for step, batch in zip(steps, batches, strict=True):
-            observations, actions, *_, next_observations = batch
-            q = self.target_q(observations, actions)
-            value_loss = self.value_loss(observations, q)
-            descend(value_optimizer, value_loss)
-            values, next_values = self.values(torch.cat([observations, next_observations])).chunk(2)
-            critic_loss = self.critic_loss(batch, next_values)
-            descend(critic_optimizer, critic_loss)
+            advantages = self.advantages(batch)
+            value_loss, critic_loss = self.value_loss(advantages), self.critic_loss(batch)
+            actor_loss = self.actor_loss(batch, advantages.detach())
+            descend(critic_optimizer, value_loss + critic_loss)
             decay = 0.5 * (1 + math.cos(math.pi * step / self.stage_budget["train"]))
             actor_optimizer.param_groups[0]["lr"] = s.actor_learning_rate * decay
-            actor_loss = self.actor_loss(observations, actions, q - values)
             descend(actor_optimizer, actor_loss)
             polyak_update(policy.critics, policy.target_critics, s.target_rate)
             yield {
@@ -160,34 +156,29 @@ class IQL(OfflineAlgorithm):
                 "actor_loss": actor_loss.detach(),
             }
 
-    @torch.no_grad()
-    def target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """min(Q'_1, Q'_2) of the data's actions. Shapes [B, S], [B, A] -> [B]."""
-        return torch.minimum(*(critic(observations, actions) for critic in self.policy.target_critics))
+    def advantages(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """min(Q'_1, Q'_2)(s, a) - V(s) of the data's actions; gradients flow into V alone. Shape [B]."""
+        observations, actions = batch[:2]
+        q = torch.minimum(*(critic(observations, actions) for critic in self.policy.target_critics))
+        return q - self.policy.value(observations).squeeze(-1)
 
-    @torch.no_grad()
-    def values(self, observations: Tensor) -> Tensor:
-        """V, without gradients. Shapes [B, S] -> [B]."""
-        return self.policy.value(observations).squeeze(-1)
+    def value_loss(self, advantages: Tensor) -> Tensor:
+        """Expectile regression, mean of |tau - 1(u < 0)| u^2 with u = Q - V (eq. 5). Shape [B] -> scalar."""
+        weights = torch.where(advantages < 0, 1 - self.settings.expectile, self.settings.expectile)
+        return (weights * advantages.square()).mean()
 
-    def value_loss(self, observations: Tensor, q: Tensor) -> Tensor:
-        """Expectile regression of Q, |tau - 1(u < 0)| u^2 with u = Q - V (eq. 5). Shapes [B, S], [B] -> scalar."""
-        difference = q - self.policy.value(observations).squeeze(-1)
-        weights = torch.where(difference < 0, 1 - self.settings.expectile, self.settings.expectile)
-        return (weights * difference.square()).mean()
-
-    def critic_loss(self, batch: tuple[Tensor, ...], next_values: Tensor) -> Tensor:
-        """Sum over both critics of the mean squared error to r + gamma V(s') (eq. 6). `next_values`: [B]."""
-        observations, actions, rewards, masks, _ = batch
+    def critic_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Sum over both critics of the mean squared error to r + gamma V(s'), r after a terminal (eq. 6)."""
+        observations, actions, rewards, masks, next_observations = batch
+        with torch.no_grad():
+            next_values = self.policy.value(next_observations).squeeze(-1)
         targets = rewards + self.settings.discount * masks * next_values
         first, second = (F.mse_loss(critic(observations, actions), targets) for critic in self.policy.critics)
         return first + second
 
-    def actor_loss(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
-        """-log pi(a | s), weighted with exp(beta (Q - V)), at most 100 (eq. 7). Squared error without a Gaussian.
-
-        Shapes [B, S], [B, A], [B] -> scalar.
-        """
+    def actor_loss(self, batch: tuple[Tensor, ...], advantages: Tensor) -> Tensor:
+        """Mean of -log pi(a | s), or of the squared error, weighted with exp(beta (Q - V)), at most 100 (eq. 7)."""
+        observations, actions = batch[:2]
         weights = torch.exp(self.settings.temperature * advantages).clamp(max=100.0)
         means = self.policy.actor(observations, self.generator)
         if self.policy.stochastic:
@@ -205,8 +196,7 @@ class IQLSettings:
     dropout: float = 0.0  # share of the actor's hidden units that are dropped
     hidden: tuple[int, ...] = (256, 256)  # of all networks
     actor_learning_rate: float = 3e-4  # falls to 0 over the budget, as a cosine
-    critic_learning_rate: float = 3e-4
-    value_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4  # of the critics and V
     batch_size: int = 256
     discount: float = 0.99
     target_rate: float = 0.005
@@ -222,7 +212,7 @@ class IQLSettings:
 
 _WHOLE = {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}
 _REAL = {
-    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate", "value_learning_rate"), (0.0, 1.0)),
+    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate"), (0.0, 1.0)),
     **dict.fromkeys(("expectile", "discount", "target_rate"), (0.0, 1.0)),
     **dict.fromkeys(("reward_scale", "reward_shift"), (-1e6, 1e6)),
     "temperature": (0.0, 1e6),
