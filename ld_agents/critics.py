@@ -92,6 +92,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     Nothing is spent on gradients of other parameters that the loss runs through, such as the critics' in an actor's
     loss.
     """
-    optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
     optimizer.step()
