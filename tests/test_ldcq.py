@@ -321,7 +321,7 @@ def test_latents_are_standardised(dataset: OfflineDataset) -> None:
     raw = agent._encode(starts)
     latents = agent._standardised(raw)
     torch.testing.assert_close(latents.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.std(0), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(agent.policy._raw(latents), raw, atol=1e-5, rtol=1e-4)
     plain = make_agent("LDCQ", dataset, standardize_latents=False).learn()
     assert plain.policy.latent_mean.tolist() == [0.0] * 3
@@ -342,7 +342,7 @@ def test_observations_are_normalised_on_request(dataset: OfflineDataset) -> None
     agent = make_agent("LDCQ", dataset)
     states = agent.policy.normalize(dataset.observations)
     torch.testing.assert_close(states.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
-    torch.testing.assert_close(states.std(0), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(states.std(0, correction=0), torch.ones(3), atol=1e-3, rtol=0)
     agent._prepare_data(dataset)
     torch.testing.assert_close(agent.data.observations, states)
     assert not torch.equal(dataset.observations, states)  # the data set itself is left alone

@@ -73,7 +73,7 @@ def test_plan_speed_refuses_what_measures_nothing(arguments: list[str]) -> None:
 
 
 def test_guidance_on_atoms() -> None:
-    """What exact guidance reaches, a fitted network nearly does, and regression misses."""
+    """What exact guidance reaches, a fitted network nearly does."""
     latents, returns = atomic_guidance.made_up_atoms(16, 0)
     torch.manual_seed(0)
     network = EnergyNet(1, 16, hidden=64, layers=2, frequency_scale=1.0)
@@ -86,7 +86,6 @@ def test_guidance_on_atoms() -> None:
     assert distance["unguided"] < 0.08
     assert distance["exact"] < 0.06
     assert distance["exact"] < distance["learned"] < 0.3
-    assert distance["mse"] > distance["learned"] + 0.1
     assert 1 < result["target_atoms"] < 8
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
