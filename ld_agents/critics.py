@@ -81,9 +81,9 @@ class LatentCritic(nn.Module):
 
 
 @torch.no_grad()
-def polyak_update(online: nn.Module, target: nn.Module, rate: float) -> None:
+def polyak_update(online: tuple[Tensor, ...], target: tuple[Tensor, ...], rate: float) -> None:
     """target <- (1 - rate) target + rate online, for all parameters in one call."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+    torch._foreach_lerp_(target, online, rate)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

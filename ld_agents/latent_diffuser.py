@@ -582,7 +582,8 @@ class LatentDiffuser(OfflineAlgorithm):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        polyak_update(network, average, max(self.settings.average_rate, 9 / (10 + step)))
+        online, target = tuple(network.parameters()), tuple(average.parameters())
+        polyak_update(online, target, max(self.settings.average_rate, 9 / (10 + step)))
 
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> float:
         learning_rate = peak

@@ -294,6 +294,7 @@ class LDCQ(OfflineAlgorithm):
         sampler = PrioritizedSampler(priorities, s.priority_alpha)
         policy = self.policy
         optimizer = self.optimizer("q", policy.critics.parameters(), s.q_learning_rate)
+        online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
         epoch_steps = max(1, len(starts) // s.q_batch_size)
         for step in self.remaining_steps("q"):
             _set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
@@ -310,7 +311,7 @@ class LDCQ(OfflineAlgorithm):
             for critic in policy.critics:
                 nn.utils.clip_grad_norm_(critic.parameters(), 1.0, foreach=True)
             optimizer.step()
-            polyak_update(policy.critics, policy.target_critics, s.target_rate)
+            polyak_update(online, target, s.target_rate)
             new_priorities = (td_errors.detach() ** 2 + 5e-6).mean(0)
             sampler.update(indices, new_priorities)
             priorities[indices] = new_priorities

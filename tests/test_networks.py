@@ -312,7 +312,7 @@ def test_polyak_update() -> None:
     online, target = nn.Linear(2, 1), nn.Linear(2, 1)
     for parameter, value in ((online.weight, 10.0), (online.bias, 20.0), (target.weight, 0.0), (target.bias, 4.0)):
         nn.init.constant_(parameter, value)
-    polyak_update(online, target, 0.25)
+    polyak_update(tuple(online.parameters()), tuple(target.parameters()), 0.25)
     assert target.weight.tolist() == [[2.5, 2.5]]
     assert target.bias.tolist() == [8.0]
     assert online.weight.tolist() == [[10.0, 10.0]]

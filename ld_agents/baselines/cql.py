@@ -152,9 +152,8 @@ class CQL(OfflineAlgorithm):
     def train(self) -> Iterator[Losses]:
         """One step of actor, critics, multipliers and targets per gradient step; all losses are of before the step."""
         s, policy = self.settings, self.policy
-        critic_parameters = list(policy.critics.parameters())
-        if s.target_action_gap is not None:
-            critic_parameters.append(policy.log_multiplier)
+        online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
+        critic_parameters = (*online, policy.log_multiplier) if s.target_action_gap is not None else online
         actor_parameters = [*policy.actor.parameters(), policy.log_entropy]
         critic_optimizer = self.optimizer("train", critic_parameters, s.critic_learning_rate)
         actor_optimizer = self.optimizer("train.actor", actor_parameters, s.actor_learning_rate)
@@ -178,7 +177,7 @@ class CQL(OfflineAlgorithm):
             gaps = self.gaps(q, log_densities)
             bellman_loss, conservative_loss = self.bellman_loss(q, targets), self.conservative_loss(gaps)
             descend(critic_optimizer, bellman_loss + conservative_loss + self.multiplier_loss(gaps))
-            polyak_update(policy.critics, policy.target_critics, s.target_rate)
+            polyak_update(online, target, s.target_rate)
             yield {
                 "loss": (bellman_loss + conservative_loss).detach(),
                 "gap": gaps.detach().mean(),

@@ -135,7 +135,8 @@ class IQL(OfflineAlgorithm):
     def train(self) -> Iterator[Losses]:
         """One step of V, critics, actor and targets per gradient step; all losses are of before the step."""
         s, policy = self.settings, self.policy
-        critic_parameters = [*policy.critics.parameters(), *policy.value.parameters()]
+        online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
+        critic_parameters = [*online, *policy.value.parameters()]
         critic_optimizer = self.optimizer("train", critic_parameters, s.critic_learning_rate)
         actor_optimizer = self.optimizer("train.actor", policy.actor.parameters(), s.actor_learning_rate)
         rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, s.normalize_rewards)
@@ -149,7 +150,7 @@ class IQL(OfflineAlgorithm):
             decay = 0.5 * (1 + math.cos(math.pi * step / self.stage_budget["train"]))
             actor_optimizer.param_groups[0]["lr"] = s.actor_learning_rate * decay
             descend(actor_optimizer, actor_loss)
-            polyak_update(policy.critics, policy.target_critics, s.target_rate)
+            polyak_update(online, target, s.target_rate)
             yield {
                 "loss": critic_loss.detach(),
                 "value_loss": value_loss.detach(),

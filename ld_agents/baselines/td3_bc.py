@@ -87,8 +87,8 @@ class TD3BC(OfflineAlgorithm):
         s, policy = self.settings, self.policy
         critic_optimizer = self.optimizer("train", policy.critics.parameters(), s.critic_learning_rate)
         actor_optimizer = self.optimizer("train.actor", policy.actor.parameters(), s.actor_learning_rate)
-        online = nn.ModuleList([policy.actor, policy.critics])
-        target = nn.ModuleList([policy.target_actor, policy.target_critics])
+        online = (*policy.actor.parameters(), *policy.critics.parameters())
+        target = (*policy.target_actor.parameters(), *policy.target_critics.parameters())
         steps, transitions = self.remaining_steps("train"), self.transitions()
         batches = transitions.batches(steps, s.batch_size, self.derived_generator)
         for step, batch in zip(steps, batches, strict=True):
