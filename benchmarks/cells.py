@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import intervals
 from intervals import Estimate
-from ld_agents.scores import REFERENCE_SCORES, first_contact_return
+from ld_agents.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
 
 PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
 SCHEMA = 1
@@ -26,7 +26,16 @@ FIRST_CONTACT = "first contact"
 PROTOCOLS = (ENV, FIRST_CONTACT)
 
 # D4RL data sets whose recipe and evaluation ours follow: their published scores may stand beside ours.
-PUBLISHED_DATASETS = {f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}-v1" for maze in ("umaze", "medium", "large")}
+PUBLISHED_DATASETS = {
+    **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}-v1" for maze in ("umaze", "medium", "large")},
+    **{f"ld-agents/antmaze/{name}-v0": f"antmaze-{name}-v2" for name in ("umaze", "medium-diverse", "large-diverse")},
+    **{
+        f"ld-agents/adroit/{task}-{level}-v0": f"{task}-{level}-v1"
+        for task in ("pen", "hammer", "door", "relocate")
+        for level in ("human", "cloned", "expert")
+    },
+}
+PUBLISHED_AGENTS = {"TD3BC": "TD3+BC", "BC[best_fraction=0.1]": "10% BC"}
 # Papers of published_scores.csv whose protocol on these data sets is known: short name and protocol.
 PUBLISHED_PROTOCOLS = {"CORL (re-implementation, last scores)": ("CORL, last checkpoint", ENV)}
 
@@ -78,19 +87,21 @@ def _check_run(run: RunFile) -> None:
 # Scoring
 
 
-def reference_scores(run: RunFile) -> tuple[float, float] | None:
-    """Returns that count as 0 and 100, or None where D4RL's scale may not be used.
+def why_raw(run: RunFile) -> str | None:
+    """Why the run's returns may not be turned into D4RL scores; None if they may."""
+    data = run["dataset"]
+    return why_not_normalised(base_id(run), data["replay_check"], data.get("reference_scores"))
 
-    D4RL scores are for simulators that reproduce the recorded rewards and states; others get raw returns.
-    """
-    check = run["dataset"]["replay_check"]
-    if not (check and check.get("passed")):
+
+def reference_scores(run: RunFile) -> tuple[float, float] | None:
+    """Returns that count as 0 and 100, or None where D4RL's scale may not be used."""
+    if why_raw(run) is not None:
         return None
     name = base_id(run)
     if name in REFERENCE_SCORES:
         return REFERENCE_SCORES[name].minimum, REFERENCE_SCORES[name].maximum
-    stored = run["dataset"].get("reference_scores")
-    return (float(stored[0]), float(stored[1])) if stored else None
+    stored = run["dataset"]["reference_scores"]
+    return float(stored[0]), float(stored[1])
 
 
 def base_id(run: RunFile) -> str:
@@ -99,8 +110,8 @@ def base_id(run: RunFile) -> str:
 
 
 def has_goal(run: RunFile) -> bool:
-    """Whether a positive reward means success, so that the first-contact protocol makes sense."""
-    return all(
+    """Whether the first-contact protocol makes sense: point mazes, where a positive reward means being at the goal."""
+    return family(base_id(run)) == "maze2d" and all(
         success is not None and success == (contact is not None)
         for success, contact in zip(run["successes"], run["first_contact"], strict=True)
     )
@@ -156,6 +167,19 @@ class Cell:
     def mean(self, value: Callable[[RunFile], float]) -> float:
         return float(np.mean([value(run) for run in self.runs]))
 
+    @functools.cached_property
+    def success(self) -> Estimate | None:
+        """Share of successful episodes in percent with its interval; None in point mazes (see first contact) and where
+        the environment knows no success."""
+        if FIRST_CONTACT in self.protocols or any(None in run["successes"] for run in self.runs):
+            return None
+        return intervals.mean_interval(np.array([100 * np.mean(run["successes"]) for run in self.runs]))
+
+    @property
+    def made_by(self) -> str:
+        """How the data were made, as in `DatasetInfo.provenance`."""
+        return str(self.runs[0]["dataset"]["provenance"])
+
     @property
     def ms_per_action(self) -> float:
         return self.mean(lambda run: run["predict_ms"]["per_action"])
@@ -187,12 +211,15 @@ def make_cells(runs: Sequence[RunFile]) -> list[Cell]:
 
 
 def published(cell: Cell) -> list[dict[str, str]]:
-    """Rows of published_scores.csv for the same algorithm on the D4RL data set that ours follows."""
+    """Rows of published_scores.csv for the same algorithm on the D4RL data set whose recipe ours follows."""
+    if cell.made_by == "stand-in" or not cell.normalised:
+        return []
     dataset = PUBLISHED_DATASETS.get(base_id(cell.runs[0]))
+    algorithm = PUBLISHED_AGENTS.get(cell.agent, cell.agent)
     return [
         row
         for row in _published_rows()
-        if row["dataset"] == dataset and row["algorithm"] == cell.agent and row["paper"] in PUBLISHED_PROTOCOLS
+        if row["dataset"] == dataset and row["algorithm"] == algorithm and row["paper"] in PUBLISHED_PROTOCOLS
     ]
 
 

@@ -204,7 +204,7 @@ def _with_plans(cell: Cell) -> dict[str, Any] | None:
 
 def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
     """What agents choose from. A row per start state: the maze with the ways that the agents went, then, for each
-    agent, the simulated paths of its candidate latents around the start, coloured by Q, the chosen one in bold.
+    agent, the simulated paths of its candidates around the start, coloured by their value, the chosen one in bold.
     """
     found = [(cell, plan) for cell in cells if (plan := _with_plans(cell))]
     first = found[0][1]
@@ -238,14 +238,14 @@ def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
             axis.set_ylim(centre[1] - reach, centre[1] + reach)
             values = other["scores"]
             name = f"{cell.label}: " if row == 0 else ""
-            axis.set_title(f"{name}Q from {min(values):.3g} to {max(values):.3g}", fontsize=10)
+            axis.set_title(f"{name}value from {min(values):.3g} to {max(values):.3g}", fontsize=10)
         overview.set_title(f"start {row + 1} (dot), goal (star)", fontsize=10)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, [f"the way of {name}" for name in names], loc="outside lower left", ncols=len(names))
     if lines is not None:
         bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
-        bar.ax.set_yticklabels(["lowest Q", "highest Q"])
-    title = f"{_short(cells[0].dataset)}: simulated paths of candidate latents, {first['horizon']} steps"
+        bar.ax.set_yticklabels(["lowest value", "highest value"])
+    title = f"{_short(cells[0].dataset)}: simulated paths of candidates, {first['horizon']} steps"
     figure.suptitle(f"{title}; black: the chosen one", fontsize=12)
     return figure
 

@@ -1,4 +1,4 @@
-"""Paths of an agent's candidate latents in a point maze, rolled out in the simulator itself; `report.py` draws them."""
+"""Paths of an agent's candidates in a point maze, rolled out in the simulator itself; `report.py` draws them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ ROUTE_EVERY = 5
 def plan_paths(
     agent: Any, make_env: Callable[[], gym.Env[Any, Any]], *, seed: int, n_starts: int = N_STARTS
 ) -> dict[str, Any] | None:
-    """Follow each candidate latent for the agent's horizon from the seeded start states of the evaluation environment.
+    """Follow each candidate for the agent's horizon from the seeded start states of the evaluation environment.
+
+    LDCQ's candidates are latents, each held while the decoder answers with actions; LatentDiffuser's are plans, whose
+    actions are executed one after the other.
 
     Args:
-        agent: has `predict`, `policy.propose`, `policy.decode_action`, `settings.horizon` and `dataset`, as LDCQ has.
+        agent: has `predict`, `settings.horizon`, `dataset`, and either `policy.propose` and `policy.decode_action`, as
+            LDCQ has, or `policy.propose_plans`, as LatentDiffuser has.
         make_env: makes the evaluation environment.
         seed: start states are those of the first `n_starts` evaluation episodes with this seed.
         n_starts: number of start states.
@@ -31,20 +35,24 @@ def plan_paths(
     Returns:
         a JSON-able dictionary, positions in metres rounded to the millimetre: `maze_map` (rows of 0 and 1),
         `cell_size`, `goal` [2], `horizon` and `starts`, each with `position` [2], `paths` [candidates, horizon + 1, 2],
-        `scores` [candidates], `chosen`, the index of the path with the highest score, and `route` [points, 2], where
-        the agent then went until it was at the goal or out of time, every fifth step. None where the environment is no
-        point maze.
+        `scores` [candidates], `chosen`, the index of the path that is taken (the highest score among latents, the first
+        plan), and `route` [points, 2], where the agent then went until it was at the goal or out of time, every fifth
+        step. None where the environment is no point maze or the agent has no candidates.
     """
+    plans = hasattr(agent.policy, "propose_plans")
+    if not plans and not hasattr(agent.policy, "propose"):
+        return None
     env = make_env()
     try:
         maze: Any = env.unwrapped
         if not hasattr(maze, "point_env"):
             return None
+        paths_from = _plans_from if plans else _paths_from
         starts = []
         for episode in range(n_starts):
             route = _route(agent, env, episode_seed(seed, episode))
             observation, _ = env.reset(seed=episode_seed(seed, episode))
-            starts.append({**_paths_from(agent, maze, observation), "route": _rounded(route)})
+            starts.append({**paths_from(agent, maze, observation), "route": _rounded(route)})
         return {
             "maze_map": [[int(cell == 1) for cell in row] for row in maze.maze.maze_map],
             "cell_size": float(maze.maze.maze_size_scaling),
@@ -85,6 +93,24 @@ def _paths_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
         "paths": _rounded(paths),
         "scores": [float(f"{score:.5g}") for score in scores.tolist()],
         "chosen": int(torch.argmax(scores)),
+    }
+
+
+def _plans_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
+    flat = agent.dataset.flatten_observation(observation)  # [S]
+    states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+    plans = agent.policy.propose_plans(states, N_CANDIDATES)
+    start = np.concatenate([maze.data.qpos, maze.data.qvel])
+    half = len(start) // 2
+    paths = []
+    for actions in plans.actions[0].cpu().numpy():  # [T, A]
+        maze.point_env.set_state(start[:half].copy(), start[half:].copy())
+        paths.append([start[:2], *(maze.point_env.step(action)[0][:2].copy() for action in actions.clip(-1, 1))])
+    return {
+        "position": _rounded(start[:2]),
+        "paths": _rounded(np.array(paths)),
+        "scores": [float(f"{score:.5g}") for score in plans.returns[0].tolist()],
+        "chosen": 0,
     }
 
 

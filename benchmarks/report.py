@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 import figures
 import intervals
 from cells import (
+    FIRST_CONTACT,
     PROTOCOLS,
     PUBLISHED_PROTOCOLS,
     Cell,
@@ -35,6 +36,7 @@ from cells import (
     read_runs,
     references,
     unit,
+    why_raw,
 )
 from intervals import Estimate
 
@@ -104,8 +106,9 @@ def describe(cells: Sequence[Cell]) -> str:
 
 def table_markdown(cells: Sequence[Cell]) -> str:
     """The main table with its head and notes."""
+    protocols, with_success = _measures(cells)
     columns = ["data set", "made by", "agent", "preset", "budget", "seeds", "episodes"]
-    columns += ["env", "first contact", "ms per action", "minutes", "published, env", "source"]
+    columns += [*protocols, *["success %"] * with_success, "ms per action", "minutes", "published, env", "source"]
     rows = []
     for dataset, members, reference_rows in _by_dataset(cells):
         for cell in members:
@@ -113,32 +116,39 @@ def table_markdown(cells: Sequence[Cell]) -> str:
             rows.append(
                 [
                     dataset,
-                    run["dataset"]["provenance"],
+                    cell.made_by,
                     cell.agent,
                     run["preset"],
                     f"{100 * run['budget_share']:g} % = {run['gradient_steps']:,} steps",
                     str(len(cell.runs)),
                     str(run["protocol"]["episodes"]),
-                    *(bracketed(cell.estimates.get(protocol)) for protocol in PROTOCOLS),
+                    *(bracketed(cell.estimates.get(protocol)) for protocol in protocols),
+                    *[bracketed(cell.success)] * with_success,
                     f"{cell.ms_per_action:.2f}",
                     f"{cell.minutes:.1f}",
                     *_published_fields(cell),
                 ]
             )
         for reference in reference_rows:
-            means = [number(reference.scores[p]) if p in reference.scores else "–" for p in PROTOCOLS]
-            row = [dataset, members[0].runs[0]["dataset"]["provenance"], f"*{reference.name}*", "–", "–", "–"]
+            means = [number(reference.scores[p]) if p in reference.scores else "–" for p in protocols]
+            means += ["–"] * with_success
+            row = [dataset, members[0].made_by, f"*{reference.name}*", "–", "–", "–"]
             rows.append([*row, str(reference.episodes), *means, "–", "–", "", ""])
-    text = describe(cells) + "\n\n"
-    text += (
-        "`env` is the environment's return; `first contact` credits every step from the first one at the goal, from "
-    )
-    text += "the same rollouts. D4RL scores: 0 and 100 are D4RL's constants for random actions and its way-point "
-    text += (
-        "controller. Rows in italics are reference policies measured here. Published numbers are other people's, on "
-    )
-    text += "D4RL's own data.\n\n"
+    text = describe(cells) + "\n\n`env` is the environment's return"
+    if FIRST_CONTACT in protocols:
+        text += "; `first contact` credits every step from the first one at the goal, from the same rollouts"
+    if with_success:
+        text += "; `success %` is the share of episodes in which the task was solved"
+    text += ". D4RL scores: 0 and 100 are D4RL's constants for random actions and for its reference policy. Rows in "
+    text += "italics are reference policies measured here. Published numbers are other people's, on D4RL's own data. "
+    text += "Data that are `regenerated` follow D4RL's recipe, a `stand-in` does not.\n\n"
     return text + markdown(columns, rows) + _list([*notes(cells), origin(cells)])
+
+
+def _measures(cells: Sequence[Cell]) -> tuple[list[str], bool]:
+    """The protocols of a table, and whether it shows rates of success."""
+    protocols = [protocol for protocol in PROTOCOLS if any(protocol in cell.protocols for cell in cells)]
+    return protocols, any(cell.success is not None for cell in cells)
 
 
 def _by_dataset(cells: Sequence[Cell]) -> list[tuple[str, list[Cell], list[Reference]]]:
@@ -174,10 +184,13 @@ def table_csv(cells: Sequence[Cell]) -> str:
         for cell in members:
             run = cell.runs[0]
             memory = max((run.get("peak_memory_mb") or 0) for run in cell.runs)
-            for protocol, estimate in cell.estimates.items():
-                row = [dataset, run["dataset"]["hash"], run["dataset"]["provenance"], cell.agent, run["preset"]]
+            measures = {protocol: (estimate, unit(cell)) for protocol, estimate in cell.estimates.items()}
+            if cell.success is not None:
+                measures["success"] = cell.success, "%"
+            for protocol, (estimate, unit_) in measures.items():
+                row = [dataset, run["dataset"]["hash"], cell.made_by, cell.agent, run["preset"]]
                 row += [f"{run['budget_share']:g}", run["gradient_steps"], " ".join(map(str, cell.seeds))]
-                row += [run["protocol"]["episodes"], protocol, unit(cell)]
+                row += [run["protocol"]["episodes"], protocol, unit_]
                 row += ["" if math.isnan(value) else f"{value:.3f}" for value in estimate]
                 row += [f"{cell.ms_per_action:.4f}", f"{cell.minutes:.3f}", f"{memory:.0f}" if memory else ""]
                 matching = [row for row in published(cell) if PUBLISHED_PROTOCOLS[row["paper"]][1] == protocol]
@@ -195,16 +208,18 @@ def table_csv(cells: Sequence[Cell]) -> str:
 
 def table_terminal(cells: Sequence[Cell], width: int = 120) -> str:
     """The main table for a terminal of that width; names that are too long lose their beginning."""
+    protocols, with_success = _measures(cells)
     rows = []
     for dataset, members, reference_rows in _by_dataset(cells):
-        name = _short(dataset.removeprefix("ld-agents/"), 28)
+        name, made_by = _short(dataset.removeprefix("ld-agents/"), 28), members[0].made_by
         for cell in members:
-            values = [bracketed(cell.estimates.get(protocol)) for protocol in PROTOCOLS]
-            rows.append([name, cell.label, *values, f"{cell.ms_per_action:.2f}", f"{cell.minutes:.1f}"])
+            values = [bracketed(cell.estimates.get(protocol)) for protocol in protocols]
+            values += [bracketed(cell.success)] * with_success
+            rows.append([name, cell.label, made_by, *values, f"{cell.ms_per_action:.2f}", f"{cell.minutes:.1f}"])
         for reference in reference_rows:
-            means = [number(reference.scores[p]) if p in reference.scores else "–" for p in PROTOCOLS]
-            rows.append([name, f"({reference.name})", *means, "", ""])
-    header = ["data set", "agent", *PROTOCOLS, "ms/action", "min"]
+            means = [number(reference.scores[p]) if p in reference.scores else "–" for p in protocols]
+            rows.append([name, f"({reference.name})", made_by, *means, *[""] * with_success, "", ""])
+    header = ["data set", "agent", "made by", *protocols, *["success %"] * with_success, "ms/action", "min"]
     others = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header)) if i != 1]
     agent_width = max(12, width - sum(others) - 2 * len(others))
     rows = [[row[0], _short(row[1], agent_width), *row[2:]] for row in rows]
@@ -224,10 +239,9 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     lines = []
     for dataset, members, _ in _by_dataset(cells):
         runs = [run for cell in members for run in cell.runs]
-        if not members[0].normalised:
-            lines.append(
-                f"{dataset}: raw returns, because the simulator has passed no replay check or has no reference scores"
-            )
+        reason = why_raw(members[0].runs[0])
+        if reason is not None:
+            lines.append(f"{dataset}: raw returns, because {reason}")
         for what, key in _MIXTURES.items():
             values = sorted({str(key(run)) for run in runs})
             if len(values) > 1:
@@ -345,19 +359,20 @@ def aggregates_markdown(groups: Sequence[Aggregates], datasets: Sequence[str]) -
     return text
 
 
-def aggregates_csv(groups: Sequence[Aggregates]) -> str:
+def aggregates_csv(groups: Sequence[Aggregates], datasets: Sequence[str]) -> str:
+    data = "; ".join(datasets)
     rows = [
-        [group.protocol, label, "", name, *(f"{value:.3f}" for value in _hundredfold(estimate))]
+        [group.protocol, label, "", name, *(f"{value:.3f}" for value in _hundredfold(estimate)), data]
         for group in groups
         for label, values in group.metrics.items()
         for name, estimate in values.items()
     ]
     rows += [
-        [group.protocol, first, second, "probability of improvement", *(f"{value:.4f}" for value in estimate)]
+        [group.protocol, first, second, "probability of improvement", *(f"{value:.4f}" for value in estimate), data]
         for group in groups
         for (first, second), estimate in group.improvements.items()
     ]
-    return csv_text(["protocol", "agent", "other_agent", "metric", "value", "low", "high"], rows)
+    return csv_text(["protocol", "agent", "other_agent", "metric", "value", "low", "high", "data"], rows)
 
 
 def _hundredfold(estimate: Estimate) -> Estimate:
@@ -402,7 +417,7 @@ def build(runs_folder: Path, out: Path, readme: Path | None = None, with_figures
     write(out / "tables" / "table.md", table)
     write(out / "tables" / "table.csv", table_csv(cells))
     groups: list[Aggregates] = []
-    datasets = sorted({cell.dataset for cell in cells if cell.normalised})
+    datasets = sorted({f"{cell.dataset} ({cell.made_by})" for cell in cells if cell.normalised})
     try:
         groups = aggregate(cells)
         text = aggregates_markdown(groups, datasets)
@@ -410,7 +425,7 @@ def build(runs_folder: Path, out: Path, readme: Path | None = None, with_figures
         print(error, file=sys.stderr)
         text = f"{error}\n"
     write(out / "tables" / "aggregates.md", text)
-    write(out / "tables" / "aggregates.csv", aggregates_csv(groups))
+    write(out / "tables" / "aggregates.csv", aggregates_csv(groups, datasets))
     if with_figures:
         figures.draw_all(cells, groups, out / "figures")
     if readme is not None:

@@ -10,6 +10,7 @@ once and never edited.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import json
@@ -34,6 +35,7 @@ import ld_agents
 import maze_plans
 import provenance
 from ld_agents.evaluation import evaluate
+from ld_agents.latent_diffuser import ENERGY_SETTINGS, LatentDiffuser
 from ld_agents.scores import family
 
 SCHEMA = 1
@@ -315,16 +317,34 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
     of_family = cls.family_settings().get(family(run.dataset) or "", {})
-    agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
+    base = shared_model(run, files, cls, settings)
+    if base is None:
+        agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
+    else:
+        print(f"VAE and prior are those of {base.stem}", flush=True)
+        agent = cls.load(base, dataset=dataset).with_energy(**settings)
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
+        "shares_with": None if base is None else base.stem,
         "curve": [],
         "losses": {},
-        "learn_seconds": 0.0,
+        "learn_seconds": sum(agent.stage_seconds.values()),
         "resumes": 0,
     }
+
+
+def shared_model(run: Run, files: Files, cls: Any, settings: Mapping[str, Any]) -> Path | None:
+    """The finished LatentDiffuser without guidance whose VAE and prior this run can share, if it is there.
+
+    Agents that differ in their energy alone are then compared on the same plans, and cost a fraction.
+    """
+    unguided = dataclasses.replace(run, agent=f"{parse_spec(run.agent)[0]}[guidance=none]")
+    if not issubclass(cls, LatentDiffuser) or set(settings) - set(ENERGY_SETTINGS) or run.budget != 1:
+        return None
+    path = Files(files.out, unguided.name).model
+    return path if unguided != run and path.exists() else None
 
 
 def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:
@@ -355,6 +375,8 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     info = dataset.info
     if info.eval_env is None:
         raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
+    if info.eval_env["max_episode_steps"] is None:
+        raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the data set")
     episode_steps = int(info.eval_env["max_episode_steps"])
     load_seconds = time.perf_counter() - started
 
@@ -373,8 +395,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     final_seed = evaluation_seed(run.seed)
     outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=final_seed, n_envs=N_ENVS)
     plans = None
-    if with_plans and hasattr(agent.policy, "propose"):
-        print("drawing plans", flush=True)
+    if with_plans:
         plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=final_seed)
 
     agent.save(files.model)
@@ -398,6 +419,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "seed": run.seed,
         "budget_share": run.budget,
         "gradient_steps": agent.num_timesteps,
+        "shares_with": record.get("shares_with"),
         "protocol": {
             "episodes": run.episodes,
             "episode_steps": episode_steps,
@@ -431,7 +453,8 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     files.checkpoint.unlink(missing_ok=True)
     files.partial.unlink(missing_ok=True)
     mean = sum(outcome.returns) / len(outcome.returns)
-    print(f"finished: mean return {mean:.4g} over {run.episodes} episodes", flush=True)
+    solved = "" if None in outcome.successes else f", {sum(map(bool, outcome.successes))} successful,"
+    print(f"finished: mean return {mean:.4g}{solved} over {run.episodes} episodes", flush=True)
     return files.result
 
 

@@ -23,6 +23,7 @@ class Suite:
 ALL_AGENTS = (
     "CQL",
     "LDCQ",
+    "LatentDiffuser",
     "LDCQ[prior=gaussian]",
     "IQL",
     "ReBRAC",
@@ -31,20 +32,98 @@ ALL_AGENTS = (
     "BC[best_fraction=0.1]",
 )
 
+# Data sets of each family that are made on this machine (`make_datasets.py`), costliest first.
+MAZE2D = tuple(f"ld-agents/pointmaze/{maze}-v0" for maze in ("large", "medium", "umaze"))
+ANTMAZE = tuple(f"ld-agents/antmaze/{name}-v0" for name in ("large-diverse", "medium-diverse", "umaze"))
+LOCOMOTION = tuple(
+    f"ld-agents/locomotion/{robot}-{level}-v0"
+    for robot in ("walker2d", "halfcheetah", "hopper")
+    for level in ("medium-replay", "medium", "medium-expert", "expert")
+)
+ADROIT = tuple(
+    f"ld-agents/adroit/{task}-{level}-v0"
+    for task in ("relocate", "hammer", "door", "pen")
+    for level in ("human", "cloned", "expert")
+)
+KITCHEN = tuple(f"ld-agents/kitchen/{name}-v0" for name in ("mixed", "partial", "complete"))
+
+# The same families on Minari's hub. Its locomotion sets are no copies of D4RL's, and have other levels.
+MAZE2D_MINARI = tuple(f"D4RL/pointmaze/{maze}-v2" for maze in ("large", "medium", "umaze"))
+ANTMAZE_MINARI = tuple(
+    f"D4RL/antmaze/{name}-v1"
+    for name in ("large-diverse", "large-play", "medium-diverse", "medium-play", "umaze-diverse", "umaze")
+)
+LOCOMOTION_MINARI = tuple(
+    f"mujoco/{robot}/{level}-v0"
+    for robot in ("walker2d", "halfcheetah", "hopper")
+    for level in ("simple", "medium", "expert")
+)
+ADROIT_MINARI = tuple(
+    f"D4RL/{task}/{level}-v2"
+    for task in ("relocate", "hammer", "door", "pen")
+    for level in ("human", "cloned", "expert")
+)
+KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial", "complete"))
+
+# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453), antmaze-medium-diverse and kitchen-partial.
+CORE = (
+    "ld-agents/antmaze/large-diverse-v0",
+    "ld-agents/antmaze/medium-diverse-v0",
+    "ld-agents/kitchen/mixed-v0",
+    "ld-agents/kitchen/partial-v0",
+    "ld-agents/locomotion/walker2d-medium-replay-v0",
+    "ld-agents/locomotion/halfcheetah-medium-expert-v0",
+    "ld-agents/locomotion/hopper-medium-v0",
+    "ld-agents/pointmaze/large-v0",
+    "ld-agents/adroit/pen-human-v0",
+    "ld-agents/adroit/pen-cloned-v0",
+    "ld-agents/adroit/pen-expert-v0",
+)
+# Minari has no medium-replay and no medium-expert sets.
+CORE_MINARI = (
+    "D4RL/antmaze/large-diverse-v1",
+    "D4RL/antmaze/medium-diverse-v1",
+    "D4RL/kitchen/mixed-v2",
+    "D4RL/kitchen/partial-v2",
+    "mujoco/hopper/medium-v0",
+    "D4RL/pointmaze/large-v2",
+    "D4RL/pen/human-v2",
+    "D4RL/pen/cloned-v2",
+    "D4RL/pen/expert-v2",
+)
+SEEDS = (0, 1, 2, 3, 4)
+
 SUITES: dict[str, Suite] = {
     "quick": Suite(
         agents=("LDCQ", "LDCQ[prior=gaussian]", "BC"),
         datasets=("ld-agents/pointmaze/umaze-v0",),
         seeds=(0, 1, 2),
     ),
-    "maze2d": Suite(
-        agents=ALL_AGENTS,
-        datasets=(
-            "ld-agents/pointmaze/large-v0",
-            "ld-agents/pointmaze/medium-v0",
-            "ld-agents/pointmaze/umaze-v0",
+    "maze2d": Suite(ALL_AGENTS, MAZE2D, SEEDS),
+    "maze2d-minari": Suite(ALL_AGENTS, MAZE2D_MINARI, SEEDS),
+    "antmaze": Suite(ALL_AGENTS, ANTMAZE, SEEDS),
+    "antmaze-minari": Suite(ALL_AGENTS, ANTMAZE_MINARI, SEEDS),
+    "locomotion": Suite(ALL_AGENTS, LOCOMOTION, SEEDS),
+    "locomotion-minari": Suite(ALL_AGENTS, LOCOMOTION_MINARI, SEEDS),
+    "adroit": Suite(ALL_AGENTS, ADROIT, SEEDS),
+    "adroit-minari": Suite(ALL_AGENTS, ADROIT_MINARI, SEEDS),
+    "kitchen": Suite(ALL_AGENTS, KITCHEN, SEEDS),
+    "kitchen-minari": Suite(ALL_AGENTS, KITCHEN_MINARI, SEEDS),
+    "core": Suite(ALL_AGENTS, CORE, SEEDS),
+    "core-minari": Suite(ALL_AGENTS, CORE_MINARI, SEEDS),
+    # LatentDiffuser's kinds of guidance and temperatures; all share the VAE and the prior of the first.
+    "guidance": Suite(
+        agents=(
+            "LatentDiffuser[guidance=none]",
+            "LatentDiffuser",
+            "LatentDiffuser[inverse_temperature=1.0]",
+            "LatentDiffuser[inverse_temperature=10.0]",
+            "LatentDiffuser[guidance=mse]",
+            "LatentDiffuser[guidance=posterior-mean]",
+            "LatentDiffuser[n_candidates=8]",
         ),
-        seeds=(0, 1, 2, 3, 4),
+        datasets=("ld-agents/pointmaze/large-v0", "ld-agents/pointmaze/medium-v0"),
+        seeds=(0, 1, 2),
     ),
     # All that a suite does, in less than a minute: the scores mean nothing.
     "smoke": Suite(

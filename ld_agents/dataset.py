@@ -30,7 +30,8 @@ class DatasetInfo:
             a labelled stand-in, or arrays of the user's own.
         description: one paragraph in plain words.
         eval_env: ``{"id", "kwargs", "max_episode_steps"}`` of a registered Gymnasium environment, and ``"goal"``
-            where the evaluation goal is held fixed; None if there is none.
+            where the evaluation goal is held fixed, ``"observation_columns"`` where only some columns of its flat
+            observation are kept; None if there is none.
         reference_scores: (minimum, maximum) return for D4RL's normalisation.
         replay_check: result of replaying stored actions in the evaluation simulator.
         controller: measured returns of reference policies.
@@ -113,7 +114,7 @@ class OfflineDataset:
             raise ValueError("The data set is empty (0 steps). Pass at least one step.")
         if rows.shape[1] == 0 or self.actions.shape[1] == 0:
             raise ValueError(
-                f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Both need at least one."
+                f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
             )
         self._n_steps = n
         ends = self.terminals | ends_by_timeout

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-Observation = NDArray[Any] | dict[str, NDArray[Any]]
+Observation = NDArray[Any] | dict[str, Any]
 State = tuple[NDArray[Any], ...]
 
 
@@ -163,5 +163,5 @@ def evaluate(
 
 def _stack(observations: Sequence[Any]) -> Observation:
     if isinstance(observations[0], dict):
-        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+        return {key: _stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)

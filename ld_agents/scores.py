@@ -7,8 +7,9 @@ all steps from the first one at the goal on, whatever the agent does afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -25,34 +26,135 @@ class ReferenceScore:
     known_defects: tuple[str, ...] = ()
 
 
-_D4RL = "D4RL, d4rl/infos.py: REF_MIN_SCORE (random actions) and REF_MAX_SCORE (way-point controller)"
-_MAZE2D_DEFECTS = (
-    "D4RL places start and goal 0.2 off the centres of the cells that its controller steers to, so its controller is "
-    "slow and scores well above 100 are possible",
-)
-_POINTMAZE_DEFECTS = (
-    *_MAZE2D_DEFECTS,
-    "the constants were measured in D4RL's own maze; gymnasium-robotics pays within 0.45 of the goal, D4RL within 0.5",
-)
-_MAZE2D = {"umaze": (23.85, 161.86), "medium": (13.13, 277.39), "large": (6.7, 273.99)}
-
-REFERENCE_SCORES: dict[str, ReferenceScore] = {
-    **{f"maze2d-{maze}-v1": ReferenceScore(*ends, _D4RL, _MAZE2D_DEFECTS) for maze, ends in _MAZE2D.items()},
-    **{
-        f"ld-agents/pointmaze/{maze}-v0": ReferenceScore(*ends, _D4RL, _POINTMAZE_DEFECTS)
-        for maze, ends in _MAZE2D.items()
-    },
-    "ld-agents/pointmaze/umaze-10k-v0": ReferenceScore(*_MAZE2D["umaze"], _D4RL, _POINTMAZE_DEFECTS),
+# D4RL, d4rl/infos.py: REF_MIN_SCORE (random actions) and REF_MAX_SCORE. All data sets of a task share them.
+_TASK_SCORES: dict[str, tuple[float, float]] = {
+    "maze2d-umaze": (23.85, 161.86),
+    "maze2d-medium": (13.13, 277.39),
+    "maze2d-large": (6.7, 273.99),
+    "maze2d-umaze-dense": (68.537689, 193.66285642381482),
+    "maze2d-medium-dense": (44.264742, 297.4552547777125),
+    "maze2d-large-dense": (30.569041, 303.4857382709002),
+    "antmaze-umaze": (0.0, 1.0),
+    "antmaze-medium": (0.0, 1.0),
+    "antmaze-large": (0.0, 1.0),
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884),
+    "kitchen-complete": (0.0, 4.0),
+    "kitchen-partial": (0.0, 4.0),
+    "kitchen-mixed": (0.0, 4.0),
 }
-"""Reference scores by data set id."""
+# For each family: what earns 100 points, what is wrong with D4RL's numbers, what today's simulators do differently.
+_FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
+    "maze2d": (
+        "way-point controller",
+        "D4RL places start and goal 0.2 off the centres of the cells that its controller steers to, so its controller "
+        "is slow and scores well above 100 are possible",
+        "measured in D4RL's own maze; gymnasium-robotics pays within 0.45 of the goal, D4RL within 0.5",
+    ),
+    "antmaze": (
+        "success in every episode",
+        "one pair of numbers for -v0 and -v2, although D4RL deprecates -v0, whose episodes end wrongly",
+        "D4RL draws its goal within a cell, once per environment; here it is the centre of the cell",
+    ),
+    "locomotion": (
+        "a policy trained with SAC",
+        "one pair of numbers for -v0, -v1 and -v2, although their data differ",
+        "measured on -v2; -v5 pays Hopper and Walker2d nothing for unhealthy steps and changes Walker2d's friction",
+    ),
+    "adroit": (
+        "the DAPG policy with noise",
+        "without its noise the same policy scores above 100",
+        "AdroitHand*-v1 pays hammer, door and relocate for distance from the object and never ends pen; "
+        "ld_agents/Adroit*-v0 follows D4RL",
+    ),
+    "kitchen": (
+        "all four tasks",
+        "in D4RL's data, unlike in its evaluation, a task pays in every step in which it is done",
+        "FrankaKitchen-v1 observes velocities of the objects where D4RL has the goal",
+    ),
+}
 
+_MAZES = ("umaze", "medium", "large")
+_ANTMAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+_ROBOTS = ("halfcheetah", "hopper", "walker2d", "ant")
+_HANDS = ("pen", "hammer", "door", "relocate")
+_DEMONSTRATIONS = ("human", "cloned", "expert")
+_KITCHENS = ("complete", "partial", "mixed")
+
+D4RL_TASKS: dict[str, str] = {
+    **{f"maze2d-{maze}{dense}-v1": f"maze2d-{maze}{dense}" for maze in _MAZES for dense in ("", "-dense")},
+    **{f"antmaze-{name}-{v}": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES for v in ("v0", "v2")},
+    **{
+        f"{robot}-{level}-{v}": robot
+        for robot in _ROBOTS
+        for level in ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+        for v in ("v0", "v1", "v2")
+        if (level, v) != ("full-replay", "v0")
+    },
+    **{f"{hand}-{level}-{v}": hand for hand in _HANDS for level in _DEMONSTRATIONS for v in ("v0", "v1")},
+    **{f"kitchen-{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
+}
+"""D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's data sets."""
+
+_LATER_TASKS: dict[str, str] = {
+    **{f"D4RL/pointmaze/{maze}{dense}-v2": f"maze2d-{maze}{dense}" for maze in _MAZES for dense in ("", "-dense")},
+    **{f"D4RL/antmaze/{name}-v1": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES},
+    **{f"mujoco/{robot}/{level}-v0": robot for robot in _ROBOTS for level in ("simple", "medium", "expert")},
+    **{f"D4RL/{hand}/{level}-v2": hand for hand in _HANDS for level in _DEMONSTRATIONS},
+    **{f"D4RL/kitchen/{name}-v2": f"kitchen-{name}" for name in _KITCHENS},
+    **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}" for maze in _MAZES},
+    "ld-agents/pointmaze/umaze-10k-v0": "maze2d-umaze",
+    **{f"ld-agents/antmaze/{name}-v0": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES},
+    **{
+        f"ld-agents/locomotion/{robot}-{level}-v0": robot
+        for robot in _ROBOTS
+        for level in ("medium", "medium-replay", "medium-expert", "expert")
+    },
+    **{f"ld-agents/adroit/{hand}-{level}-v0": hand for hand in _HANDS for level in _DEMONSTRATIONS},
+    **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
+}
+TASKS: dict[str, str] = D4RL_TASKS | _LATER_TASKS
+"""The same for the data sets of D4RL, of Minari's hub, and those that ld_agents makes."""
 
 _FAMILIES = {
     "antmaze": r"ant-?maze",
     "maze2d": r"maze2d|pointmaze",
     "kitchen": r"kitchen",
     "adroit": r"\b(pen|hammer|door|relocate)\b",
-    "locomotion": r"\b(halfcheetah|hopper|walker2d|ant)\b",
+    "locomotion": r"\b(halfcheetah|hopper|walker2d|walker|ant)\b",
+}
+
+# Names of files on D4RL's server, where they are not the names of the data sets.
+_SERVER_NAMES: dict[str, str] = {
+    **{f"maze2d-{maze}-sparse-v1": f"maze2d-{maze}-v1" for maze in _MAZES},
+    **{
+        f"ant-maze-{maze}-maze-noisy-multistart-{starts}-multigoal-{goals}-sparse{fixed}": f"antmaze-{name}-{v}"
+        for maze, starts, goals, name in (
+            ("u", "false", "false", "umaze"),
+            ("u", "true", "true", "umaze-diverse"),
+            ("big", "true", "false", "medium-play"),
+            ("big", "true", "true", "medium-diverse"),
+            ("hardest", "true", "false", "large-play"),
+            ("hardest", "true", "true", "large-diverse"),
+        )
+        for fixed, v in (("", "v0"), ("-fixed", "v2"))
+    },
+    **{f"{robot}-{level}": f"{robot}-{level}-v0" for robot in _ROBOTS for level in ("random", "medium", "expert")},
+    **{f"{robot}-medium-expert": f"{robot}-medium-expert-v0" for robot in _ROBOTS},
+    **{f"{robot}-mixed": f"{robot}-medium-replay-v0" for robot in _ROBOTS},
+    "walker-mixed": "walker2d-medium-replay-v0",
+    **{f"{hand}-v0-demos-clipped": f"{hand}-human-v0" for hand in _HANDS},
+    **{f"{hand}-demos-v0-bc-combined": f"{hand}-cloned-v0" for hand in _HANDS},
+    **{f"{hand}-v0-expert-clipped": f"{hand}-expert-v0" for hand in _HANDS},
+    "mini-kitchen-microwave-kettle-light-slider-v0": "kitchen-complete-v0",
+    "kitchen-microwave-kettle-light-slider-v0": "kitchen-partial-v0",
+    "kitchen-microwave-kettle-bottomburner-light-v0": "kitchen-mixed-v0",
 }
 
 
@@ -60,22 +162,79 @@ def family(dataset_id: str) -> str | None:
     """The benchmark family of a data set, read from its name: "maze2d", "antmaze", "locomotion", "adroit", "kitchen".
 
     Args:
-        dataset_id: of Minari, or the path of a D4RL file. None for a name of no known family.
+        dataset_id: of Minari, or the path of a D4RL file, of which only the file's name counts. None for a name of no
+            known family.
     """
-    name = dataset_id.lower().replace("_", "-")
+    name = PurePath(dataset_id).stem if dataset_id.endswith((".hdf5", ".h5")) else dataset_id
+    name = name.lower().replace("_", "-")
     return next((family for family, pattern in _FAMILIES.items() if re.search(pattern, name)), None)
 
 
-def normalise(returns: ArrayLike, dataset_id: str) -> NDArray[np.float64]:
+def d4rl_name(file: str | PurePath) -> str | None:
+    """D4RL's name of the data set in a file, such as "hopper-medium-v2", from the file's name; None if it is not known.
+
+    Understands D4RL's data set ids and the names that the files have on D4RL's server.
+    """
+    stem = PurePath(file).stem.lower().replace("_", "-")
+    name = _SERVER_NAMES.get(stem, stem)
+    return name if name in D4RL_TASKS else None
+
+
+def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
+    reached, d4rl_defect, later = _FAMILY_NOTES[family(task) or ""]
+    source = f"D4RL, d4rl/infos.py, task {task}: 0 for random actions, 100 for {reached}"
+    defects = (d4rl_defect,) if dataset_id in D4RL_TASKS else (d4rl_defect, later)
+    return ReferenceScore(*_TASK_SCORES[task], source, defects)
+
+
+REFERENCE_SCORES: dict[str, ReferenceScore] = {name: _reference_score(name, task) for name, task in TASKS.items()}
+"""Reference scores by data set id."""
+
+
+def why_not_normalised(
+    dataset_id: str, replay_check: Mapping[str, Any] | None, reference_scores: Sequence[float] | None
+) -> str | None:
+    """Why returns on a data set may not be turned into D4RL scores; None if they may.
+
+    D4RL's scale is for simulators in which stored actions from stored states lead to the stored states and rewards.
+
+    Args:
+        dataset_id: id of the data set.
+        replay_check: result that is stored with the data, ``{"passed": bool, ...}``.
+        reference_scores: (minimum, maximum) that are stored with the data.
+    """
+    if not replay_check:
+        return "no replay check is stored with the data"
+    if replay_check.get("passed") is not True:
+        return "the simulator failed the replay check: stored actions do not lead to the stored states and rewards"
+    if reference_scores is None and (dataset_id.startswith("ld-agents/") or dataset_id not in REFERENCE_SCORES):
+        return "no reference scores are known for its rewards"
+    return None
+
+
+def normalise(
+    returns: ArrayLike, dataset_id: str, replay_check: Mapping[str, Any] | None = None
+) -> NDArray[np.float64]:
     """D4RL scores: 0 for a return of the data set's reference minimum, 100 for its maximum; the shape of `returns`.
+
+    Args:
+        returns: undiscounted returns.
+        dataset_id: of D4RL, Minari or ld_agents.
+        replay_check: `dataset.info.replay_check`; needed for the data sets that ld_agents makes.
 
     Raises:
         KeyError: when no reference scores are known for `dataset_id`.
+        ValueError: a data set made by ld_agents without a passed replay check.
     """
     if dataset_id not in REFERENCE_SCORES:
         raise KeyError(
             f"no reference scores for {dataset_id!r}; known: {', '.join(sorted(REFERENCE_SCORES))}. Report raw "
-            "returns, or add the minimum and maximum with their source to REFERENCE_SCORES in ld_agents/scores.py"
+            "returns, or add the data set and its task to ld_agents/scores.py"
+        )
+    if dataset_id.startswith("ld-agents/") and not (replay_check and replay_check.get("passed") is True):
+        raise ValueError(
+            f"{dataset_id} has no passed replay check, so D4RL's scale does not apply. Report raw returns, or pass the "
+            "check of the data set: replay_check=dataset.info.replay_check"
         )
     reference = REFERENCE_SCORES[dataset_id]
     span = reference.maximum - reference.minimum

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ld_agents.critics import QFunction
+
 _LOG_VARIANCES = (-10.0, 4.0)
 
 
@@ -83,6 +85,8 @@ class TrajectoryTransformer(nn.Module):
         latent_dim: Z, the size of one latent. Not looked at without latent space.
         width, blocks, heads, dropout: of each Transformer.
         decoder: "shared": one trunk for all modules, as in TAP; "separate": a trunk for each.
+        return_inputs: what the return module sees. "trunk": the plan so far, with the step's state and action; "step":
+            state and action alone, and it learns from those of the data, so that it is the data's own Q(s_t, a_t).
         latent_space: False: the "latent" of L steps is their L A actions themselves. There is no encoder, and the
             decoder predicts what is left: states, rewards, returns and the end of the episode.
     """
@@ -100,11 +104,12 @@ class TrajectoryTransformer(nn.Module):
         heads: int,
         dropout: float,
         decoder: Literal["shared", "separate"],
+        return_inputs: Literal["trunk", "step"],
         latent_space: bool,
     ) -> None:
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim
-        self.steps_per_latent, self.latent_space = steps_per_latent, latent_space
+        self.steps_per_latent, self.return_inputs, self.latent_space = steps_per_latent, return_inputs, latent_space
         self.latent_dim = latent_dim if latent_space else steps_per_latent * action_dim
         body = (horizon, width, blocks, heads, dropout)
         if latent_space:
@@ -114,6 +119,8 @@ class TrajectoryTransformer(nn.Module):
         sizes = {"states": state_dim, "actions": action_dim, "rewards": 1, "returns": 1, "ends": 1}
         if not latent_space:
             del sizes["actions"]
+        if return_inputs == "step":
+            del sizes["returns"]
         self.mix = nn.Linear(self.latent_dim + state_dim, width)
         n_trunks = len(sizes) if decoder == "separate" else 1
         self.trunks = nn.ModuleList(CausalTransformer(*body) for _ in range(n_trunks))
@@ -131,6 +138,8 @@ class TrajectoryTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if return_inputs == "step":
+            self.q_function = QFunction(state_dim, action_dim, (4 * width, 4 * width))
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents. Shapes [B, T, S + A + 3] -> two of [B, N, Z]."""
@@ -158,22 +167,29 @@ class TrajectoryTransformer(nn.Module):
             actions = module["actions"](features["actions"])
         else:
             actions = latents.reshape(len(latents), -1, self.action_dim)
-        of_step = torch.cat([features["returns"], decoded_states, actions], dim=-1)
+        if self.return_inputs == "step":
+            returns = self.q_function(decoded_states, actions)
+        else:
+            of_step = torch.cat([features["returns"], decoded_states, actions], dim=-1)
+            returns = module["returns"](of_step)[..., 0]
         return Decoded(
             decoded_states,
             actions,
             module["rewards"](features["rewards"])[..., 0],
-            module["returns"](of_step)[..., 0],
+            returns,
             module["ends"](features["ends"])[..., 0],
         )
 
-    def losses(self, tokens: Tensor, inside: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, tokens: Tensor, inside: Tensor, epsilon: Tensor, return_targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of the loss, unweighted.
 
         Args:
             tokens: windows, zero past the end of the episode but for the flag. Shape [B, T, S + A + 3].
             inside: which steps lie in the episode. Shape [B, T] bool.
             epsilon: noise of the reparameterised sample. Shape [B, N, Z].
+            return_targets: what the return module learns; None is G of the tokens. Shape [B, T].
 
         Returns:
             scalars: squared errors "state", "action", "reward" and "return", means over elements of the steps inside;
@@ -182,6 +198,10 @@ class TrajectoryTransformer(nn.Module):
         mean, log_variance = self.encode(tokens)
         decoded = self.decode(mean + (0.5 * log_variance).exp() * epsilon, tokens[:, 0, : self.state_dim])
         states, actions, rewards, returns, ends = tokens.split([self.state_dim, self.action_dim, 1, 1, 1], dim=-1)
+        if return_targets is not None:
+            returns = return_targets[..., None]
+        if self.return_inputs == "step":
+            decoded = decoded._replace(returns=self.q_function(states, actions))
         share = inside[..., None] / inside.sum().clamp(min=1)
 
         def error(prediction: Tensor, truth: Tensor) -> Tensor:

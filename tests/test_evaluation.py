@@ -44,14 +44,15 @@ class Corridor(gym.Env[np.ndarray, np.ndarray]):
 
 
 class DictCorridor(gym.ObservationWrapper):
-    """The corridor with the observation in a dictionary."""
+    """The corridor with the observation in a dictionary, and a goal that is a dictionary too, as Kitchen's."""
 
     def __init__(self) -> None:
         super().__init__(Corridor(random_start=True))
-        self.observation_space = spaces.Dict({"observation": Corridor.observation_space})
+        goals = spaces.Dict({"place": spaces.Box(-100, 100, (1,))})
+        self.observation_space = spaces.Dict({"observation": Corridor.observation_space, "desired_goal": goals})
 
-    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
-        return {"observation": observation}
+    def observation(self, observation: np.ndarray) -> dict[str, Any]:
+        return {"observation": observation, "desired_goal": {"place": np.array([GOAL], np.float32)}}
 
 
 class Walker:
@@ -65,6 +66,8 @@ class Walker:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> Any:
         rows = observation["observation"] if isinstance(observation, dict) else observation
+        if isinstance(observation, dict):
+            assert observation["desired_goal"]["place"].shape == (len(rows), 1)
         self.batches.append(len(rows))
         assert deterministic
         steps = np.zeros(len(rows), dtype=int) if state is None else state[0].copy()

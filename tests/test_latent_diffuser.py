@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from ld_agents import LatentDiffuser, OfflineDataset, evaluate
 from ld_agents import latent_diffuser as module
+from ld_agents.critics import QFunction
 from ld_agents.denoisers import PositionConv, TemporalUNet, sinusoids
 from ld_agents.diffusion import VPSchedule, vp_solver_steps
 from ld_agents.guidance import EnergyNet
 from ld_agents.keyed_noise import keyed_normal, observation_keys
-from ld_agents.latent_diffuser import FAMILIES, PAPER, PRESETS, returns_to_go
+from ld_agents.latent_diffuser import FAMILY, PAPER, PRESETS, returns_to_go
 from ld_agents.offline_algorithm import OfflineAlgorithm
 from ld_agents.trajectory_transformer import Decoded
 
@@ -371,16 +372,37 @@ def test_support_returns_are_those_of_the_decoded_latents(dataset: OfflineDatase
         raw = support[i].float().view(3, N, 3) * policy.latent_std + policy.latent_mean
         states = agent.data.observations[start].expand(3, -1)
         decoded = policy.vae.decode(raw, states)
-        expected = (policy.plan_returns(decoded) - policy.return_mean) / policy.return_std
-        torch.testing.assert_close(returns[i], expected, atol=0.02, rtol=0.02)  # latents are stored in float16
+        torch.testing.assert_close(returns[i], policy.plan_returns(decoded), atol=0.02, rtol=0.02)  # stored in float16
 
 
 def test_returns_are_standardised_over_the_prior(dataset: OfflineDataset) -> None:
-    agent = make(dataset, scale_states=500).learn()
+    agent = make(dataset, scale_states=500, return_scale="all").learn()
     agent._prepare_data(dataset)
-    _, returns = agent._draw_support(agent._some_starts(500, "return scale"), 1)
+    starts = agent._some_starts(500, "return scale")
+    _, returns = agent._draw_support(starts, 1)
+    returns = agent.policy.standardised(returns, agent.data.observations[starts][:, None])
     assert abs(float(returns.mean())) < 1e-3
     assert float(returns.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_returns_are_standardised_at_each_state(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Returns of mean 5 x and standard deviation exp(x) - but for the overall scale, which the second step undoes."""
+    agent = prepared(dataset)
+    states = agent.data.observations
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        x = states[starts, :1]
+        return torch.empty(0), 40 + 5 * x + x.exp() * torch.randn(len(starts), size, generator=generator)
+
+    monkeypatch.setattr(agent, "_draw_support", draw)
+    agent._fit_return_scale()
+    starts = agent._some_starts(2000, "elsewhere")
+    x = states[starts, 0]
+    chosen = starts[(x.abs() < 1.5)]
+    returns = agent.policy.standardised(draw(chosen, 400)[1], states[chosen][:, None])
+    assert float(returns.mean(1).abs().mean()) < 0.2
+    assert float((returns.std(1) - 1).abs().mean()) < 0.2
 
 
 @pytest.mark.parametrize("kind", ["independent", "softmax", "unnormalised"])
@@ -388,7 +410,7 @@ def test_contrasted_latents_share_state_and_time(
     dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Conditions (i) to (iv) of exact guidance, as the training loop meets them."""
-    agent = make(dataset, weights=kind, inverse_temperature=2.0).learn(20)
+    agent = make(dataset, weights=kind, inverse_temperature=2.0, return_scale="all").learn(20)
     agent._prepare_data(dataset)
     inputs, sets, noisy = [], [], []
     forward, contrast, add_noise = EnergyNet.forward, module.contrastive_loss, VPSchedule.add_noise
@@ -412,7 +434,7 @@ def test_contrasted_latents_share_state_and_time(
     rows = [int((support.float() == z0[i]).flatten(1).all(1).nonzero()[0]) for i in range(16)]
     starts = agent._some_starts(64, "support states")[rows]
     torch.testing.assert_close(states[:, 0], agent.data.observations[starts])
-    energies = 2.0 * returns[rows].view(16, n_sets, 4)
+    energies = 2.0 * agent.policy.standardised(returns[rows], states).view(16, n_sets, 4).detach()
     expected = {
         "independent": lambda: energies.exp() / energies.flip(1).exp().mean(-1, keepdim=True),
         "softmax": lambda: energies.exp() / energies.exp().sum(-1, keepdim=True),
@@ -422,12 +444,14 @@ def test_contrasted_latents_share_state_and_time(
 
 
 def test_regression_for_mse_guidance(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(dataset, guidance="mse", inverse_temperature=2.0, support_size=64).learn(20)
+    agent = make(dataset, guidance="mse", inverse_temperature=2.0, support_size=64, return_scale="all").learn(20)
     agent._prepare_data(dataset)
     agent._plan_budget(None, reset=True)
     monkeypatch.setattr(EnergyNet, "forward", lambda self, z, states, tau: 3 + 0 * self.from_latent(z).sum(-1))
     loss = float(next(agent.train_energy())["loss"])
-    _, returns = agent._draw_support(agent._some_starts(64, "support states"), 128)
+    starts = agent._some_starts(64, "support states")
+    _, returns = agent._draw_support(starts, 128)
+    returns = agent.policy.standardised(returns, agent.data.observations[starts][:, None])
     assert loss == pytest.approx(float(((2.0 * returns - 3) ** 2).mean()), rel=0.2)
 
 
@@ -495,7 +519,7 @@ def naive_sample(agent: LatentDiffuser, states: Tensor, start: Tensor, guided: b
 @pytest.mark.parametrize("guidance", ["exact", "posterior-mean"])
 @pytest.mark.parametrize("guided", [True, False])
 def test_sampler_is_the_naive_one(dataset: OfflineDataset, guidance: str, guided: bool) -> None:
-    agent = make(dataset, guidance=guidance, guidance_scale=1.5).learn()
+    agent = make(dataset, guidance=guidance, guidance_scale=1.5, return_scale="all").learn()
     states, start = torch.randn(5, 3), torch.randn(5, N, 3)
     expected = naive_sample(agent, states, start, guided)
     for inference in (True, False):
@@ -709,6 +733,46 @@ def test_raw_actions_take_the_place_of_latents(dataset: OfflineDataset) -> None:
     assert not differing(weights(agent), weights(resumed))
 
 
+# ---------------------------------------------------------------- returns of the step alone
+
+
+def test_bootstrapped_returns_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards up to the window's last step, then Q there; after a terminal, and after a timeout, nothing is added."""
+    agent = prepared(counting([(20, False), (12, True)]), standardize=False)
+    monkeypatch.setattr(QFunction, "forward", lambda self, states, actions: torch.full(states.shape[:-1], 1000.0))
+    starts = torch.tensor([3, 15, 20, 25])
+    tokens, inside = agent.windows(starts)
+    returns = agent._bootstrapped(starts, tokens, inside)
+    # rows are rewards; the window of 8 rows ends at row 10, at the timeout in row 19, at row 27, at the terminal
+    for i, (start, last, q) in enumerate([(3, 10, True), (15, 19, True), (20, 27, True), (25, 31, False)]):
+        for t in range(start, last + 1):
+            rewards = sum(0.9 ** (row - t) * row for row in range(t, last))
+            expected = rewards + 0.9 ** (last - t) * (1000 if q else 31)
+            assert float(returns[i, t - start]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_q_learns_from_the_steps_of_the_data(dataset: OfflineDataset) -> None:
+    """With "step" no latent reaches the returns, and R is Q of the decoded states and actions."""
+    vae = make(dataset).policy.vae
+    latents, states = torch.randn(5, N, 3), torch.randn(5, 3)
+    decoded = vae.decode(latents, states)
+    torch.testing.assert_close(decoded.returns, vae.q_function(decoded.states, decoded.actions))
+    tokens, inside = torch.randn(5, T, 3 + 2 + 3), torch.ones(5, T, dtype=torch.bool)
+    targets = torch.randn(5, T)
+    losses = [vae.losses(tokens, inside, torch.randn(5, N, 3), targets)["return"] for _ in range(2)]
+    expected = F.mse_loss(vae.q_function(tokens[..., :3], tokens[..., 3:5]), targets)
+    for loss in losses:
+        torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(losses[0], list(vae.parameters()), allow_unused=True)
+    reached = {name for (name, _), g in zip(vae.named_parameters(), gradients, strict=True) if g is not None}
+    assert reached == {name for name, _ in vae.named_parameters() if name.startswith("q_function")}
+
+
+def test_bootstrapping_needs_q(dataset: OfflineDataset) -> None:
+    with pytest.raises(ValueError, match="return_inputs"):
+        make(dataset, return_inputs="trunk")
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -740,7 +804,7 @@ def test_settings_out_of_range(dataset: OfflineDataset, setting: str, value: Any
 
 def test_families_and_presets_fit() -> None:
     for preset in PRESETS.values():
-        for changes in FAMILIES.values():
+        for changes in FAMILY.values():
             dataclasses.replace(preset, **changes)
     assert set(module.ENERGY_SETTINGS) < {field.name for field in dataclasses.fields(PAPER)}
     assert set(TINY_LATENT_DIFFUSER) - {"preset"} < {field.name for field in dataclasses.fields(PAPER)}

@@ -16,6 +16,8 @@ import report
 
 UMAZE = "ld-agents/pointmaze/umaze-v0"
 LARGE = "ld-agents/pointmaze/large-v0"
+ANTMAZE = "ld-agents/antmaze/umaze-v0"
+PEN = "ld-agents/adroit/pen-human-v0"
 MINIMUM, MAXIMUM = 23.85, 161.86
 
 
@@ -219,13 +221,70 @@ def test_missing_run_stops_the_aggregates_but_not_the_table(tmp_path: Path, caps
 
 
 def test_raw_returns_without_replay_check() -> None:
-    for check in (None, {"passed": False}):
+    reasons = {"no replay check is stored": None, "the simulator failed the replay check": {"passed": False}}
+    for reason, check in reasons.items():
         (cell,) = cells.make_cells([a_run(seed=seed, dataset={"replay_check": check}) for seed in (0, 1)])
         assert cell.estimates["env"][0] == pytest.approx(100.0)
         text = report.table_markdown([cell])
         assert "Mean raw return" in text
-        assert "no replay check" in text
+        assert f"- {UMAZE}: raw returns, because {reason}" in text
         assert report.score_matrices([cell], "env") == {}
+
+
+def test_raw_returns_where_the_rewards_are_not_d4rl_s() -> None:
+    (cell,) = cells.make_cells([a_run(on=PEN, dataset={"reference_scores": None})])
+    assert not cell.normalised
+    assert "because no reference scores are known for its rewards" in report.table_markdown([cell])
+
+
+def test_success_beside_returns(tmp_path: Path) -> None:
+    """AntMaze, Adroit and Kitchen: rates of success, and no first contact even where each reward is a success."""
+    antmaze = {"controller": None, "reference_scores": [0.0, 1.0]}
+    once = {"returns": [1.0, 0.0, 0.0, 1.0], "first_contact": [5, None, None, 300]}
+    runs = [
+        a_run("BC", ANTMAZE, 0, dataset=antmaze, successes=[True, False, False, True], **once),
+        a_run("BC", ANTMAZE, 1, dataset=antmaze, successes=[True, False, False, False], **once),
+        a_run("BC", PEN, 0, successes=[True, True, True, False]),
+        a_run("BC", "ld-agents/locomotion/hopper-medium-v0", 0, successes=[None] * 4),
+    ]
+    made = cells.make_cells(runs)
+    assert all(cell.protocols == ("env",) for cell in made)
+    rates = {cell.dataset: cell.success for cell in made}
+    assert rates["ld-agents/locomotion/hopper-medium-v0"] is None
+    assert rates[PEN] is not None
+    assert rates[PEN][0] == 75
+    assert rates[ANTMAZE] is not None
+    assert rates[ANTMAZE][0] == pytest.approx(37.5)
+    report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
+    text = (tmp_path / "tables" / "table.md").read_text()
+    assert "| env | success % | ms per action |" in text
+    assert "| 50.0 [50.0, 50.0] | 37.5 [25.0, 50.0] | 0.25 |" in text
+    rows = {(row["dataset"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
+    assert (rows[ANTMAZE, "success"]["mean"], rows[ANTMAZE, "success"]["unit"]) == ("37.500", "%")
+    assert "success %" in report.table_terminal(made)
+    # In point mazes the first contact says it, and the tables stay as they are.
+    assert "success" not in report.table_markdown(cells.make_cells(three_agents()))
+
+
+@pytest.mark.parametrize("made_by", ["stand-in", "regenerated"])
+def test_every_table_says_how_the_data_were_made(tmp_path: Path, made_by: str) -> None:
+    data = {
+        "provenance": made_by,
+        "reference_scores": [96.0, 3077.0],
+        "controller": {"expert_return": 1.0, "episodes": 9},
+    }
+    runs = [a_run(agent, PEN, seed, dataset=data) for agent in ("BC", "IQL") for seed in (0, 1)]
+    table = report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
+    assert [line.count(made_by) for line in table.splitlines() if "adroit" in line] == [1, 1, 1]
+    text = (tmp_path / "tables" / "table.md").read_text()
+    assert text.count(f"| {PEN} | {made_by} |") == 3
+    assert {row["provenance"] for row in rows_of(tmp_path / "tables" / "table.csv")} == {made_by}
+    assert f"Over {PEN} ({made_by});" in (tmp_path / "tables" / "aggregates.md").read_text()
+    assert {row["data"] for row in rows_of(tmp_path / "tables" / "aggregates.csv")} == {f"{PEN} ({made_by})"}
+    # Published numbers stand beside data of the same recipe only.
+    rows = [row for row in rows_of(tmp_path / "tables" / "table.csv") if row["seeds"] and row["protocol"] == "env"]
+    published = {row["agent"]: row["published_score"] for row in rows}
+    assert published == {"BC": "71.03", "IQL": "78.49"} if made_by == "regenerated" else not any(published.values())
 
 
 def test_stored_reference_scores_of_other_data() -> None:

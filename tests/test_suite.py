@@ -18,6 +18,8 @@ import intervals
 import report
 import run_one
 import run_suite
+from ld_agents import scores
+from ld_agents.scores import TASKS
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
@@ -102,10 +104,29 @@ def test_bfloat16_is_a_setting_of_every_agent() -> None:
 
 
 def test_suites_are_sound() -> None:
-    assert set(SUITES) == {"quick", "maze2d", "smoke"}
-    for suite in SUITES.values():
+    families = {"maze2d", "antmaze", "locomotion", "adroit", "kitchen"}
+    benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari")}
+    assert {"quick", "smoke"} | benchmarks <= set(SUITES)
+    for name, suite in SUITES.items():
         assert len({run.name for run in run_suite.grid(suite)}) == len(run_suite.grid(suite))
         assert max(suite.seeds) < 100, "seeds from 100 on are for tuning"
+        # Every data set is known to the table of scores, which gives it its family, and through it agents' settings.
+        assert set(suite.datasets) <= set(TASKS)
+        found = {scores.family(dataset) for dataset in suite.datasets}
+        assert found == (
+            families if name.startswith("core") else {name.removesuffix("-minari")} & families or {"maze2d"}
+        )
+        from_hub = {not dataset.startswith("ld-agents/") for dataset in suite.datasets}
+        assert from_hub == {name.endswith("-minari")}
+    assert len(SUITES["core"].datasets) == 11
+    assert len(SUITES["locomotion"].datasets) == len(SUITES["adroit"].datasets) == 12
+    assert SUITES["maze2d"].agents[:3] == ("CQL", "LDCQ", "LatentDiffuser")
+
+
+@pytest.mark.parametrize("agent", [run_one.parse_spec(agent)[0] for agent in SUITES["core"].agents])
+def test_settings_of_a_family_belong_to_a_family(agent: str) -> None:
+    known = {scores.family(task) for task in TASKS.values()}
+    assert set(run_one.agent_class(agent).family_settings()) <= known
 
 
 def test_json_is_written_whole_and_compact(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def make(**changes: Any) -> TrajectoryTransformer:
         "heads": 2,
         "dropout": 0.0,
         "decoder": "shared",
+        "return_inputs": "trunk",
         "latent_space": True,
     }
     vae = TrajectoryTransformer(S, A, **{**sizes, **changes})
@@ -236,6 +237,7 @@ def test_paper_sizes() -> None:
         heads=PAPER.heads,
         dropout=PAPER.dropout,
         decoder=PAPER.decoder,
+        return_inputs=PAPER.return_inputs,
         latent_space=True,
     )
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in vae.named_children()}

@@ -18,10 +18,11 @@ def load_dataset(
     Args:
         source: a Minari id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``,
             ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), or the path of a D4RL file
-            (ends in ``.hdf5`` or ``.h5``).
-        goal: what to do with observations that are dictionaries with a goal. ``"relabel"`` (D4RL's convention for
-            mazes): keep only ``"observation"`` and recompute the rewards for the fixed goal of the evaluation
-            environment. ``"keep"``: append ``"desired_goal"`` to the observation and use the rewards as stored.
+            (ends in ``.hdf5`` or ``.h5``). What is done to the recordings of each benchmark family is in
+            ``ld_agents/sources/families.py``.
+        goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
+            pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
+            ``"keep"``: append the goal to the observation and use the rewards as stored.
         download: whether a data set that is not on this machine may be fetched from Minari's hub.
 
     Raises:
@@ -33,7 +34,7 @@ def load_dataset(
     if isinstance(source, Path) or str(source).endswith((".hdf5", ".h5")):
         from ld_agents.sources.d4rl import load_d4rl_file
 
-        return load_d4rl_file(source)
+        return load_d4rl_file(source, goal=goal)
     from ld_agents.sources import minari, pointmaze
 
     if source in pointmaze.BUILT_IN and not minari.is_local(source):

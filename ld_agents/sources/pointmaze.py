@@ -148,7 +148,7 @@ def register_robotics() -> None:
         import gymnasium_robotics
     except ImportError as error:
         raise ImportError(
-            'PointMaze needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
+            'This environment needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
         ) from error
     gym.register_envs(gymnasium_robotics)
 

@@ -1,0 +1,80 @@
+"""Arrays of HDF5 files that may come from anywhere: only plain numbers that lie in the file itself are read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+# What gzip makes of a long run of equal numbers. An array that claims more is damaged, or made to fill the memory.
+_BEST_COMPRESSION = 1100
+_SMALL = 1_000_000  # bytes
+
+
+def open_file(path: Path, again: str) -> Any:
+    """An h5py.File to read from.
+
+    Args:
+        path: the file.
+        again: what to do when it is damaged, a sentence; so in the functions below.
+
+    Raises:
+        ValueError: not a readable HDF5 file.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except Exception:
+        raise ValueError(f"{path} is not a readable HDF5 file. It may be cut short. {again}") from None
+
+
+def open_array(file: Any, name: str, axes: int, again: str) -> Any:
+    """An array of an open file as h5py.h5d.DatasetID; None where nothing has that name.
+
+    Args:
+        file: h5py.File.
+        name: path within the file, its parts separated by ``/``.
+        axes: number of axes that the array must have.
+        again: see `open_file`.
+
+    Raises:
+        ValueError: a link, a group, an array that keeps its numbers in other files, holds anything but numbers, or
+            claims more of them than are stored.
+    """
+    from h5py import h5d, h5g, h5l, h5o
+
+    where = f"{file.filename}: {name!r}"
+    item = file.id
+    linked = virtual = False
+    shape: tuple[int, ...] | None = None
+    kind, claimed, stored = "group", 0, 0
+    try:
+        for part in name.encode().split(b"/"):
+            if not isinstance(item, h5g.GroupID) or not item.links.exists(part):
+                return None
+            if item.links.get_info(part).type != h5l.TYPE_HARD:
+                linked = True
+                break
+            item = h5o.open(item, part)
+        if not linked and isinstance(item, h5d.DatasetID):
+            layout = item.get_create_plist()
+            virtual = layout.get_layout() == h5d.VIRTUAL or layout.get_external_count() > 0
+            shape, kind, stored = item.shape, item.dtype.kind, item.get_storage_size()
+            chunk = layout.get_chunk() if layout.get_layout() == h5d.CHUNKED else (0,)
+            claimed = item.dtype.itemsize * max(math.prod(shape), math.prod(chunk))
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read ({error}). {again}") from None
+    if linked:
+        raise ValueError(f"{where} is a link to another place. Copy the data into one file (h5py) and try again.")
+    if shape is None:
+        raise ValueError(f"{where} is a group, not an array. {again}")
+    if virtual:
+        raise ValueError(f"{where} keeps its numbers in other files. Copy the data into one file (h5py) and try again.")
+    if kind not in "fiub":
+        raise ValueError(f"{where} holds {item.dtype} values instead of numbers. It is not read. {again}")
+    if len(shape) != axes:
+        raise ValueError(f"{where} has shape {shape}, but {axes} axes are expected. {again}")
+    if claimed > max(_SMALL, _BEST_COMPRESSION * stored):
+        raise ValueError(f"{where} has shape {shape}, but only {stored} bytes of it are stored. {again}")
+    return item
