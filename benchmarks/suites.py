@@ -45,7 +45,7 @@ ADROIT = tuple(
     for task in ("relocate", "hammer", "door", "pen")
     for level in ("human", "cloned", "expert")
 )
-KITCHEN = tuple(f"ld-agents/kitchen/{name}-v0" for name in ("mixed", "partial", "complete"))
+KITCHEN = ("ld-agents/kitchen/complete-v0",)  # partial and mixed need skills that no script has
 
 # The same families on Minari's hub. Its locomotion sets are no copies of D4RL's, and have other levels.
 MAZE2D_MINARI = tuple(f"D4RL/pointmaze/{maze}-v2" for maze in ("large", "medium", "umaze"))
@@ -65,12 +65,11 @@ ADROIT_MINARI = tuple(
 )
 KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial", "complete"))
 
-# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453), antmaze-medium-diverse and kitchen-partial.
+# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) that can be made here (kitchen-mixed cannot),
+# and antmaze-medium-diverse.
 CORE = (
     "ld-agents/antmaze/large-diverse-v0",
     "ld-agents/antmaze/medium-diverse-v0",
-    "ld-agents/kitchen/mixed-v0",
-    "ld-agents/kitchen/partial-v0",
     "ld-agents/locomotion/walker2d-medium-replay-v0",
     "ld-agents/locomotion/halfcheetah-medium-expert-v0",
     "ld-agents/locomotion/hopper-medium-v0",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "arrays"]
+Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
 
 ACTION_TOLERANCE = 1e-5
 _ROWS_PER_CHECK = 262_144

@@ -154,7 +154,13 @@ class LatentDiffuserPolicy(OfflinePolicy):
         )
         self.denoiser_average = copy.deepcopy(self.denoiser).requires_grad_(False)
         if s.guidance in _ENERGY_GUIDED:
-            self.energy = EnergyNet(self.state_dim, n_latents * latent_dim, s.energy_hidden, s.energy_layers)
+            self.energy = EnergyNet(
+                self.state_dim,
+                n_latents * latent_dim,
+                s.energy_hidden,
+                s.energy_layers,
+                frequency_scale=s.energy_frequency_scale,
+            )
             self.energy_average = copy.deepcopy(self.energy).requires_grad_(False)
         # actions, rewards and returns-to-go
         self.register_buffer("token_mean", torch.zeros(self.action_dim + 2))
@@ -729,6 +735,7 @@ class LatentDiffuserSettings:
     denoiser_activation: Literal["mish", "silu"] = "mish"
     energy_hidden: int = 512  # [CEP]
     energy_layers: int = 4
+    energy_frequency_scale: float = 30.0  # of the time's features, in cycles per unit of tau [CEP]
 
     # data
     discount: float = 0.99  # [TAP]
@@ -816,6 +823,7 @@ _REAL = {
     **dict.fromkeys(("discount", "dropout", "average_rate", "return_average_rate", "weight_decay"), (0.0, 1.0)),
     **dict.fromkeys(("state_weight", "action_weight", "reward_weight", "return_weight", "kl_weight"), (0.0, 1e6)),
     **dict.fromkeys(("gradient_clip", "inverse_temperature", "guidance_scale"), (0.0, 1e6)),
+    "energy_frequency_scale": (0.0, 1e3),
     "terminal_reward": (-1e6, 1e6),
     "weight_limit": (1.0, 1e30),
 }
@@ -839,7 +847,7 @@ _CHOICES = {
 ENERGY_SETTINGS = (
     *("guidance", "weights", "weight_limit", "inverse_temperature", "plan_return", "return_scale", "return_steps"),
     *("scale_states", "support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
-    *("energy_hidden", "energy_layers", "learning_rates", "average_rate"),
+    *("energy_hidden", "energy_layers", "energy_frequency_scale", "learning_rates", "average_rate"),
     *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),
 )
 
@@ -861,6 +869,7 @@ FAST = dataclasses.replace(
     denoiser_activation="silu",
     energy_hidden=128,
     energy_layers=3,
+    energy_frequency_scale=1.0,
     discount=0.998,
     return_inputs="step",
     return_targets="bootstrapped",
@@ -879,9 +888,9 @@ FAST = dataclasses.replace(
     scale_states=4_096,
     support_states=8_192,
     support_size=8,
-    energy_learning_rate=3e-3,
+    energy_learning_rate=5e-3,
     energy_batch_size=128,
-    energy_steps=4_000,
+    energy_steps=8_000,
     exec_horizon=4,
 )
 

@@ -123,7 +123,7 @@ def _info(dataset_id: str, metadata: dict[str, Any], eval_env: dict[str, Any] | 
     ours = metadata.get("ld_agents")
     ours = ours if isinstance(ours, dict) else {}
     check, controller = ours.get("replay_check"), ours.get("controller")
-    made: dict[str, Provenance] = {"regenerated": "regenerated", "stand-in": "stand-in"}
+    made: dict[str, Provenance] = {"regenerated": "regenerated", "stand-in": "stand-in", "recorded": "recorded"}
     stored = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     numbers = [float(x) for x in stored if isinstance(x, int | float) and math.isfinite(x)]
     reference = (numbers[0], numbers[1]) if len(numbers) == 2 else None

@@ -1,0 +1,228 @@
+"""The recipes of the data sets that are made on this machine; `make_datasets.py` follows them.
+
+What D4RL did is repeated where its behaviour policy or its demonstrations are at hand ("regenerated"). Elsewhere
+something else stands in, which the recipe says ("stand-in"). Kitchen's partial and mixed are left out: the scripted
+demonstrations only ever do the four tasks of complete, in one order, and none turns on a burner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor
+from recording import Demonstrations
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A part of a data set that repeats the episodes of another local set."""
+
+    dataset_id: str
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A part of a data set that is recorded from behaviour cloning of another local set."""
+
+    dataset_id: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a data set is made.
+
+    `parts` follow each other and share `steps`, the default size, equally; None: the parts with all that they hold.
+    `original_steps`: size of D4RL's set. `demonstrations`: what they are where the set holds any.
+    """
+
+    env_id: str
+    provenance: Literal["regenerated", "stand-in", "recorded"]
+    description: str
+    parts: Sequence[Behaviour | Copy | Clone | Demonstrations]
+    steps: int | None = 200_000
+    past_terminals: bool = False
+    demonstrations: Literal["real", "scripted"] | None = None
+    original_steps: int | None = None
+
+
+def recipes(policies: Path = Path()) -> dict[str, Recipe]:
+    """All recipes by the ids of their data sets; `policies` is the folder with the behaviour policies."""
+    return {
+        **_antmaze(policies / "antmaze"),
+        **_locomotion(policies / "locomotion"),
+        **_adroit(policies / "adroit"),
+        **_kitchen(policies / "kitchen"),
+    }
+
+
+def _locomotion(folder: Path) -> dict[str, Recipe]:
+    def actor(robot: str, name: str, noise: float = 0.0, stochastic: bool = False) -> LocomotionActor:
+        return LocomotionActor(
+            {"halfcheetah": 6, "hopper": 3, "walker2d": 6}[robot],
+            noise,
+            folder / f"{robot}_{name}_actor.npz",
+            stochastic,
+        )
+
+    medium = {
+        "halfcheetah": actor("halfcheetah", "sac", 0.4),
+        "hopper": actor("hopper", "ppo", 0.2),
+        "walker2d": actor("walker2d", "sac", 0.35),
+    }
+    expert = {
+        "halfcheetah": actor("halfcheetah", "tqc", stochastic=True),
+        "hopper": actor("hopper", "trpo"),
+        "walker2d": actor("walker2d", "sac", stochastic=True),
+    }
+    # Mean returns of D4RL's sets are about 3,100, 470 and 680; the means of these levels come to about as much.
+    rising: dict[str, list[Behaviour]] = {
+        "halfcheetah": [
+            Behaviour(6),
+            actor("halfcheetah", "a2c", 0.3),
+            *(actor("halfcheetah", "sac", noise) for noise in (0.6, 0.5, 0.4)),
+        ],
+        "hopper": [
+            *(actor("hopper", "ppo", noise) for noise in (1.0, 0.6)),
+            actor("hopper", "a2c", 0.6),
+            *(actor("hopper", "ppo", noise) for noise in (0.4, 0.2)),
+        ],
+        "walker2d": [
+            actor("walker2d", "sac", 1.0),
+            *(actor("walker2d", "a2c", noise) for noise in (0.4, 0.1)),
+            *(actor("walker2d", "sac", noise) for noise in (0.6, 0.35)),
+        ],
+    }
+    env_ids = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
+    original = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
+    zoo = "The behaviour is an agent of RL Baselines3 Zoo, not D4RL's SAC, and the simulator is Gymnasium's -v5. "
+    recipes = {}
+    for robot, env_id in env_ids.items():
+        name = f"ld-agents/locomotion/{robot}"
+        recipes[f"{name}-medium-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            zoo + f"An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
+            f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
+            [medium[robot]],
+            steps=MILLION,
+            original_steps=MILLION,
+        )
+        recipes[f"{name}-expert-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            zoo + f"The expert is {expert[robot].file.stem}, "
+            f"{'sampling its own actions' if expert[robot].stochastic else 'acting deterministically'}.",
+            [expert[robot]],
+            steps=MILLION,
+            original_steps=MILLION,
+        )
+        recipes[f"{name}-medium-replay-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            zoo + "Five behaviours of rising skill, the last that of the medium set, stand in for what an agent saw "
+            "while it trained.",
+            rising[robot],
+            original_steps=original[robot],
+        )
+        recipes[f"{name}-medium-expert-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            zoo + "The medium set and the expert set, one after the other.",
+            [Copy(f"{name}-medium-v0"), Copy(f"{name}-expert-v0")],
+            steps=None,
+            original_steps=2 * MILLION,
+        )
+    return recipes
+
+
+def _antmaze(folder: Path) -> dict[str, Recipe]:
+    file = folder / "goal_reaching_ant_policy.npz"
+    recipes = {}
+    for name in ("umaze", "medium-diverse", "large-diverse"):
+        maze, _, anywhere = name.partition("-")
+        where = "a start and a target drawn from all cells" if anywhere else "the fixed start and goal"
+        recipes[f"ld-agents/antmaze/{name}-v0"] = Recipe(
+            f"ld_agents/AntMaze-{maze}-v0",
+            "regenerated",
+            "D4RL's recipe with D4RL's policy and its ant's physics in a rebuilt maze: a goal-reaching ant is sent "
+            "from cell to cell along shortest paths, with Gaussian action noise (standard deviation 0.2). Every "
+            f"episode has {where} and goes on at the target until the step limit. Rewards and terminals are those of "
+            "the evaluation goal; every step within 0.5 m of it is a terminal, inside episodes too.",
+            [AntNavigator(8, 0.2, file, maze, bool(anywhere))],
+            past_terminals=True,
+            original_steps=MILLION,
+        )
+    return recipes
+
+
+def _adroit(folder: Path) -> dict[str, Recipe]:
+    sizes = {"pen": 24, "hammer": 26, "door": 28, "relocate": 30}
+    horizons = {"pen": 100, "hammer": 200, "door": 200, "relocate": 200}
+    human_steps = {"pen": 5_000, "hammer": 11_310, "door": 6_729, "relocate": 9_942}
+    recipes = {}
+    for task, size in sizes.items():
+        env_id, name = f"ld_agents/Adroit{task.capitalize()}-v0", f"ld-agents/adroit/{task}"
+        policy = DapgPolicy(size, file=folder / f"{task}_dapg_policy.npz")
+        real = task == "door"
+        recipes[f"{name}-expert-v0"] = Recipe(
+            env_id,
+            "regenerated",
+            "D4RL's recipe: the expert of Rajeswaran et al. (DAPG) acts with its own Gaussian noise.",
+            [policy],
+            original_steps=500_000 if task == "pen" else MILLION,
+        )
+        if real:
+            recipes[f"{name}-human-v0"] = Recipe(
+                env_id,
+                "regenerated",
+                "The 25 human demonstrations of Rajeswaran et al., recorded anew as D4RL did: their actions, clipped "
+                "to [-1, 1], are replayed from their starts. Demonstrations are longer than an evaluation episode.",
+                [Demonstrations(env_id, folder / "door_human_demos.npz")],
+                steps=None,
+                demonstrations="real",
+                original_steps=human_steps[task],
+            )
+        else:
+            recipes[f"{name}-human-v0"] = Recipe(
+                env_id,
+                "stand-in",
+                "No human demonstrations: those of this task are not at hand. The DAPG expert with twice its own "
+                "noise stands in for a human, whose mistakes are of another kind.",
+                [replace(policy, spread=2.0)],
+                steps=25 * horizons[task],
+                original_steps=human_steps[task],
+            )
+        recipes[f"{name}-cloned-v0"] = Recipe(
+            env_id,
+            "regenerated" if real else "stand-in",
+            "D4RL's recipe with our behaviour cloning: half of the steps come from a policy cloned from "
+            f"{'the human demonstrations' if real else 'the stand-in for the human demonstrations'}, the other half "
+            "repeats the demonstrations.",
+            [Clone(f"{name}-human-v0"), Copy(f"{name}-human-v0")],
+            demonstrations="real" if real else None,
+            original_steps=500_000 if task == "pen" else MILLION,
+        )
+    return recipes
+
+
+def _kitchen(folder: Path) -> dict[str, Recipe]:
+    env_id = "ld_agents/Kitchen-complete-v0"
+    return {
+        "ld-agents/kitchen/complete-v0": Recipe(
+            env_id,
+            "stand-in",
+            "No human demonstrations: those of D4RL are not at hand. A scripted way-point controller does the four "
+            "tasks in D4RL's order; its actions are replayed with fresh sensor noise until the last task is done, and "
+            "demonstrations that fail five times are left out. They are longer than an evaluation episode. A task pays "
+            "once, as in the evaluation.",
+            [Demonstrations(env_id, folder / "kitchen_scripted_complete.npz", attempts=5)],
+            steps=None,
+            demonstrations="scripted",
+            original_steps=3_680,
+        )
+    }
