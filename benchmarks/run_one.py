@@ -317,12 +317,13 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
     of_family = cls.family_settings().get(family(run.dataset) or "", {})
+    agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
     base = shared_model(run, files, cls, settings)
-    if base is None:
-        agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
-    else:
+    if base is not None:
         print(f"VAE and prior are those of {base.stem}", flush=True)
-        agent = cls.load(base, dataset=dataset).with_energy(**settings)
+        agent = cls.load(base, dataset=dataset).with_energy(
+            **{name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
+        )
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,

@@ -27,7 +27,7 @@ class DatasetInfo:
     Attributes:
         id: name of the data set.
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
-            a labelled stand-in, or arrays of the user's own.
+            a labelled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
         eval_env: ``{"id", "kwargs", "max_episode_steps"}`` of a registered Gymnasium environment, and ``"goal"``
             where the evaluation goal is held fixed, ``"observation_columns"`` where only some columns of its flat

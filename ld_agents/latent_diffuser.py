@@ -426,6 +426,7 @@ class LatentDiffuser(OfflineAlgorithm):
         for name in ("vae", "prior"):
             other.stage_steps[name] = other.stage_budget[name]
             other.stage_seconds[name] = self.stage_seconds.get(name, 0.0)
+        other.num_timesteps = sum(other.stage_steps.values())
         other._prepare_data(self.dataset)
         other._fit_return_scale()
         other._release_data()
