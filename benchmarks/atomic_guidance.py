@@ -32,6 +32,7 @@ from tqdm import tqdm
 import provenance
 from ld_agents.diffusion import VPSchedule, sample, vp_solver_steps, x0_from_noise
 from ld_agents.guidance import EnergyNet, contrastive_loss, support_weights
+from ld_agents.latent_diffuser import FAST
 from run_one import agent_class, load_dataset, write_json
 from speed import write_text
 
@@ -265,7 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for i, beta in tqdm(cases, desc="states and betas", disable=not sys.stderr.isatty()):
         latents, returns = problems[i]
         torch.manual_seed(options.seed)
-        network = EnergyNet(1, latents.shape[1], options.hidden, options.layers)
+        network = EnergyNet(
+            1, latents.shape[1], options.hidden, options.layers, frequency_scale=FAST.energy_frequency_scale
+        )
         sizes = {
             "n_samples": options.samples,
             "n_steps": options.solver_steps,
