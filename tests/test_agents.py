@@ -68,7 +68,7 @@ EARLIER_PARTS: dict[str, set[str]] = {
     "LDCQ-gaussian": {"vae", "latent_mean", "latent_std"},
     "LatentDiffuser": {
         *("vae", "denoiser", "denoiser_average", "latent_mean", "latent_std", "token_mean", "token_std"),
-        *("return_mean", "return_std"),
+        *("q_average", "return_mean", "return_std", "scale_of_state"),
     },
 }
 

@@ -50,7 +50,7 @@ def test_plan_speed_fails_where_versions_differ(tmp_path: Path, monkeypatch: pyt
     gradient = EnergyNet.gradient
 
     def wrong(net: EnergyNet, *arguments: Tensor) -> Tensor:
-        return 1.1 * gradient(net, *arguments)
+        return 10 * gradient(net, *arguments)
 
     monkeypatch.setattr(EnergyNet, "gradient", wrong)
     assert plan_speed.main([*SPEED, "--out", str(tmp_path)]) == 1
