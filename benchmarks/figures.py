@@ -237,7 +237,7 @@ def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
             axis.set_xlim(centre[0] - reach, centre[0] + reach)
             axis.set_ylim(centre[1] - reach, centre[1] + reach)
             values = other["scores"]
-            name = f"{cell.label}: " if row == 0 else ""
+            name = cell.label.replace("[", "\n[") + "\n" if row == 0 else ""
             axis.set_title(f"{name}value from {min(values):.3g} to {max(values):.3g}", fontsize=10)
         overview.set_title(f"start {row + 1} (dot), goal (star)", fontsize=10)
     handles, names = axes[0, 0].get_legend_handles_labels()
