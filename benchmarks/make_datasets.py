@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import recording
 from behaviours import SB3_ALGORITHMS, Behaviour, SavedAgent, agent_class
-from ld_agents.scores import REFERENCE_SCORES
+from ld_agents.scores import REFERENCE_SCORES, TASKS
 from recipes import Clone, Copy, Recipe, recipes
 from recording import Demonstrations, Episode, Recording
 from run_one import write_json
@@ -348,7 +348,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, families, or all")
     parser.add_argument("--policies", type=Path, metavar="DIR", help="folder with the behaviour policies")
-    parser.add_argument("--steps", type=int, help="steps of each set that has no size of its own; default 200,000")
+    parser.add_argument("--steps", type=int, help="steps of each set; default: as recipes.py says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records of the sets")
@@ -381,6 +381,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 recipe = recipes(options.policies)[dataset_id]
                 make(dataset_id, recipe, options.steps, options.seed, options.processes, records=options.records)
         else:
+            if options.id in TASKS or options.id.startswith(("D4RL/", "mujoco/", "ld-agents/")):
+                raise ValueError(
+                    f"{options.id} is the id of a published data set. Choose one of your own: me/hopper-v0."
+                )
             recipe = agent_recipe(options.env, options.agent, options.algo, options.noise, options.trust)
             make(options.id, recipe, options.steps, options.seed, options.processes)
     except (ValueError, OSError) as error:

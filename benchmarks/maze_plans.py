@@ -35,9 +35,9 @@ def plan_paths(
     Returns:
         a JSON-able dictionary, positions in metres rounded to the millimetre: `maze_map` (rows of 0 and 1),
         `cell_size`, `goal` [2], `horizon` and `starts`, each with `position` [2], `paths` [candidates, horizon + 1, 2],
-        `scores` [candidates], `chosen`, the index of the path that is taken (the highest score among latents, the first
-        plan), and `route` [points, 2], where the agent then went until it was at the goal or out of time, every fifth
-        step. None where the environment is no point maze or the agent has no candidates.
+        `scores` [candidates], `chosen`, the index of the path that is taken, and `route` [points, 2], where the agent
+        then went until it was at the goal or out of time, every fifth step. None where the environment is no point
+        maze or the agent has no candidates.
     """
     plans = hasattr(agent.policy, "propose_plans")
     if not plans and not hasattr(agent.policy, "propose"):
@@ -110,7 +110,7 @@ def _plans_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
         "position": _rounded(start[:2]),
         "paths": _rounded(np.array(paths)),
         "scores": [float(f"{score:.5g}") for score in plans.returns[0].tolist()],
-        "chosen": 0,
+        "chosen": int(plans.returns[0, : agent.settings.n_candidates].argmax()),
     }
 
 

@@ -243,7 +243,7 @@ class Progress(BaseCallback):
 
     def _on_step(self) -> bool:
         done = self.model.num_timesteps / self.record["total_steps"]
-        points = len(self.record["curve"])
+        points = len(self.record["curve"]) + self.record.get("skipped_points", 0)
         if done >= (points + 1) / CURVE_POINTS:
             self._pause()
             self._add_curve_point(points)
@@ -318,7 +318,7 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     preset = None if run.preset == "default" else run.preset
     of_family = cls.family_settings().get(family(run.dataset) or "", {})
     agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
-    base = shared_model(run, files, cls, settings)
+    base = shared_model(run, files, cls, agent.settings)
     if base is not None:
         print(f"VAE and prior are those of {base.stem}", flush=True)
         agent = cls.load(base, dataset=dataset).with_energy(
@@ -329,6 +329,7 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
         "shares_with": None if base is None else base.stem,
+        "skipped_points": CURVE_POINTS * agent.num_timesteps // total_steps,
         "curve": [],
         "losses": {},
         "learn_seconds": sum(agent.stage_seconds.values()),
@@ -336,16 +337,19 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     }
 
 
-def shared_model(run: Run, files: Files, cls: Any, settings: Mapping[str, Any]) -> Path | None:
-    """The finished LatentDiffuser without guidance whose VAE and prior this run can share, if it is there.
+def shared_model(run: Run, files: Files, cls: Any, wanted: Any) -> Path | None:
+    """The finished LatentDiffuser without guidance whose VAE and prior this run can share, if there is one.
 
     Agents that differ in their energy alone are then compared on the same plans, and cost a fraction.
     """
     unguided = dataclasses.replace(run, agent=f"{parse_spec(run.agent)[0]}[guidance=none]")
-    if not issubclass(cls, LatentDiffuser) or set(settings) - set(ENERGY_SETTINGS) or run.budget != 1:
+    if not issubclass(cls, LatentDiffuser) or run.budget != 1:
         return None
     path = Files(files.out, unguided.name).model
-    return path if unguided != run and path.exists() else None
+    if unguided == run or not path.exists():
+        return None
+    theirs, ours = (dataclasses.asdict(s) for s in (cls.load(path).settings, wanted))
+    return path if all(theirs[name] == ours[name] for name in set(ours) - set(ENERGY_SETTINGS)) else None
 
 
 def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:

@@ -65,8 +65,8 @@ ADROIT_MINARI = tuple(
 )
 KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial", "complete"))
 
-# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) that can be made here (kitchen-mixed cannot),
-# and antmaze-medium-diverse.
+# Of the nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) all but kitchen-mixed, which cannot be made
+# here, and antmaze-medium-diverse.
 CORE = (
     "ld-agents/antmaze/large-diverse-v0",
     "ld-agents/antmaze/medium-diverse-v0",
@@ -110,7 +110,8 @@ SUITES: dict[str, Suite] = {
     "kitchen-minari": Suite(ALL_AGENTS, KITCHEN_MINARI, SEEDS),
     "core": Suite(ALL_AGENTS, CORE, SEEDS),
     "core-minari": Suite(ALL_AGENTS, CORE_MINARI, SEEDS),
-    # LatentDiffuser's kinds of guidance and temperatures; all share the VAE and the prior of the first.
+    # LatentDiffuser's kinds of guidance and temperatures; those that start when the first has ended share its VAE and
+    # prior.
     "guidance": Suite(
         agents=(
             "LatentDiffuser[guidance=none]",

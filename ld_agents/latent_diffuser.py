@@ -51,8 +51,8 @@ energy and sampler are the same; the decoder predicts states, rewards and return
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: SiLU in the U-Net,
 no dropout and no weight decay, cosine learning rates, a random subset of the windows for the prior, bootstrapped
-returns of the step alone, beta in standard deviations at each state, and limited weights, which tilt about as far as
-the best of `support_size` draws.
+returns of the step alone, beta in standard deviations at each state, limited weights, which tilt less than beta says
+where the best draws are rare, and smoother features of time in the energy.
 """
 
 import contextlib
@@ -315,11 +315,16 @@ class LatentDiffuserPolicy(OfflinePolicy):
         return x * self.token_std[part] + self.token_mean[part]
 
     def propose_plans(self, observations: Tensor, n: int, guided: bool = True) -> Plans:
-        """Plans that an episode could begin with here, guided or from the prior alone. Shape [m, S] -> m times n."""
+        """Plans that an episode could begin with here, guided or from the prior alone. Shape [m, S] -> m times n.
+
+        The first `n_candidates` are those that an episode that begins here chooses from.
+        """
         with torch.inference_mode():
             keys = observation_keys(observations, self.noise_seed, 0)
             states = self.normalize(observations).repeat_interleave(n, 0)
-            noise = keyed_normal(keys, (n, *self.latent_shape)).flatten(0, 1)
+            first = min(n, self.settings.n_candidates)
+            blocks = [keyed_normal(keys, (k, *self.latent_shape), i) for i, k in enumerate((first, n - first))]
+            noise = torch.cat(blocks, 1).flatten(0, 1)
             decoded = self.decode(self.draw_latents(states, noise, guided), states)
             actions = self.unscale(self._unstandardised(decoded.actions, slice(self.action_dim)))
             return Plans(
@@ -417,6 +422,8 @@ class LatentDiffuser(OfflineAlgorithm):
             seed=self.seed,
             device=self.device,
             verbose=self.verbose,
+            tensorboard_log=self.tensorboard_log,
+            cpu_bf16=self.cpu_bf16,
             **{**dataclasses.asdict(self.settings), **settings},
         )
         fresh = other.policy.state_dict()
@@ -848,7 +855,7 @@ _CHOICES = {
 ENERGY_SETTINGS = (
     *("guidance", "weights", "weight_limit", "inverse_temperature", "plan_return", "return_scale", "return_steps"),
     *("scale_states", "support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
-    *("energy_hidden", "energy_layers", "energy_frequency_scale", "learning_rates", "average_rate"),
+    *("energy_hidden", "energy_layers", "energy_frequency_scale"),
     *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),
 )
 

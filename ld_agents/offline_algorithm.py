@@ -365,7 +365,9 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.stage_steps[stage.name] += 1
             self.num_timesteps += 1
             if self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+                started = time.perf_counter()
                 next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
+                self.stage_seconds[stage.name] += time.perf_counter() - started
             self._n_updates += 1
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             if log_interval is not None and self.num_timesteps % log_interval == 0:

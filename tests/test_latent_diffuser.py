@@ -672,8 +672,9 @@ def test_proposed_plans_are_in_units_of_the_environment(trained: Trained) -> Non
     assert not torch.equal(policy.propose_plans(observations, 5, guided=False).states, plans.states)
     # an agent with one candidate executes the first of them
     action = agent.predict(observations[:1].numpy(), deterministic=True)[0]
-    only = policy.propose_plans(observations[:1], 1)
-    np.testing.assert_allclose(action[0], only.actions[0, 0, 0], atol=1e-5)
+    for n in (1, 5):
+        found = policy.propose_plans(observations[:1], n)
+        np.testing.assert_allclose(action[0], found.actions[0, 0, 0], atol=1e-5)
 
 
 # ---------------------------------------------------------------- another energy on the same prior
