@@ -222,9 +222,9 @@ def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
     lines = None
     for row, start in enumerate(first["starts"]):
         starts = [plan["starts"][row] for _, plan in found]
-        paths = np.concatenate([np.array(other["paths"]) for other in starts])
-        centre = (paths.max((0, 1)) + paths.min((0, 1))) / 2
-        reach = 1.15 * max(np.ptp(paths, (0, 1)).max() / 2, 0.3 * first["cell_size"])
+        points = np.concatenate([np.array(other["paths"]).reshape(-1, 2) for other in starts])
+        centre = (points.max(0) + points.min(0)) / 2
+        reach = 1.15 * max(np.ptp(points, 0).max() / 2, 0.3 * first["cell_size"])
         overview = axes[row, 0]
         _draw_maze(overview, first)
         for (cell, _), other in zip(found, starts, strict=True):
@@ -245,7 +245,8 @@ def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
     if lines is not None:
         bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
         bar.ax.set_yticklabels(["lowest value", "highest value"])
-    title = f"{_short(cells[0].dataset)}: simulated paths of candidates, {first['horizon']} steps"
+    horizons = " or ".join(map(str, sorted({plan["horizon"] for _, plan in found})))
+    title = f"{_short(cells[0].dataset)}: simulated paths of candidates, {horizons} steps"
     figure.suptitle(f"{title}; black: the chosen one", fontsize=12)
     return figure
 

@@ -74,9 +74,9 @@ def a_run(agent: str = "LDCQ", on: str = UMAZE, seed: int = 0, level: float = 10
     return run
 
 
-def a_plan() -> dict[str, Any]:
+def a_plan(horizon: int = 20) -> dict[str, Any]:
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    paths = [[[0.5 + 0.02 * t * np.cos(a), 0.02 * t * np.sin(a)] for t in range(21)] for a in angles]
+    paths = [[[0.5 + 0.02 * t * np.cos(a), 0.02 * t * np.sin(a)] for t in range(horizon + 1)] for a in angles]
     start = {"position": [0.5, 0.0], "paths": paths, "scores": list(np.cos(angles)), "chosen": 0}
     maze = [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
     route = [[0.5, 0.0], [-0.5, 0.0]]
@@ -84,7 +84,7 @@ def a_plan() -> dict[str, Any]:
         "maze_map": maze,
         "cell_size": 1.0,
         "goal": [-0.5, 0.0],
-        "horizon": 20,
+        "horizon": horizon,
         "starts": [{**start, "route": route}],
     }
 
@@ -364,7 +364,7 @@ def test_figures(tmp_path: Path) -> None:
     runs = three_agents((UMAZE, LARGE))
     for run in runs:
         if run["agent"] != "BC" and run["seed"] == 0:
-            run["plans"] = a_plan()
+            run["plans"] = a_plan(20 if run["agent"] == "LDCQ" else 24)  # agents plan over horizons of their own
     report.build(write_runs(tmp_path / "runs", runs), tmp_path)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     mazes = {f"plans_ld-agents-pointmaze-{maze}-v0.png" for maze in ("umaze", "large")}
