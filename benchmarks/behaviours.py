@@ -39,7 +39,7 @@ class Behaviour:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that the behaviour is read from."""
-        return ()
+        return tuple(value for field in fields(self) if isinstance(value := getattr(self, field.name), Path))
 
     def describe(self) -> dict[str, Any]:
         """Class, settings and the hashes of the files, as JSON."""
@@ -102,22 +102,24 @@ def read_arrays(file: Path) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class LocomotionActor(Behaviour):
+class StoredPolicy(Behaviour):
+    """A policy whose weights are the arrays of an .npz file."""
+
+    file: Path = Path()
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        return read_arrays(self.file)
+
+
+@dataclass(frozen=True)
+class LocomotionActor(StoredPolicy):
     """The actor of an agent of RL Baselines3 Zoo: a multi-layer perceptron with its observation normaliser.
 
     `stochastic` samples the actor's own Gaussian (through the tanh, if it ends in one) before `noise` is added.
     """
 
-    file: Path = Path()
     stochastic: bool = False
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.file,)
-
-    @cached_property
-    def weights(self) -> dict[str, Array]:
-        return read_arrays(self.file)
 
     def mean_actions(
         self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
@@ -142,19 +144,10 @@ class LocomotionActor(Behaviour):
 
 
 @dataclass(frozen=True)
-class DapgPolicy(Behaviour):
+class DapgPolicy(StoredPolicy):
     """An expert of Rajeswaran et al. 2018 (DAPG) with its own Gaussian noise, whose deviation is times `spread`."""
 
-    file: Path = Path()
     spread: float = 1.0
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.file,)
-
-    @cached_property
-    def weights(self) -> dict[str, Array]:
-        return read_arrays(self.file)
 
     def mean_actions(
         self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
@@ -168,7 +161,7 @@ class DapgPolicy(Behaviour):
 
 
 @dataclass(frozen=True)
-class AntNavigator(Behaviour):
+class AntNavigator(StoredPolicy):
     """D4RL's way-point controller for AntMaze: a goal-reaching ant that is sent from cell to cell.
 
     At every step the ant is sent to the next cell on a shortest path to the episode's target: to a point drawn within
@@ -177,17 +170,8 @@ class AntNavigator(Behaviour):
     "diverse"); otherwise they are the fixed ones of the evaluation.
     """
 
-    file: Path = Path()
     maze: str = "umaze"
     random_cells: bool = False
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.file,)
-
-    @cached_property
-    def weights(self) -> dict[str, Array]:
-        return read_arrays(self.file)
 
     @cached_property
     def free_cells(self) -> list[tuple[int, int]]:
@@ -258,10 +242,6 @@ class SavedAgent(Behaviour):
     file: Path = Path()
     algorithm: str = "BC"
     trusted: bool = False
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.file,)
 
     @cached_property
     def agent(self) -> Any:

@@ -13,12 +13,13 @@ made first, and a killed run goes on where it was. Every set leaves a small reco
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,15 +76,15 @@ class Making:
         """Episodes of a part that is recorded."""
         entropy = (self.seed, zlib.crc32(self.dataset_id.encode()), index)
         self.hashes |= part.describe()["sha256"]
-        left = part.steps
+        yield from first_steps(self.chunks_of(part, entropy, index), part.steps)
+
+    def chunks_of(self, part: Recording | Demonstrations, entropy: tuple[int, ...], index: int) -> Iterator[Episode]:
+        """Episodes of the chunks of a part, a few steps more than the part has."""
         for file in recording.record_part(part, entropy, self.work / f"part{index}", self.executor, self.bar):
             episodes, check, seconds = recording.read_chunk(file)
             self.checks.append(check)
             self.seconds += seconds
-            for episode in episodes:
-                if left:
-                    yield episode.cut(left)
-                    left -= min(left, len(episode.actions))
+            yield from episodes
 
     def copied(self, dataset_id: str, steps: int | None) -> Iterator[Episode]:
         """Episodes of a local set: all of them once, or repeated until there are `steps`."""
@@ -91,12 +92,8 @@ class Making:
         self.checks.append(about["replay_check"])
         self.hashes |= about["policy_sha256"]
         stored = local_episodes(dataset_id)
-        left = sum(len(episode.actions) for episode in stored) if steps is None else steps
-        while left:
-            for episode in stored:
-                if left:
-                    yield episode.cut(left)
-                    left -= min(left, len(episode.actions))
+        total = sum(len(episode.actions) for episode in stored)
+        yield from first_steps(itertools.cycle(stored), total if steps is None else steps)
 
     def cloned(self, dataset_id: str) -> SavedAgent:
         """Behaviour cloning of a local set; the agent is trained once and kept beside the chunks."""
@@ -115,6 +112,15 @@ class Making:
             os.replace(self.work / "unfinished.zip", file)
         self.seconds += json.loads(times.read_text())["seconds"]
         return SavedAgent(dataset.action_dim, file=file, algorithm="BC")
+
+
+def first_steps(episodes: Iterable[Episode], steps: int) -> Iterator[Episode]:
+    """Episodes until there are `steps` steps, the last one cut."""
+    for episode in episodes:
+        if steps <= 0:
+            return
+        yield episode.cut(steps)
+        steps -= len(episode.actions)
 
 
 def _share(steps: int | None, index: int, parts: int) -> int | None:

@@ -47,12 +47,25 @@ def plan_paths(
         maze: Any = env.unwrapped
         if not hasattr(maze, "point_env"):
             return None
-        paths_from = _plans_from if plans else _paths_from
+        follow = _follow_plans if plans else _follow_latents
         starts = []
         for episode in range(n_starts):
             route = _route(agent, env, episode_seed(seed, episode))
             observation, _ = env.reset(seed=episode_seed(seed, episode))
-            starts.append({**paths_from(agent, maze, observation), "route": _rounded(route)})
+            flat = agent.dataset.flatten_observation(observation)  # [S]
+            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+            start = np.concatenate([maze.data.qpos, maze.data.qvel])
+            with torch.no_grad():
+                paths, scores, chosen = follow(agent, maze, observation, states, start)
+            starts.append(
+                {
+                    "position": _rounded(start[:2]),
+                    "paths": _rounded(paths),
+                    "scores": [float(f"{score:.5g}") for score in scores.tolist()],
+                    "chosen": int(chosen),
+                    "route": _rounded(route),
+                }
+            )
         return {
             "maze_map": [[int(cell == 1) for cell in row] for row in maze.maze.maze_map],
             "cell_size": float(maze.maze.maze_size_scaling),
@@ -77,41 +90,31 @@ def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     return np.stack([*positions[:-1:ROUTE_EVERY], positions[-1]])
 
 
-def _paths_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
-    flat = agent.dataset.flatten_observation(observation)  # [S]
-    with torch.no_grad():
-        latents, scores = agent.policy.propose(torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device))
+def _follow_latents(
+    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
+) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
+    """Paths [k, H + 1, 2] of LDCQ's candidates, their scores [k], and the index of the one that is taken."""
+    latents, scores = agent.policy.propose(states)
     # An even sample of the candidates by rank keeps the best one and shows the whole spread of scores.
     order = torch.argsort(scores[0], descending=True)  # [K]
     kept = order[np.unique(np.linspace(0, len(order) - 1, min(N_CANDIDATES, len(order))).round().astype(int))]
     latents, scores = latents[0, kept], scores[0, kept]  # [k, Z], [k]
-
-    start = np.concatenate([maze.data.qpos, maze.data.qvel])
-    paths = np.stack([_follow(agent, maze, observation, start, latent) for latent in latents])  # [k, H + 1, 2]
-    return {
-        "position": _rounded(start[:2]),
-        "paths": _rounded(paths),
-        "scores": [float(f"{score:.5g}") for score in scores.tolist()],
-        "chosen": int(torch.argmax(scores)),
-    }
+    paths = np.stack([_follow(agent, maze, observation, start, latent) for latent in latents])
+    return paths, scores, torch.argmax(scores)
 
 
-def _plans_from(agent: Any, maze: Any, observation: Any) -> dict[str, Any]:
-    flat = agent.dataset.flatten_observation(observation)  # [S]
-    states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+def _follow_plans(
+    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
+) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
+    """Paths [K, T + 1, 2] of LatentDiffuser's plans, their scores [K], and the index of the one that is taken."""
     plans = agent.policy.propose_plans(states, N_CANDIDATES)
-    start = np.concatenate([maze.data.qpos, maze.data.qvel])
     half = len(start) // 2
     paths = []
     for actions in plans.actions[0].cpu().numpy():  # [T, A]
         maze.point_env.set_state(start[:half].copy(), start[half:].copy())
-        paths.append([start[:2], *(maze.point_env.step(action)[0][:2].copy() for action in actions.clip(-1, 1))])
-    return {
-        "position": _rounded(start[:2]),
-        "paths": _rounded(np.array(paths)),
-        "scores": [float(f"{score:.5g}") for score in plans.returns[0].tolist()],
-        "chosen": int(plans.returns[0, : agent.settings.n_candidates].argmax()),
-    }
+        paths.append([start[:2], *(maze.point_env.step(action)[0][:2].copy() for action in actions)])
+    scores = plans.returns[0]
+    return np.array(paths), scores, scores[: agent.settings.n_candidates].argmax()
 
 
 def _follow(agent: Any, maze: Any, observation: Any, start: NDArray[Any], latent: torch.Tensor) -> NDArray[Any]:

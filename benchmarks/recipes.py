@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import gymnasium as gym
+
 from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor
+from ld_agents.sources import environments
 from recording import Demonstrations
 
 MILLION = 1_000_000
@@ -48,6 +51,14 @@ class Recipe:
     past_terminals: bool = False
     demonstrations: Literal["real", "scripted"] | None = None
     original_steps: int | None = None
+
+
+def episode_steps(env_id: str) -> int:
+    """Step limit of an environment of this project."""
+    environments.register()
+    steps = gym.registry[env_id].max_episode_steps
+    assert steps is not None
+    return steps
 
 
 def recipes(policies: Path = Path()) -> dict[str, Recipe]:
@@ -103,24 +114,19 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
     recipes = {}
     for robot, env_id in env_ids.items():
         name = f"ld-agents/locomotion/{robot}"
-        recipes[f"{name}-medium-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            zoo + f"An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
-            f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
-            [medium[robot]],
-            steps=MILLION,
-            original_steps=MILLION,
-        )
-        recipes[f"{name}-expert-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            zoo + f"The expert is {expert[robot].file.stem}, "
-            f"{'sampling its own actions' if expert[robot].stochastic else 'acting deterministically'}.",
-            [expert[robot]],
-            steps=MILLION,
-            original_steps=MILLION,
-        )
+        sampling = "sampling its own actions" if expert[robot].stochastic else "acting deterministically"
+        levels = {
+            "medium": (
+                medium[robot],
+                f"An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
+                f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
+            ),
+            "expert": (expert[robot], f"The expert is {expert[robot].file.stem}, {sampling}."),
+        }
+        for level, (policy, what) in levels.items():
+            recipes[f"{name}-{level}-v0"] = Recipe(
+                env_id, "stand-in", zoo + what, [policy], steps=MILLION, original_steps=MILLION
+            )
         recipes[f"{name}-medium-replay-v0"] = Recipe(
             env_id,
             "stand-in",
@@ -162,7 +168,6 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
 
 def _adroit(folder: Path) -> dict[str, Recipe]:
     sizes = {"pen": 24, "hammer": 26, "door": 28, "relocate": 30}
-    horizons = {"pen": 100, "hammer": 200, "door": 200, "relocate": 200}
     human_steps = {"pen": 5_000, "hammer": 11_310, "door": 6_729, "relocate": 9_942}
     recipes = {}
     for task, size in sizes.items():
@@ -194,7 +199,7 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
                 "No human demonstrations: those of this task are not at hand. The DAPG expert with twice its own "
                 "noise stands in for a human, whose mistakes are of another kind.",
                 [replace(policy, spread=2.0)],
-                steps=25 * horizons[task],
+                steps=25 * episode_steps(env_id),
                 original_steps=human_steps[task],
             )
         recipes[f"{name}-cloned-v0"] = Recipe(

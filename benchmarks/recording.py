@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from behaviours import Behaviour, read_arrays, sha256
 from ld_agents.sources import environments
+from ld_agents.sources.minari import move_in
 from ld_agents.sources.pointmaze import register_robotics
 
 Array = NDArray[Any]
@@ -507,7 +508,6 @@ def store(
     """
     import minari
     from minari.data_collector import EpisodeBuffer
-    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.dataset.minari_storage import MinariStorage
 
     def buffers() -> Iterator[Any]:
@@ -542,9 +542,5 @@ def store(
             **metadata(),
         }
     )
-    namespace = parse_dataset_id(dataset_id)[0]
-    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
-        minari.namespace.create_namespace(namespace)
-    target = target_folder(dataset_id)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(whole, target)
+    target_folder(dataset_id)  # raises where something else has appeared there
+    move_in(whole, dataset_id)

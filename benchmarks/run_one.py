@@ -318,17 +318,16 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     preset = None if run.preset == "default" else run.preset
     of_family = cls.family_settings().get(family(run.dataset) or "", {})
     agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
-    base = shared_model(run, files, cls, agent.settings)
-    if base is not None:
-        print(f"VAE and prior are those of {base.stem}", flush=True)
-        agent = cls.load(base, dataset=dataset).with_energy(
-            **{name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
-        )
+    base = Files(files.out, dataclasses.replace(run, agent=f"{name}[guidance=none]").name)
+    sharing = shared_agent(base, agent, dataset) if base != files and run.budget == 1 else None
+    if sharing is not None:
+        print(f"VAE and prior are those of {base.name}", flush=True)
+        agent = sharing
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
-        "shares_with": None if base is None else base.stem,
+        "shares_with": None if sharing is None else base.name,
         "skipped_points": CURVE_POINTS * agent.num_timesteps // total_steps,
         "curve": [],
         "losses": {},
@@ -337,19 +336,21 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     }
 
 
-def shared_model(run: Run, files: Files, cls: Any, wanted: Any) -> Path | None:
-    """The finished LatentDiffuser without guidance whose VAE and prior this run can share, if there is one.
+def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
+    """A LatentDiffuser like `agent` that goes on from the VAE and prior of a finished run without guidance.
 
-    Agents that differ in their energy alone are then compared on the same plans, and cost a fraction.
+    Agents that differ in their energy alone are then compared on the same plans, and cost a fraction. None where there
+    is no such run, or one on other data or with other settings of VAE and prior.
     """
-    unguided = dataclasses.replace(run, agent=f"{parse_spec(run.agent)[0]}[guidance=none]")
-    if not issubclass(cls, LatentDiffuser) or run.budget != 1:
+    if not isinstance(agent, LatentDiffuser) or not (base.result.exists() and base.model.exists()):
         return None
-    path = Files(files.out, unguided.name).model
-    if unguided == run or not path.exists():
+    if json.loads(base.result.read_text())["dataset"]["hash"] != dataset.content_hash:
         return None
-    theirs, ours = (dataclasses.asdict(s) for s in (cls.load(path).settings, wanted))
-    return path if all(theirs[name] == ours[name] for name in set(ours) - set(ENERGY_SETTINGS)) else None
+    unguided = LatentDiffuser.load(base.model, dataset=dataset)
+    of_energy = {name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
+    if dataclasses.replace(unguided.settings, **of_energy) != agent.settings:
+        return None
+    return unguided.with_energy(**of_energy)
 
 
 def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:

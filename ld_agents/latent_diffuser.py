@@ -62,7 +62,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -170,11 +169,13 @@ class LatentDiffuserPolicy(OfflinePolicy):
         self.register_buffer("return_mean", torch.zeros(()))
         self.register_buffer("return_std", torch.ones(()))
         if s.return_scale == "state":
-            sizes = (self.state_dim, _SCALE_HIDDEN, _SCALE_HIDDEN, 2)
-            layers: list[nn.Module] = []
-            for before, after in pairwise(sizes):
-                layers += [nn.Linear(before, after), nn.SiLU()]
-            self.scale_of_state = nn.Sequential(*layers[:-1])
+            self.scale_of_state = nn.Sequential(
+                nn.Linear(self.state_dim, _SCALE_HIDDEN),
+                nn.SiLU(),
+                nn.Linear(_SCALE_HIDDEN, _SCALE_HIDDEN),
+                nn.SiLU(),
+                nn.Linear(_SCALE_HIDDEN, 2),
+            )
         self.speed_up()
         self._fixed_key: object = None
 

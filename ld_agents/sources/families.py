@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from ld_agents.scores import TASKS, family
+from ld_agents.sources import environments
 from ld_agents.sources.pointmaze import MAZES, evaluation_spec, maze_map
 
 Terminals = Literal["as stored", "are timeouts", "not at timeouts", "all tasks done"]
@@ -142,27 +144,32 @@ def to_robotics_maze(task: str, observations: Floats, actions: Floats) -> tuple[
 
 # -- evaluation environments ---------------------------------------------------------------------------------------
 
-_ENVIRONMENTS: dict[str, tuple[str, int]] = {
-    "antmaze-umaze": ("ld_agents/AntMaze-umaze-v0", 700),
-    "antmaze-medium": ("ld_agents/AntMaze-medium-v0", 1000),
-    "antmaze-large": ("ld_agents/AntMaze-large-v0", 1000),
+_ENVIRONMENTS: dict[str, str] = {
+    "antmaze-umaze": "ld_agents/AntMaze-umaze-v0",
+    "antmaze-medium": "ld_agents/AntMaze-medium-v0",
+    "antmaze-large": "ld_agents/AntMaze-large-v0",
     # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
     # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
-    "halfcheetah": ("HalfCheetah-v4", 1000),
-    "hopper": ("Hopper-v4", 1000),
-    "walker2d": ("Walker2d-v4", 1000),
-    "pen": ("ld_agents/AdroitPen-v0", 100),
-    "hammer": ("ld_agents/AdroitHammer-v0", 200),
-    "door": ("ld_agents/AdroitDoor-v0", 200),
-    "relocate": ("ld_agents/AdroitRelocate-v0", 200),
-    "kitchen-complete": ("ld_agents/Kitchen-complete-v0", 280),
-    "kitchen-partial": ("ld_agents/Kitchen-partial-v0", 280),
-    "kitchen-mixed": ("ld_agents/Kitchen-mixed-v0", 280),
+    "halfcheetah": "HalfCheetah-v4",
+    "hopper": "Hopper-v4",
+    "walker2d": "Walker2d-v4",
+    "pen": "ld_agents/AdroitPen-v0",
+    "hammer": "ld_agents/AdroitHammer-v0",
+    "door": "ld_agents/AdroitDoor-v0",
+    "relocate": "ld_agents/AdroitRelocate-v0",
+    "kitchen-complete": "ld_agents/Kitchen-complete-v0",
+    "kitchen-partial": "ld_agents/Kitchen-partial-v0",
+    "kitchen-mixed": "ld_agents/Kitchen-mixed-v0",
 }
 # D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
 _KITCHEN_POSITIONS = [*range(9), *range(18, 39)]
 # Cells (row, column) of start and goal. Minari's umaze is D4RL's upside down.
 _MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
+
+
+def _registered(name: str) -> dict[str, Any]:
+    environments.register()
+    return {"id": name, "kwargs": {}, "max_episode_steps": gym.registry[name].max_episode_steps}
 
 
 def file_environment(task: str) -> dict[str, Any] | None:
@@ -176,8 +183,7 @@ def file_environment(task: str) -> dict[str, Any] | None:
         return {**spec, "goal": to_robotics_maze(task, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()}
     if task not in _ENVIRONMENTS:
         return None
-    name, steps = _ENVIRONMENTS[task]
-    spec = {"id": name, "kwargs": {}, "max_episode_steps": steps}
+    spec = _registered(_ENVIRONMENTS[task])
     return {**spec, "observation_columns": _KITCHEN_POSITIONS} if family(task) == "kitchen" else spec
 
 
@@ -194,8 +200,7 @@ def hub_environment(dataset_id: str, named: dict[str, Any] | None) -> dict[str, 
     # The metadata of Adroit and Kitchen name the environment of the recording: 625 steps for a human's demonstration,
     # and in the kitchen a reward in every step for each task that is done.
     if family(task) in ("adroit", "kitchen"):
-        name, steps = _ENVIRONMENTS[task]
-        return {"id": name, "kwargs": {}, "max_episode_steps": steps}
+        return _registered(_ENVIRONMENTS[task])
     if family(task) == "antmaze" and named is not None:
         # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
         # the episode goes on at the goal, where D4RL ends it.

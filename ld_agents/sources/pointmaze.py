@@ -448,16 +448,17 @@ def generate(
         ImportError: gymnasium-robotics is not installed.
         RuntimeError: a worker process failed, or the stored steps do not replay in the simulator.
     """
-    import minari
     from filelock import FileLock
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.datasets_root_dir import get_dataset_path
+
+    from ld_agents.sources.minari import move_in  # which imports this file
 
     if maze not in MAZES:
         raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(MAZES)}.")
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}. It must be at least 1.")
-    namespace = parse_dataset_id(dataset_id)[0]
+    parse_dataset_id(dataset_id)  # raises before the work is done
     register_robotics()
     root, target = Path(get_dataset_path()), Path(get_dataset_path(dataset_id))
     with FileLock(root / ".ld-agents.lock"):
@@ -474,10 +475,7 @@ def generate(
             _generate_into(
                 whole / "data", work, maze, dataset_id, n_steps, seed, evaluation_episodes, processes, show_progress
             )
-            if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
-                minari.namespace.create_namespace(namespace)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(whole, target)
+            move_in(whole, dataset_id)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
