@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 import intervals
 from intervals import Estimate
-from ld_agents.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
+from ld_agents.scores import (
+    MEASURED_SCORES,
+    REFERENCE_SCORES,
+    TASKS,
+    family,
+    first_contact_return,
+    why_not_normalised,
+)
 
 PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
 SCHEMA = 1
@@ -102,6 +109,12 @@ def reference_scores(run: RunFile) -> tuple[float, float] | None:
         return REFERENCE_SCORES[name].minimum, REFERENCE_SCORES[name].maximum
     stored = run["dataset"]["reference_scores"]
     return float(stored[0]), float(stored[1])
+
+
+def known_defects(run: RunFile) -> tuple[str, ...]:
+    """What is known to be wrong with the reference scores that the run's returns are normalised with."""
+    normalised = reference_scores(run) is not None
+    return REFERENCE_SCORES[base_id(run)].known_defects if normalised and base_id(run) in REFERENCE_SCORES else ()
 
 
 def base_id(run: RunFile) -> str:
@@ -231,16 +244,21 @@ def _published_rows() -> tuple[dict[str, str], ...]:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference policy that was measured when the data were made; it is no agent and takes no part in aggregates."""
+    """A reference policy that was measured, `success` in percent; it is no agent and takes no part in aggregates."""
 
     dataset: str
     name: str
     scores: dict[str, float]
     episodes: int
+    success: float | None = None
 
 
 def references(cells: Sequence[Cell]) -> list[Reference]:
-    """The reference policies stored with each data set (`NAME_return`, `NAME_first_contact_return`, `episodes`)."""
+    """The reference policies of each data set.
+
+    Point mazes store them with the data (`NAME_return`, `NAME_first_contact_return`, `episodes`); those of our other
+    data sets are in `ld_agents.scores.MEASURED_SCORES`.
+    """
     found = {}
     for cell in cells:
         run = cell.runs[0]
@@ -256,4 +274,10 @@ def references(cells: Sequence[Cell]) -> list[Reference]:
                 if keys[protocol] in measured
             }
             found[cell.dataset, name] = Reference(cell.dataset, name, means, int(measured["episodes"]))
+        if measured or not cell.dataset.startswith("ld-agents/"):
+            continue
+        for name, score in sorted(MEASURED_SCORES.get(TASKS.get(base_id(run), ""), {}).items()):
+            mean = float(on_scale(run, np.array(score.mean_return)))
+            success = None if score.success is None else 100 * score.success
+            found[cell.dataset, name] = Reference(cell.dataset, name, {ENV: mean}, score.episodes, success)
     return list(found.values())

@@ -103,17 +103,7 @@ class Recording:
         *envs, fresh = _environments(self)
         streams = np.random.SeedSequence(entropy).spawn(LANES)
         lanes = [_Lane(env, self, np.random.default_rng(stream)) for env, stream in zip(envs, streams, strict=True)]
-        running = lanes
-        while running:
-            actions = self.behaviour.act(
-                np.stack([lane.observation for lane in running]),
-                [lane.rng for lane in running],
-                [lane.drawn for lane in running],
-            )
-            for lane, action in zip(running, actions, strict=True):
-                lane.step(action)
-            running = [lane for lane in running if not lane.finished]
-        episodes = [episode for lane in lanes for episode in lane.episodes]
+        episodes = _act_in(lanes, lambda lane: lane.steps >= self.lane_steps and lane.between_episodes)
         return episodes, replay(fresh, episodes)
 
     def describe(self) -> dict[str, Any]:
@@ -201,7 +191,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         register_robotics()
     if env_id not in gym.registry:
         raise ValueError(f"Gymnasium knows no environment {env_id!r}. Write module:id to import the module first.")
-    return gym.make(env_id, disable_env_checker=True, **kwargs)
+    return environments.make(env_id, disable_env_checker=True, **kwargs)
 
 
 # -- one chunk -----------------------------------------------------------------------------------------------------
@@ -221,8 +211,8 @@ class _Lane:
         self.begin()
 
     @property
-    def finished(self) -> bool:
-        return self.steps >= self.part.lane_steps and not self._actions
+    def between_episodes(self) -> bool:
+        return not self._actions
 
     def begin(self) -> None:
         self.drawn = self.part.behaviour.begin(self.rng)
@@ -266,6 +256,33 @@ class _Lane:
                 reached,
             )
         )
+
+
+def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episode]:
+    """Let their behaviour act in all lanes until each is finished; returns the episodes, lane after lane."""
+    running = lanes
+    while running:
+        actions = running[0].part.behaviour.act(
+            np.stack([lane.observation for lane in running]),
+            [lane.rng for lane in running],
+            [lane.drawn for lane in running],
+        )
+        for lane, action in zip(running, actions, strict=True):
+            lane.step(action)
+        running = [lane for lane in running if not finished(lane)]
+    return [episode for lane in lanes for episode in lane.episodes]
+
+
+def play(env_id: str, behaviour: Behaviour, n_episodes: int, entropy: tuple[int, ...]) -> list[Episode]:
+    """So many episodes of a behaviour in an environment, each until its terminal or the step limit."""
+    part = Recording(env_id, behaviour, steps=0)
+    streams = np.random.SeedSequence(entropy).spawn(n_episodes)
+    envs = _environments(part)
+    episodes: list[Episode] = []
+    for begin in range(0, n_episodes, len(envs)):
+        lanes = [_Lane(env, part, np.random.default_rng(s)) for env, s in zip(envs, streams[begin:], strict=False)]
+        episodes += _act_in(lanes, lambda lane: bool(lane.episodes))
+    return episodes
 
 
 @lru_cache(maxsize=1)

@@ -31,6 +31,7 @@ from cells import (
     Cell,
     Reference,
     RunFile,
+    known_defects,
     make_cells,
     published,
     read_runs,
@@ -131,7 +132,7 @@ def table_markdown(cells: Sequence[Cell]) -> str:
             )
         for reference in reference_rows:
             means = [number(reference.scores[p]) if p in reference.scores else "–" for p in protocols]
-            means += ["–"] * with_success
+            means += ["–" if reference.success is None else number(reference.success)] * with_success
             row = [dataset, members[0].made_by, f"*{reference.name}*", "–", "–", "–"]
             rows.append([*row, str(reference.episodes), *means, "–", "–", "", ""])
     text = describe(cells) + "\n\n`env` is the environment's return"
@@ -200,9 +201,12 @@ def table_csv(cells: Sequence[Cell]) -> str:
                 rows.append(row)
         for reference in reference_rows:
             data = members[0].runs[0]["dataset"]
-            for protocol, mean in reference.scores.items():
+            means = [(protocol, unit(members[0]), mean) for protocol, mean in reference.scores.items()]
+            if reference.success is not None:
+                means.append(("success", "%", reference.success))
+            for protocol, unit_, mean in means:
                 row = [dataset, data["hash"], data["provenance"], reference.name, "", "", "", "", reference.episodes]
-                rows.append([*row, protocol, unit(members[0]), f"{mean:.3f}", *[""] * 10])
+                rows.append([*row, protocol, unit_, f"{mean:.3f}", *[""] * 10])
     return csv_text(columns, rows)
 
 
@@ -218,7 +222,8 @@ def table_terminal(cells: Sequence[Cell], width: int = 120) -> str:
             rows.append([name, cell.label, made_by, *values, f"{cell.ms_per_action:.2f}", f"{cell.minutes:.1f}"])
         for reference in reference_rows:
             means = [number(reference.scores[p]) if p in reference.scores else "–" for p in protocols]
-            rows.append([name, f"({reference.name})", made_by, *means, *[""] * with_success, "", ""])
+            means += ["" if reference.success is None else number(reference.success)] * with_success
+            rows.append([name, f"({reference.name})", made_by, *means, "", ""])
     header = ["data set", "agent", "made by", *protocols, *["success %"] * with_success, "ms/action", "min"]
     others = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header)) if i != 1]
     agent_width = max(12, width - sum(others) - 2 * len(others))
@@ -235,13 +240,16 @@ def _short(text: str, width: int) -> str:
 
 
 def notes(cells: Sequence[Cell]) -> list[str]:
-    """What a reader must know before comparing rows: mixtures, missing intervals, missing scales."""
+    """What a reader must know before comparing rows: mixtures, missing intervals, missing scales and their defects."""
     lines = []
+    defects: dict[str, list[str]] = {}
     for dataset, members, _ in _by_dataset(cells):
         runs = [run for cell in members for run in cell.runs]
         reason = why_raw(members[0].runs[0])
         if reason is not None:
             lines.append(f"{dataset}: raw returns, because {reason}")
+        for defect in known_defects(members[0].runs[0]):
+            defects.setdefault(defect, []).append(dataset)
         for what, key in _MIXTURES.items():
             values = sorted({str(key(run)) for run in runs})
             if len(values) > 1:
@@ -249,7 +257,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         if len(cell.runs) == 1:
             lines.append(f"{cell.label} on {cell.dataset}: 1 seed, so there is no interval")
-    return lines
+    return lines + [f"D4RL's scale on {', '.join(datasets)}: {defect}" for defect, datasets in defects.items()]
 
 
 def origin(cells: Sequence[Cell]) -> str:

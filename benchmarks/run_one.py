@@ -37,6 +37,7 @@ import provenance
 from ld_agents.evaluation import evaluate
 from ld_agents.latent_diffuser import ENERGY_SETTINGS, LatentDiffuser
 from ld_agents.scores import family
+from ld_agents.sources.replay import replay_check
 
 SCHEMA = 1
 N_ENVS = 25
@@ -418,7 +419,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
             "description": info.description,
             "steps": dataset.n_steps,
             "episodes": dataset.n_episodes,
-            "replay_check": info.replay_check,
+            "replay_check": info.replay_check or replay_check(dataset),
             "controller": info.controller,
             "reference_scores": info.reference_scores,
         },

@@ -6,10 +6,11 @@ all steps from the first one at the goal on, whatever the agent does afterwards.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -183,12 +184,46 @@ def d4rl_name(file: str | PurePath) -> str | None:
 def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
     reached, d4rl_defect, later = _FAMILY_NOTES[family(task) or ""]
     source = f"D4RL, d4rl/infos.py, task {task}: 0 for random actions, 100 for {reached}"
-    defects = (d4rl_defect,) if dataset_id in D4RL_TASKS else (d4rl_defect, later)
+    # Of the later data sets, ours of locomotion alone are made and evaluated in the simulator of D4RL's numbers.
+    as_d4rl = dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/locomotion/")
+    defects = (d4rl_defect,) if as_d4rl else (d4rl_defect, later)
     return ReferenceScore(*_TASK_SCORES[task], source, defects)
 
 
 REFERENCE_SCORES: dict[str, ReferenceScore] = {name: _reference_score(name, task) for name, task in TASKS.items()}
 """Reference scores by data set id."""
+
+
+@dataclass(frozen=True)
+class MeasuredScore:
+    """What a policy returns in today's evaluation environment of a task.
+
+    `success`: share of successful episodes, None where the environment knows no success.
+    """
+
+    mean_return: float
+    std_return: float
+    success: float | None
+    episodes: int
+    environment: str
+
+
+MEASURED_FILE = Path(__file__).with_name("measured_scores.json")
+
+
+def _measured_scores() -> dict[str, dict[str, MeasuredScore]]:
+    found = json.loads(MEASURED_FILE.read_text(encoding="utf-8")) if MEASURED_FILE.exists() else {}
+    keys = ("mean_return", "std_return", "success_rate", "episodes", "environment")
+    return {
+        task: {name: MeasuredScore(*(entry[key] for key in keys)) for name, entry in policies.items()}
+        for task, policies in found.items()
+    }
+
+
+MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = _measured_scores()
+"""Local reference scores, by D4RL's task and by policy: "random" (uniform actions) and the policy that records the best
+data of the task, "expert" or "controller". Measured by benchmarks/reference_policies.py; the mazes of maze2d carry
+theirs with the data (`DatasetInfo.controller`)."""
 
 
 def why_not_normalised(

@@ -17,6 +17,7 @@ from gymnasium import spaces
 import datasets_table
 import make_datasets
 import recording
+import reference_policies
 from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor, SavedAgent
 from ld_agents import OfflineDataset, load_dataset
 from ld_agents.baselines import bc
@@ -198,6 +199,61 @@ def test_missing_policies_are_reported(tmp_path: Path) -> None:
     recipe = recipes(tmp_path)["ld-agents/adroit/pen-expert-v0"]
     with pytest.raises(FileNotFoundError, match=r"no file .*pen_dapg_policy\.npz.*--policies"):
         quiet("ld-agents/adroit/pen-expert-v0", recipe)
+
+
+# -- reference policies --------------------------------------------------------------------------------------------
+
+
+def test_played_episodes_do_not_depend_on_their_number() -> None:
+    few = recording.play("test/Walk-v0", Behaviour(2), 3, (5,))
+    many = recording.play("test/Walk-v0", Behaviour(2), 25, (5,))
+    assert len(many) == 25
+    for a, b in zip(few, many, strict=False):
+        np.testing.assert_array_equal(a.observations, b.observations)
+    for episode in many:
+        assert episode.terminals[:-1].sum() == 0
+        assert episode.terminals[-1] or len(episode.actions) == 12
+    assert len({float(episode.observations[0, 0]) for episode in many}) == 25
+
+
+def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "walk": ("test/Walk-v0", "expert", Behaviour(2, noise=9.0)),
+        "other": ("test/Walk-v0", "expert", Behaviour(2)),
+    }
+    monkeypatch.setattr(reference_policies, "reference_policies", lambda _: known)
+    out = folder / "measured.json"
+    arguments = ["--policies", "p", "--episodes", "40", "--processes", "1", "--out", str(out)]
+    reference_policies.main([*arguments, "--tasks", "walk"])
+    found = json.loads(out.read_text())
+    assert list(found) == ["walk"]
+    assert set(found["walk"]) == {"random", "expert"}
+    for entry in found["walk"].values():
+        assert (entry["environment"], entry["episodes"]) == ("test/Walk-v0", 40)
+        # One reward, at the terminal.
+        assert entry["mean_return"] == entry["success_rate"]
+        assert entry["std_return"] == pytest.approx(math.sqrt(entry["mean_return"] * (1 - entry["mean_return"])))
+    assert found["walk"]["random"]["policy"]["noise"] == 0.0
+    assert 0.05 < found["walk"]["random"]["mean_return"] < found["walk"]["expert"]["mean_return"]
+    out.write_text(out.read_text().replace("0.", "7."))
+    reference_policies.main(arguments)
+    again = json.loads(out.read_text())
+    assert again["walk"]["random"]["mean_return"] > 7
+    assert again["other"]["random"]["mean_return"] < 1
+    with pytest.raises(SystemExit):
+        reference_policies.main([*arguments, "--tasks", "nothing"])
+
+
+def test_reference_policies_act_in_the_environments_of_the_data() -> None:
+    known = reference_policies.reference_policies(Path("policies"))
+    for dataset_id, recipe in recipes(Path("policies")).items():
+        if "kitchen" in dataset_id:
+            continue
+        env_id, _, behaviour = known[TASKS[dataset_id]]
+        assert env_id == recipe.env_id
+        for part in recipe.parts:
+            if isinstance(part, Behaviour):
+                assert behaviour.action_size == part.action_size
 
 
 # -- recording -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import cells
 import intervals
 import report
+from ld_agents.scores import REFERENCE_SCORES, MeasuredScore
 
 UMAZE = "ld-agents/pointmaze/umaze-v0"
 LARGE = "ld-agents/pointmaze/large-v0"
@@ -275,7 +276,7 @@ def test_every_table_says_how_the_data_were_made(tmp_path: Path, made_by: str) -
     }
     runs = [a_run(agent, PEN, seed, dataset=data) for agent in ("BC", "IQL") for seed in (0, 1)]
     table = report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
-    assert [line.count(made_by) for line in table.splitlines() if "adroit" in line] == [1, 1, 1]
+    assert [line.count(made_by) for line in table.splitlines() if line.startswith("adroit")] == [1, 1, 1]
     text = (tmp_path / "tables" / "table.md").read_text()
     assert text.count(f"| {PEN} | {made_by} |") == 3
     assert {row["provenance"] for row in rows_of(tmp_path / "tables" / "table.csv")} == {made_by}
@@ -285,6 +286,37 @@ def test_every_table_says_how_the_data_were_made(tmp_path: Path, made_by: str) -
     rows = [row for row in rows_of(tmp_path / "tables" / "table.csv") if row["seeds"] and row["protocol"] == "env"]
     published = {row["agent"]: row["published_score"] for row in rows}
     assert published == {"BC": "71.03", "IQL": "78.49"} if made_by == "regenerated" else not any(published.values())
+
+
+def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {
+        "pen": {
+            "expert": MeasuredScore(3076.8331017826877, 5.0, 0.7, 100, "e"),
+            "random": MeasuredScore(96.262799, 1.0, 0.0, 50, "e"),
+        }
+    }
+    monkeypatch.setattr(cells, "MEASURED_SCORES", measured)
+    stored_none = {"controller": None}
+    report.build(write_runs(tmp_path / "runs", [a_run(on=PEN, dataset=stored_none)]), tmp_path, with_figures=False)
+    rows = {(row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
+    assert [rows[name, "env"]["mean"] for name in ("expert", "random")] == ["100.000", "0.000"]
+    assert [rows[name, "success"]["mean"] for name in ("expert", "random")] == ["70.000", "0.000"]
+    assert [rows[name, "env"]["episodes"] for name in ("expert", "random")] == ["100", "50"]
+    text = (tmp_path / "tables" / "table.md").read_text()
+    assert "| *expert* | – | – | – | 100 | 100.0 | 70.0 |" in text
+    # Data that carry their own measurements show those alone, and data that are not ours show none.
+    (own,) = cells.make_cells([a_run(on=PEN)])
+    assert sorted(reference.name for reference in cells.references([own])) == ["controller", "random"]
+    (hub,) = cells.make_cells([a_run(on="D4RL/pen/human-v2", dataset=stored_none)])
+    assert cells.references([hub]) == []
+
+
+def test_defects_of_the_reference_scores_are_told(tmp_path: Path) -> None:
+    shown = cells.make_cells([a_run(), a_run(on=LARGE), a_run(on=PEN, dataset={"replay_check": None})])
+    notes = [line for line in report.notes(shown) if line.startswith("D4RL's scale")]
+    # Two defects of the mazes, told once for both; none of pen, whose returns are raw.
+    assert [line.partition(": ")[0] for line in notes] == [f"D4RL's scale on {LARGE}, {UMAZE}"] * 2
+    assert {line.partition(": ")[2] for line in notes} == set(REFERENCE_SCORES[UMAZE].known_defects)
 
 
 def test_stored_reference_scores_of_other_data() -> None:
@@ -318,7 +350,7 @@ def test_mixtures_are_flagged() -> None:
     assert "rows mix commits: 0123456789ab, fedcba987654+changes" in text
     assert "rows mix budgets: 100 %, 50 %" in text
     assert "BC on ld-agents/pointmaze/umaze-v0: 1 seed, so there is no interval" in text
-    assert report.notes(cells.make_cells(three_agents())) == []
+    assert all(line.startswith("D4RL's scale") for line in report.notes(cells.make_cells(three_agents())))
 
 
 def test_budgets_of_one_agent_are_rows_of_their_own() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,13 @@ def register() -> None:
                 kwargs=kwargs,
                 max_episode_steps=steps,
             )
+
+
+def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+        return gym.make(env_id, **kwargs)
 
 
 class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):

@@ -605,7 +605,7 @@ def build_eval_env(spec: dict[str, Any]) -> gym.Env[Any, Any]:
         )
     kwargs = {key: value for key, value in spec.get("kwargs", {}).items() if key != "render_mode"}
     try:
-        env = gym.make(name, max_episode_steps=spec.get("max_episode_steps"), **kwargs)
+        env = environments.make(name, max_episode_steps=spec.get("max_episode_steps"), **kwargs)
     except Exception as error:
         raise ValueError(
             f"The evaluation environment {name} cannot be built with {kwargs}: {type(error).__name__}: {error}. Make "
