@@ -43,8 +43,12 @@ PUBLISHED_DATASETS = {
     },
 }
 PUBLISHED_AGENTS = {"TD3BC": "TD3+BC", "BC[best_fraction=0.1]": "10% BC"}
-# Papers of published_scores.csv whose protocol on these data sets is known: short name and protocol.
-PUBLISHED_PROTOCOLS = {"CORL (re-implementation, last scores)": ("CORL, last checkpoint", ENV)}
+# Papers of published_scores.csv whose protocol on these data sets is known: short name and protocol. LDCQ's has no row
+# for maze2d, where its protocol would not be D4RL's; LatentDiffuser's has none for these versions of the data.
+PUBLISHED_PROTOCOLS = {
+    "CORL (re-implementation, last scores)": ("CORL, last checkpoint", ENV),
+    "LDCQ (Venkatraman et al., arXiv 2309.06599, ICLR 2024)": ("the paper, second-hand", ENV),
+}
 
 RunFile = dict[str, Any]
 

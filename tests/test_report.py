@@ -338,6 +338,14 @@ def test_published_numbers_have_their_own_columns(tmp_path: Path) -> None:
     assert "0.36 ± 8.69 | CORL, last checkpoint (maze2d-umaze-v1)" in text
 
 
+def test_the_papers_own_numbers_stand_beside_ours() -> None:
+    large = "ld-agents/antmaze/large-diverse-v0"
+    text = report.table_markdown(cells.make_cells([a_run(on=large)]))
+    assert "| 57.7 ± 1.8 | the paper, second-hand (antmaze-large-diverse-v2) |" in text
+    stand_in = a_run(on=large, dataset={"provenance": "stand-in"})
+    assert "57.7" not in report.table_markdown(cells.make_cells([stand_in]))
+
+
 def test_mixtures_are_flagged() -> None:
     runs = [
         a_run(seed=0),
