@@ -190,6 +190,10 @@ class LDCQ(OfflineAlgorithm):
     def presets(cls) -> dict[str, "LDCQSettings"]:
         return PRESETS
 
+    @classmethod
+    def family_settings(cls) -> dict[str, dict[str, Any]]:
+        return FAMILY
+
     def stages(self) -> list[Stage]:
         s = self.settings
         vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q)
@@ -563,6 +567,9 @@ FAST = dataclasses.replace(
 )
 
 PRESETS = {"fast": FAST, "paper": PAPER}
+
+# What differs between families of data sets, in either preset: the released code divides the returns of locomotion [C].
+FAMILY: dict[str, dict[str, Any]] = {"locomotion": {"reward_scale": 0.1}}
 
 _RELEASED_EVERYWHERE: dict[str, Any] = {
     "next_state": "s_{t+H-1}",
