@@ -228,10 +228,12 @@ def make_cells(runs: Sequence[RunFile]) -> list[Cell]:
 
 
 def published(cell: Cell) -> list[dict[str, str]]:
-    """Rows of published_scores.csv for the same algorithm on the D4RL data set whose recipe ours follows."""
+    """Rows of published_scores.csv for the same algorithm on the same D4RL data set, or the one whose recipe ours
+    follows."""
     if cell.made_by == "stand-in" or not cell.normalised:
         return []
-    dataset = PUBLISHED_DATASETS.get(base_id(cell.runs[0]))
+    name = base_id(cell.runs[0])
+    dataset = PUBLISHED_DATASETS.get(name, name)
     algorithm = PUBLISHED_AGENTS.get(cell.agent, cell.agent)
     return [
         row

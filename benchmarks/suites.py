@@ -65,6 +65,13 @@ ADROIT_MINARI = tuple(
 )
 KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial", "complete"))
 
+# The same families in D4RL's own files.
+MAZE2D_D4RL = tuple(f"maze2d-{maze}-v1" for maze in ("large", "medium", "umaze"))
+ANTMAZE_D4RL = tuple(name.removeprefix("D4RL/").replace("/", "-").replace("-v1", "-v2") for name in ANTMAZE_MINARI)
+LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v2" for name in LOCOMOTION)
+ADROIT_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v1" for name in ADROIT)
+KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "complete"))
+
 # Of the nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) all but kitchen-mixed, which cannot be made
 # here, and antmaze-medium-diverse.
 CORE = (
@@ -90,6 +97,19 @@ CORE_MINARI = (
     "D4RL/pen/cloned-v2",
     "D4RL/pen/expert-v2",
 )
+CORE_D4RL = (
+    "antmaze-large-diverse-v2",
+    "antmaze-medium-diverse-v2",
+    "kitchen-mixed-v0",
+    "kitchen-partial-v0",
+    "walker2d-medium-replay-v2",
+    "halfcheetah-medium-expert-v2",
+    "hopper-medium-v2",
+    "maze2d-large-v1",
+    "pen-human-v1",
+    "pen-cloned-v1",
+    "pen-expert-v1",
+)
 SEEDS = (0, 1, 2, 3, 4)
 
 SUITES: dict[str, Suite] = {
@@ -100,16 +120,33 @@ SUITES: dict[str, Suite] = {
     ),
     "maze2d": Suite(ALL_AGENTS, MAZE2D, SEEDS),
     "maze2d-minari": Suite(ALL_AGENTS, MAZE2D_MINARI, SEEDS),
+    "maze2d-d4rl": Suite(ALL_AGENTS, MAZE2D_D4RL, SEEDS),
     "antmaze": Suite(ALL_AGENTS, ANTMAZE, SEEDS),
     "antmaze-minari": Suite(ALL_AGENTS, ANTMAZE_MINARI, SEEDS),
+    "antmaze-d4rl": Suite(ALL_AGENTS, ANTMAZE_D4RL, SEEDS),
     "locomotion": Suite(ALL_AGENTS, LOCOMOTION, SEEDS),
     "locomotion-minari": Suite(ALL_AGENTS, LOCOMOTION_MINARI, SEEDS),
+    "locomotion-d4rl": Suite(ALL_AGENTS, LOCOMOTION_D4RL, SEEDS),
     "adroit": Suite(ALL_AGENTS, ADROIT, SEEDS),
     "adroit-minari": Suite(ALL_AGENTS, ADROIT_MINARI, SEEDS),
+    "adroit-d4rl": Suite(ALL_AGENTS, ADROIT_D4RL, SEEDS),
     "kitchen": Suite(ALL_AGENTS, KITCHEN, SEEDS),
     "kitchen-minari": Suite(ALL_AGENTS, KITCHEN_MINARI, SEEDS),
+    "kitchen-d4rl": Suite(ALL_AGENTS, KITCHEN_D4RL, SEEDS),
     "core": Suite(ALL_AGENTS, CORE, SEEDS),
     "core-minari": Suite(ALL_AGENTS, CORE_MINARI, SEEDS),
+    "core-d4rl": Suite(ALL_AGENTS, CORE_D4RL, SEEDS),
+    # One data set of each family beside the mazes: the smallest that holds whole solutions.
+    "families": Suite(
+        agents=("LDCQ", "IQL", "TD3BC", "BC"),
+        datasets=(
+            "ld-agents/antmaze/umaze-v0",
+            "ld-agents/locomotion/hopper-medium-v0",
+            "ld-agents/adroit/door-human-v0",
+            "ld-agents/kitchen/complete-v0",
+        ),
+        seeds=(0, 1, 2),
+    ),
     # LatentDiffuser's kinds of guidance and temperatures; those that start when the first has ended share its VAE and
     # prior.
     "guidance": Suite(

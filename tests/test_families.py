@@ -175,6 +175,17 @@ def test_locomotion_files_without_timeouts_have_episodes_of_1000_steps(tmp_path:
     assert data.info.id == "walker2d-medium-v0"
 
 
+def test_d4rl_files_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    write(tmp_path, "hopper-medium-v2", 3, timeouts=flags(3)).rename(tmp_path / "hopper_medium-v2.hdf5")
+    write(tmp_path, "hopper-medium-replay-v2", 4, timeouts=flags(4))
+    assert load_dataset("hopper-medium-v2").n_steps == 3
+    assert load_dataset("hopper-medium-v2").info.id == "hopper-medium-v2"
+    assert load_dataset("hopper-medium-replay-v2").n_steps == 4
+    with pytest.raises(FileNotFoundError, match=r"no file of walker2d-medium-v2 in .*D4RL_DATASET_DIR"):
+        load_dataset("walker2d-medium-v2")
+
+
 def test_ant_files_have_no_environment(tmp_path: Path) -> None:
     assert load_dataset(write(tmp_path, "ant-medium-v2", 3, timeouts=flags(3))).info.eval_env is None
 

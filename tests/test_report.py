@@ -342,6 +342,8 @@ def test_the_papers_own_numbers_stand_beside_ours() -> None:
     large = "ld-agents/antmaze/large-diverse-v0"
     text = report.table_markdown(cells.make_cells([a_run(on=large)]))
     assert "| 57.7 ± 1.8 | the paper, second-hand (antmaze-large-diverse-v2) |" in text
+    file = a_run("BC", "maze2d-umaze-v1", dataset={"provenance": "d4rl-file"})
+    assert "0.36 ± 8.69 | CORL" in report.table_markdown(cells.make_cells([file]))
     stand_in = a_run(on=large, dataset={"provenance": "stand-in"})
     assert "57.7" not in report.table_markdown(cells.make_cells([stand_in]))
 

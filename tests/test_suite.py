@@ -19,7 +19,7 @@ import report
 import run_one
 import run_suite
 from ld_agents import scores
-from ld_agents.scores import TASKS
+from ld_agents.scores import D4RL_TASKS, TASKS
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
@@ -105,7 +105,7 @@ def test_bfloat16_is_a_setting_of_every_agent() -> None:
 
 def test_suites_are_sound() -> None:
     families = {"maze2d", "antmaze", "locomotion", "adroit", "kitchen"}
-    benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari")}
+    benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari", "-d4rl")}
     assert {"quick", "smoke"} | benchmarks <= set(SUITES)
     for name, suite in SUITES.items():
         assert len({run.name for run in run_suite.grid(suite)}) == len(run_suite.grid(suite))
@@ -114,10 +114,13 @@ def test_suites_are_sound() -> None:
         assert set(suite.datasets) <= set(TASKS)
         found = {scores.family(dataset) for dataset in suite.datasets}
         # kitchen's partial and mixed sets cannot be made here
-        of_core = {"core": families - {"kitchen"}, "core-minari": families}
-        assert found == of_core.get(name, {name.removesuffix("-minari")} & families or {"maze2d"})
-        from_hub = {not dataset.startswith("ld-agents/") for dataset in suite.datasets}
-        assert from_hub == {name.endswith("-minari")}
+        mixed = {"core": families - {"kitchen"}, "core-minari": families, "core-d4rl": families}
+        mixed["families"] = families - {"maze2d"}
+        assert found == mixed.get(name, {name.partition("-")[0]} & families or {"maze2d"})
+        made_here = not name.endswith(("-minari", "-d4rl"))
+        assert {dataset.startswith("ld-agents/") for dataset in suite.datasets} == {made_here}
+        assert {dataset in D4RL_TASKS for dataset in suite.datasets} == {name.endswith("-d4rl")}
+    assert len(SUITES["core-d4rl"].datasets) == 11
     assert len(SUITES["core"].datasets) == len(SUITES["core-minari"].datasets) == 9
     assert len(SUITES["locomotion"].datasets) == len(SUITES["adroit"].datasets) == 12
     assert SUITES["maze2d"].agents[:3] == ("CQL", "LDCQ", "LatentDiffuser")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ld_agents.dataset import OfflineDataset
+from ld_agents.scores import D4RL_TASKS
 
 __all__ = ["load_dataset"]
 
@@ -17,9 +18,10 @@ def load_dataset(
 
     Args:
         source: a Minari id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``,
-            ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), or the path of a D4RL file
-            (ends in ``.hdf5`` or ``.h5``). What is done to the recordings of each benchmark family is in
-            ``ld_agents/sources/families.py``.
+            ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), the path of a D4RL file
+            (ends in ``.hdf5`` or ``.h5``), or D4RL's name of one, such as ``hopper-medium-v2``, which is looked for
+            where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``). What is done to the
+            recordings of each benchmark family is in ``ld_agents/sources/families.py``.
         goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
             ``"keep"``: append the goal to the observation and use the rewards as stored.
@@ -31,10 +33,10 @@ def load_dataset(
     """
     if goal not in ("relabel", "keep"):
         raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
-    if isinstance(source, Path) or str(source).endswith((".hdf5", ".h5")):
-        from ld_agents.sources.d4rl import load_d4rl_file
+    if isinstance(source, Path) or source.endswith((".hdf5", ".h5")) or source in D4RL_TASKS:
+        from ld_agents.sources.d4rl import find_d4rl_file, load_d4rl_file
 
-        return load_d4rl_file(source, goal=goal)
+        return load_d4rl_file(find_d4rl_file(source) if source in D4RL_TASKS else source, goal=goal)
     from ld_agents.sources import minari, pointmaze
 
     if source in pointmaze.BUILT_IN and not minari.is_local(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,22 @@ _OPTIONAL = ("timeouts", "next_observations")
 _ONE_AXIS = ("rewards", "terminals", "timeouts")
 _FLAGS = ("terminals", "timeouts")
 _AGAIN = "Download the file again, or pass repaired arrays to OfflineDataset."
+
+
+def find_d4rl_file(name: str | Path) -> Path:
+    """The file of one of D4RL's data sets in the folder where D4RL keeps them.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    found = [path for path in sorted(folder.glob("*.hdf5")) if d4rl_name(path) == str(name)]
+    if not found:
+        raise FileNotFoundError(
+            f"There is no file of {name} in {folder}. Put D4RL's .hdf5 file there under its own name, set "
+            "D4RL_DATASET_DIR to the folder that holds it, or give the path of the file."
+        )
+    return found[0]
 
 
 def load_d4rl_file(path: str | Path, *, goal: Literal["relabel", "keep"] = "relabel") -> OfflineDataset:
