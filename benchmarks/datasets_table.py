@@ -1,4 +1,4 @@
-"""The table of the data sets that `make_datasets.py` made, from their records: results/datasets.md.
+"""The table of the data sets that `make_datasets.py` made, and of the reference policies: results/datasets.md.
 
 python benchmarks/datasets_table.py
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ld_agents.scores import normalise
+from ld_agents.scores import MEASURED_SCORES, REFERENCE_SCORES, TASKS, MeasuredScore, normalise
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -90,6 +90,29 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+REFERENCE_HEAD = """
+## Reference policies
+
+What D4RL's 0 and 100 points are, and what policies return in the simulators used here: uniformly random actions, and
+the policy that records the task's best data. Measured by `benchmarks/reference_policies.py`, kept in
+`ld_agents/measured_scores.json`; mean return ± standard deviation over episodes.
+"""
+
+
+def reference_table(measured: Mapping[str, Mapping[str, MeasuredScore]]) -> str:
+    """D4RL's reference scores of every task beside what was measured here."""
+    columns = ("task", "environment", "D4RL's 0", "D4RL's 100", "policy", "episodes", "return", "score", "success")
+    lines = [REFERENCE_HEAD, f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for task, policies in sorted(measured.items()):
+        reference = next(REFERENCE_SCORES[name] for name, other in TASKS.items() if other == task)
+        for name, found in sorted(policies.items()):
+            score = 100 * (found.mean_return - reference.minimum) / (reference.maximum - reference.minimum)
+            cells = [task, found.environment, f"{reference.minimum:.4g}", f"{reference.maximum:.4g}", name]
+            cells += [str(found.episodes), f"{found.mean_return:.4g} ± {found.std_return:.3g}", f"{score:.1f}"]
+            lines.append(f"| {' | '.join([*cells, _percent(found.success)])} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not records:
         parser.error(f"there are no records in {options.records}; run make_datasets.py first")
     temporary = options.out.with_suffix(".tmp")
-    temporary.write_text(table(records))
+    temporary.write_text(table(records) + reference_table(MEASURED_SCORES))
     temporary.replace(options.out)
 
 

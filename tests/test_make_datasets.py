@@ -21,7 +21,7 @@ import reference_policies
 from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor, SavedAgent
 from ld_agents import OfflineDataset, load_dataset
 from ld_agents.baselines import bc
-from ld_agents.scores import TASKS
+from ld_agents.scores import TASKS, MeasuredScore
 from ld_agents.sources import environments
 from make_datasets import make
 from recipes import Clone, Copy, Recipe, recipes
@@ -577,6 +577,16 @@ def test_the_table(records: Path, folder: Path) -> None:
     assert "| – |" in pen
     assert "FAILED" in pen
     assert "- ld-agents/adroit/door-human-v0, ld-agents/adroit/pen-human-v0: A walk." in text
+
+
+def test_the_table_of_reference_policies() -> None:
+    policies = {
+        "random": MeasuredScore(96.262799, 2.0, 0.0, 50, "E-v0"),
+        "expert": MeasuredScore(1586.5479510, 9.0, 0.75, 100, "E-v0"),
+    }
+    expert, random = datasets_table.reference_table({"pen": policies}).splitlines()[-2:]
+    assert expert == "| pen | E-v0 | 96.26 | 3077 | expert | 100 | 1587 ± 9 | 50.0 | 75 % |"
+    assert random == "| pen | E-v0 | 96.26 | 3077 | random | 50 | 96.26 ± 2 | 0.0 | 0 % |"
 
 
 def test_no_records(folder: Path, capsys: Any) -> None:
