@@ -42,7 +42,6 @@ from cells import (
 from intervals import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
-README_MARKERS = ("<!-- results: begin -->", "<!-- results: end -->")
 
 
 # Text
@@ -398,10 +397,15 @@ def write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def paste(readme: Path, table: str) -> None:
+def readme_markers(out: Path) -> tuple[str, str]:
+    """The lines between which a README holds the table of a results folder."""
+    return f"<!-- results of {out.name}: begin -->", f"<!-- results of {out.name}: end -->"
+
+
+def paste(readme: Path, markers: tuple[str, str], table: str) -> None:
     """Replace what stands between the two markers of the README by `table`."""
     text = readme.read_text(encoding="utf-8")
-    begin, end = README_MARKERS
+    begin, end = markers
     before, found, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found and found_end):
@@ -437,7 +441,7 @@ def build(runs_folder: Path, out: Path, readme: Path | None = None, with_figures
     if with_figures:
         figures.draw_all(cells, groups, out / "figures")
     if readme is not None:
-        paste(readme, table)
+        paste(readme, readme_markers(out), table)
     return table_terminal(cells)
 
 
@@ -447,7 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--runs", type=Path, default=ROOT / "results" / "maze2d" / "runs", help="folder with the run files"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "maze2d", help="receives tables/ and figures/")
-    parser.add_argument("--readme", type=Path, help="file whose result table is replaced")
+    parser.add_argument("--readme", type=Path, help="file in which the table of OUT is replaced")
     options = parser.parse_args(arguments)
     print(build(options.runs, options.out, options.readme))
 

@@ -387,7 +387,7 @@ def test_terminal_table_fits() -> None:
 
 def test_paste_into_readme(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    begin, end = report.README_MARKERS
+    begin, end = report.readme_markers(tmp_path)
     readme.write_text(f"before\n\n{begin}\nold\n{end}\n\nafter\n")
     folder = write_runs(tmp_path / "runs", three_agents())
     for _ in range(2):
