@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.sources.environments import ANTMAZE_GOALS, CELL_SIZE, cell_position
+from ld_agents.sources.environments import ANTMAZE_GOALS, CELL_SIZE, cell_position, draw_goal
 from ld_agents.sources.pointmaze import maze_map
 
 Array = NDArray[Any]
@@ -53,6 +53,10 @@ class Behaviour:
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
         """What is drawn for a new episode; it is passed to the environment's reset as options."""
         return {}
+
+    def finished(self, episode: dict[str, Any]) -> bool:
+        """Whether the behaviour has done what it came for, so that the recording of the episode ends."""
+        return False
 
     def act(
         self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
@@ -164,10 +168,12 @@ class DapgPolicy(StoredPolicy):
 class AntNavigator(StoredPolicy):
     """D4RL's way-point controller for AntMaze: a goal-reaching ant that is sent from cell to cell.
 
-    At every step the ant is sent to the next cell on a shortest path to the episode's target: to a point drawn within
-    0.5 m of its centre (on either axis), or to the target itself when it lies in that cell. The policy sees the
-    direction only, rescaled to norm 10. `random_cells` draws start and target of each episode from all cells (D4RL's
-    "diverse"); otherwise they are the fixed ones of the evaluation.
+    At every step the ant is sent to the next cell on a shortest path to the episode's goal: to a point drawn up to 1 m
+    beyond its centre (on either axis), or to the goal itself when it lies in that cell. The policy sees the direction
+    only, rescaled to norm 10. `random_cells` draws the cells of start and goal of each episode from all cells (D4RL's
+    "diverse"); otherwise they are the fixed ones of the evaluation. Offsets from the centres of cells are D4RL's, for
+    goals those of `environments.draw_goal`. D4RL takes the ant to be in a cell from its centre up to the next one's;
+    here it is in the cell whose floor it is on.
     """
 
     maze: str = "umaze"
@@ -195,13 +201,13 @@ class AntNavigator(StoredPolicy):
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
         if not self.random_cells:
             cell = ANTMAZE_GOALS[self.maze]
-            return {"cell": cell, "target": cell_position(cell), "start": (0.0, 0.0)}
-        start, target = (self.free_cells[i] for i in rng.choice(len(self.free_cells), 2, replace=False))
-        return {"cell": target, "target": self._near(target, rng), "start": self._near(start, rng)}
+            return {"cell": cell, "goal": draw_goal(cell, rng), "start": (0.0, 0.0)}
+        start, cell = (self.free_cells[i] for i in rng.choice(len(self.free_cells), 2, replace=False))
+        return {"cell": cell, "goal": draw_goal(cell, rng), "start": self._beyond(start, rng)}
 
-    def _near(self, cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
+    def _beyond(self, cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
         x, y = cell_position(cell)
-        dx, dy = rng.uniform(-0.5, 0.5, 2)
+        dx, dy = rng.uniform(0.0, 1.0, 2)
         return x + float(dx), y + float(dy)
 
     def _direction(self, x: float, y: float, episode: dict[str, Any], rng: np.random.Generator) -> tuple[float, float]:
@@ -209,9 +215,7 @@ class AntNavigator(StoredPolicy):
         at = round(y / CELL_SIZE) + 1, round(x / CELL_SIZE) + 1
         if at not in route:  # a leg may reach over a wall's corner
             at = min(self.free_cells, key=lambda cell: math.dist(cell_position(cell), (x, y)))
-        aim = self._near(route[at], rng)
-        if route[at] == episode["cell"]:
-            aim = episode["target"]
+        aim = episode["goal"] if route[at] == episode["cell"] else self._beyond(route[at], rng)
         dx, dy = aim[0] - x, aim[1] - y
         norm = math.hypot(dx, dy) + 1e-9
         return 10.0 * dx / norm, 10.0 * dy / norm

@@ -122,8 +122,9 @@ def known_defects(run: RunFile) -> tuple[str, ...]:
 
 
 def base_id(run: RunFile) -> str:
-    """The data set's id without settings in brackets."""
-    return str(run["dataset"]["id"]).partition("[")[0]
+    """The data set's own id, without settings in brackets, or D4RL's name of a file that was given by its path."""
+    data = run["dataset"]
+    return str(data.get("name", data["id"])).partition("[")[0]
 
 
 def has_goal(run: RunFile) -> bool:

@@ -51,7 +51,7 @@ def row(record: dict[str, Any]) -> list[str]:
     """The cells of a data set."""
     behaviour, check = record["behaviour"], record["replay_check"]
     mean = behaviour["mean_return"]
-    made_by = "real" if record["demonstrations"] == "real" and "cloned" not in record["id"] else record["provenance"]
+    made_by = "real" if record["demonstrations"] == "real" else record["provenance"]
     score = "–"
     if check["passed"] and mean is not None:
         score = f"{float(normalise(mean, record['id'], replay_check=check)):.1f}"

@@ -13,16 +13,19 @@ made first, and a killed run goes on where it was. Every set leaves a small reco
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock
@@ -69,7 +72,9 @@ class Making:
                 assert steps is not None
                 behaviour = self.cloned(part.dataset_id) if isinstance(part, Clone) else part
                 recipe = self.recipe
-                recorded = Recording(recipe.env_id, behaviour, steps, recipe.past_terminals, self.chunk_steps)
+                recorded = Recording(
+                    recipe.env_id, behaviour, steps, recipe.env_kwargs, recipe.past_terminals, self.chunk_steps
+                )
                 yield from self.recorded(recorded, index)
 
     def recorded(self, part: Recording | Demonstrations, index: int) -> Iterator[Episode]:
@@ -91,6 +96,7 @@ class Making:
         about = _metadata(dataset_id)["ld_agents"]
         self.checks.append(about["replay_check"])
         self.hashes |= about["policy_sha256"]
+        self.seconds += about["seconds"]
         stored = local_episodes(dataset_id)
         total = sum(len(episode.actions) for episode in stored)
         yield from first_steps(itertools.cycle(stored), total if steps is None else steps)
@@ -137,12 +143,11 @@ def local_episodes(dataset_id: str) -> list[Episode]:
     from minari.dataset.minari_storage import MinariStorage
 
     storage = MinariStorage.read(recording.target_folder(dataset_id) / "data")
-    episodes = [
-        Episode(*(episode[name] for name in ("observations", "actions", "rewards", "terminations")))
-        for episode in storage.get_episodes(range(storage.total_episodes))
+    flags = _metadata(dataset_id)["ld_agents"]["episodes"]
+    return [
+        Episode(*(episode[name] for name in ("observations", "actions", "rewards", "terminations")), **about)
+        for episode, about in zip(storage.get_episodes(range(storage.total_episodes)), flags, strict=True)
     ]
-    longest = max(len(episode.actions) for episode in episodes)
-    return [replace(e, whole=bool(e.terminals[-1]) or len(e.actions) == longest) for e in episodes]
 
 
 def is_made(dataset_id: str) -> bool:
@@ -172,9 +177,16 @@ def make(
         records: folder for the small record of the set; None: no record.
         chunk_steps: about so many steps are kept together when a run is killed.
         show_progress: show a progress bar.
+
+    Raises:
+        FileExistsError: a data set of that id is there, but made otherwise.
     """
-    if not is_made(dataset_id):
-        _make(dataset_id, recipe, steps, seed, processes, chunk_steps, show_progress)
+    described = _description(dataset_id, recipe, steps, seed, chunk_steps)
+    if is_made(dataset_id):
+        _check_same(dataset_id, described)
+        print(f"{dataset_id} is there", file=sys.stderr)
+    else:
+        _make(dataset_id, recipe, described, processes, show_progress)
     recording.remove_work_folders(dataset_id)
     check = _metadata(dataset_id)["ld_agents"]["replay_check"]
     if not check["passed"]:
@@ -183,20 +195,36 @@ def make(
         write_record(dataset_id, records)
 
 
-def _make(
-    dataset_id: str,
-    recipe: Recipe,
-    steps: int | None,
-    seed: int,
-    processes: int,
-    chunk_steps: int,
-    show_progress: bool,
-) -> None:
-    steps = recipe.steps if steps is None or recipe.steps is None else steps
-    parts = [_describe(part) for part in recipe.parts]
-    sizes = {"steps": steps, "chunk_steps": chunk_steps}
-    description = {"id": dataset_id, "seed": seed, **sizes, "parts": parts, "versions": recording.versions()}
-    work = recording.work_folder(dataset_id, description)
+def _description(dataset_id: str, recipe: Recipe, steps: int | None, seed: int, chunk_steps: int) -> dict[str, Any]:
+    """All that the data are a function of, as JSON."""
+    env = recording.make_env(recipe.env_id, **dict(recipe.env_kwargs))
+    assert env.spec is not None
+    return {
+        "id": dataset_id,
+        "env": json.loads(env.spec.to_json()),
+        "past_terminals": recipe.past_terminals,
+        "parts": [_describe(part) for part in recipe.parts],
+        "steps": recipe.steps if steps is None or recipe.steps is None else steps,
+        "chunk_steps": chunk_steps,
+        "seed": seed,
+        "versions": recording.versions(),
+    }
+
+
+def _check_same(dataset_id: str, described: dict[str, Any]) -> None:
+    """Raise where a data set was made otherwise; the versions of the libraries may differ."""
+    stored = _metadata(dataset_id).get("ld_agents", {}).get("made_with", {})
+    other = [key for key, value in described.items() if key != "versions" and stored.get(key) != value]
+    if other:
+        raise FileExistsError(
+            f"{dataset_id} is there, but made with other {' and '.join(other)}. Delete it (minari delete "
+            f"{dataset_id}), or choose another id."
+        )
+
+
+def _make(dataset_id: str, recipe: Recipe, described: dict[str, Any], processes: int, show_progress: bool) -> None:
+    steps, seed, parts, chunk_steps = (described[key] for key in ("steps", "seed", "parts", "chunk_steps"))
+    work = recording.work_folder(dataset_id, described)
     to_record = [i for i, part in enumerate(recipe.parts) if not isinstance(part, Copy)]
     total = sum(_share(steps, i, len(parts)) or getattr(recipe.parts[i], "steps", 0) for i in to_record)
     statistics = recording.Statistics()
@@ -223,7 +251,9 @@ def _make(
                 "parts": parts,
                 "behaviour": statistics.summary(),
                 "seconds": round(making.seconds, 1),
-                "versions": recording.versions(),
+                "versions": described["versions"],
+                "made_with": described,
+                "episodes": statistics.flags,
             }
             size = f" {statistics.steps:,} steps"
             if recipe.original_steps is not None and statistics.steps != recipe.original_steps:
@@ -250,10 +280,12 @@ _KIND = {
 def _describe(part: Behaviour | Copy | Clone | Demonstrations) -> dict[str, Any]:
     if isinstance(part, Copy | Clone):
         source = _metadata(part.dataset_id)
+        made_with = json.dumps(source["ld_agents"]["made_with"], sort_keys=True)
         return {
             type(part).__name__.lower(): part.dataset_id,
             "source_steps": source["total_steps"],
             "source_seed": source["ld_agents"]["seed"],
+            "source_made_with": hashlib.sha256(made_with.encode()).hexdigest()[:12],
         }
     return part.describe()
 
@@ -277,7 +309,7 @@ def write_record(dataset_id: str, folder: Path) -> None:
         "episodes": metadata["total_episodes"],
         "sha256": dataset.content_hash,
         "description": metadata["description"],
-        **metadata["ld_agents"],
+        **{key: value for key, value in metadata["ld_agents"].items() if key not in ("made_with", "episodes")},
     }
     write_json(record_file(dataset_id, folder), record)
 
@@ -317,6 +349,9 @@ def select(names: Sequence[str]) -> list[str]:
 def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted: bool) -> Recipe:
     """The recipe of a data set that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
 
+    The agent sees the environment's own observations: one that was trained behind VecNormalize needs an environment
+    that normalises.
+
     Raises:
         PermissionError: not `trusted`.
         FileNotFoundError: there is no such zip.
@@ -333,7 +368,12 @@ def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted
             raise ValueError(f"{env_id} has {space}. Only flat observations and continuous actions are recorded.")
     if not env.action_space.is_bounded():  # type: ignore[attr-defined]
         raise ValueError(f"{env_id} has {env.action_space}. Only bounded actions are recorded.")
-    saved = cls.load(agent, device="cpu")
+    try:
+        saved = cls.load(agent, device="cpu")
+    except Exception as error:
+        raise ValueError(
+            f"{agent} cannot be read as a zip of {algorithm} ({type(error).__name__}: {error})."
+        ) from error
     for mine, its in ((env.observation_space, saved.observation_space), (env.action_space, saved.action_space)):
         if mine.shape != its.shape:
             raise ValueError(f"{agent} was trained with {its}, but {env_id} has {mine}. Give its own environment.")
@@ -359,7 +399,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records of the sets")
     own = parser.add_argument_group("from an agent of your own")
-    own.add_argument("--env", help="id of its environment")
+    own.add_argument("--env", help="id of its environment; module:id imports the module first")
     own.add_argument("--agent", type=Path, help="zip that its save() wrote")
     own.add_argument("--algo", choices=SB3_ALGORITHMS, help="its class")
     own.add_argument("--noise", type=float, default=0.0, help="Gaussian action noise, in halves of the action range")
@@ -375,12 +415,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("the recipes need the behaviour policies: --policies FOLDER")
     if (options.steps is not None and options.steps < 1) or options.processes < 1:
         parser.error("--steps and --processes must be at least 1")
+    if options.seed < 0 or options.noise < 0:
+        parser.error("--seed and --noise must be at least 0")
+    if options.names and (options.noise or options.trust):
+        parser.error("--noise and --trust belong to an agent of your own")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make what the command line asks for."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
     options = parse_arguments(arguments)
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    sys.path.insert(1, os.getcwd())  # modules that register an environment are looked for where the command was typed
     try:
         if options.names:
             for dataset_id in select(options.names):
@@ -395,6 +445,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make(options.id, recipe, options.steps, options.seed, options.processes)
     except (ValueError, OSError) as error:
         sys.exit(f"make_datasets.py: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

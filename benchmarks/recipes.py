@@ -1,8 +1,7 @@
 """The recipes of the data sets that are made on this machine; `make_datasets.py` follows them.
 
 What D4RL did is repeated where its behaviour policy or its demonstrations are at hand ("regenerated"). Elsewhere
-something else stands in, which the recipe says ("stand-in"). Kitchen's partial and mixed are left out: the scripted
-demonstrations only ever do the four tasks of complete, in one order, and none turns on a burner.
+something else stands in, which the recipe says ("stand-in").
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 
 from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor
+from kitchen_script import KitchenScript
 from ld_agents.sources import environments
 from recording import Demonstrations
 
@@ -40,6 +40,7 @@ class Clone:
 class Recipe:
     """How a data set is made.
 
+    `env_id`: the evaluation environment; made with `env_kwargs`, names and values, it is that of the recording.
     `parts` follow each other and share `steps`, the default size, equally; None: the parts with all that they hold.
     `original_steps`: size of D4RL's set. `demonstrations`: what they are where the set holds any.
     """
@@ -49,6 +50,7 @@ class Recipe:
     description: str
     parts: Sequence[Behaviour | Copy | Clone | Demonstrations]
     steps: int | None = 200_000
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
     past_terminals: bool = False
     demonstrations: Literal["real", "scripted"] | None = None
     original_steps: int | None = None
@@ -184,15 +186,17 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
     recipes = {}
     for name in ("umaze", "medium-diverse", "large-diverse"):
         maze, _, anywhere = name.partition("-")
-        where = "a start and a target drawn from all cells" if anywhere else "the fixed start and goal"
+        where = "a start and a goal cell drawn from all cells" if anywhere else "the fixed start and goal cell"
         recipes[f"ld-agents/antmaze/{name}-v0"] = Recipe(
             f"ld_agents/AntMaze-{maze}-v0",
             "regenerated",
             "D4RL's recipe with D4RL's policy and its ant's physics in a rebuilt maze: a goal-reaching ant is sent "
             "from cell to cell along shortest paths, with Gaussian action noise (standard deviation 0.2). Every "
-            f"episode has {where} and goes on at the target until the step limit. Rewards and terminals are those of "
-            "the evaluation goal; every step within 0.5 m of it is a terminal, inside episodes too.",
+            f"episode has {where} and goes on at its goal until the step limit. Rewards and terminals are those of one "
+            "goal, the mean of those that evaluations draw; every step within 0.5 m of it is a terminal, also inside "
+            "episodes.",
             [AntNavigator(8, 0.2, folder / _ANT_FILE, maze, bool(anywhere))],
+            env_kwargs=(("goal", environments.typical_goal(environments.ANTMAZE_GOALS[maze])),),
             past_terminals=True,
             original_steps=MILLION,
         )
@@ -251,7 +255,6 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
             f"{'the human demonstrations' if real else 'the stand-in for the human demonstrations'}, the other half "
             "repeats the demonstrations.",
             [Clone(f"{name}-human-v0"), Copy(f"{name}-human-v0")],
-            demonstrations="real" if real else None,
             original_steps=500_000 if task == "pen" else MILLION,
         )
     return recipes
@@ -259,7 +262,40 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
 
 def _kitchen(folder: Path) -> dict[str, Recipe]:
     env_id = "ld_agents/Kitchen-complete-v0"
+    scripted = (
+        "No human demonstrations: those of D4RL are not at hand. A scripted controller with Gaussian action noise "
+        "(standard deviation 0.05) stands in: in each episode it does four of the kitchen's seven tasks in an order "
+        "drawn at random, with the hinge cabinet last where it is drawn. "
+    )
+    ending = (
+        " An episode ends with its last task and may be longer than one of the evaluation. A task pays once, as in the "
+        "evaluation."
+    )
+    # Minari's hub has 621 episodes in partial, and 19 in complete, which do the four tasks in D4RL's order.
+    scripts = {
+        "partial": (
+            KitchenScript(9, 0.05, example=environments.KITCHEN_TASKS["partial"], example_share=19 / 621),
+            "Three per cent of the episodes do the four tasks of the evaluation in D4RL's order.",
+        ),
+        "mixed": (
+            KitchenScript(9, 0.05, never_all_of=environments.KITCHEN_TASKS["mixed"]),
+            "No episode does all four tasks of the evaluation.",
+        ),
+    }
     return {
+        **{
+            f"ld-agents/kitchen/{name}-v0": Recipe(
+                f"ld_agents/Kitchen-{name}-v0",
+                "stand-in",
+                f"{scripted}{what}{ending}",
+                [script],
+                steps=136_950,
+                demonstrations="scripted",
+                original_steps=136_950,
+                env_kwargs=(("max_episode_steps", 450),),
+            )
+            for name, (script, what) in scripts.items()
+        },
         "ld-agents/kitchen/complete-v0": Recipe(
             env_id,
             "stand-in",
@@ -271,5 +307,5 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
             steps=None,
             demonstrations="scripted",
             original_steps=3_680,
-        )
+        ),
     }

@@ -11,6 +11,7 @@ replayed open loop, and every next observation and reward is compared with what 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -74,13 +75,15 @@ class Episode:
 class Recording:
     """A part of a data set that is recorded: `steps` steps of one behaviour in one environment.
 
-    `past_terminals`: whether an episode goes on after a terminal, until the environment's step limit. `chunk_steps`:
-    steps of a chunk, up to the ends of its last episodes.
+    `env_kwargs`: what the environment of the recording is made with, names and values. `past_terminals`: whether an
+    episode goes on after a terminal, until the step limit. `chunk_steps`: steps of a chunk, up to the ends of its last
+    episodes.
     """
 
     env_id: str
     behaviour: Behaviour
     steps: int
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
     past_terminals: bool = False
     chunk_steps: int = CHUNK_STEPS
 
@@ -96,7 +99,7 @@ class Recording:
 
     def make_env(self) -> gym.Env[Any, Any]:
         """An environment as it is recorded from."""
-        return make_env(self.env_id)
+        return make_env(self.env_id, **dict(self.env_kwargs))
 
     def record(self, entropy: tuple[int, ...]) -> tuple[list[Episode], dict[str, float]]:
         """The episodes of a chunk, lane after lane, and the result of the replay check."""
@@ -181,11 +184,19 @@ class Demonstrations:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """An environment of Gymnasium, gymnasium-robotics or this project.
+    """An environment of Gymnasium, gymnasium-robotics, this project, or ``module:id``: of a module that registers it.
 
     Raises:
-        ValueError: there is no such environment.
+        ValueError: there is no such environment, or no such module.
     """
+    module, _, env_id = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"The module {module!r} of the environment {env_id!r} cannot be imported: {error}"
+            ) from None
     environments.register()
     if env_id not in gym.registry:
         register_robotics()
@@ -234,15 +245,15 @@ class _Lane:
         if "success" in info:
             self._success = bool(self._success) or bool(info["success"])
         self.steps += 1
-        if timeout or (terminal and not self.part.past_terminals):
+        if timeout or (terminal and not self.part.past_terminals) or self.part.behaviour.finished(self.drawn):
             self._close()
             self.begin()
 
     def _close(self) -> None:
         observations = np.stack(self._observations)
         reached = None
-        if "target" in self.drawn:
-            distances = np.linalg.norm(observations[1:, :2] - self.drawn["target"], axis=1)
+        if "goal" in self.drawn:
+            distances = np.linalg.norm(observations[1:, :2] - self.drawn["goal"], axis=1)
             reached = bool(distances.min() <= environments.GOAL_RADIUS)
         self.episodes.append(
             Episode(
@@ -401,6 +412,11 @@ def _processes(executor: Executor) -> int:
 class _ThisProcess(Executor):
     """Does what it is given at once."""
 
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        return map(fn, *iterables)
+
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_result(function(*arguments, **keywords))
@@ -478,12 +494,14 @@ class Statistics:
         self.returns: list[float] = []
         self.successes: list[bool] = []
         self.reached: list[bool] = []
+        self.flags: list[dict[str, bool | None]] = []
         self.steps = 0
 
     def watch(self, episodes: Iterable[Episode]) -> Iterator[Episode]:
         """Pass episodes on and count them."""
         for episode in episodes:
             self.steps += len(episode.actions)
+            self.flags.append({name: getattr(episode, name) for name in ("success", "reached", "whole")})
             if episode.whole:
                 # An agent's episode would have ended at its first terminal.
                 ends = np.flatnonzero(episode.terminals)

@@ -15,7 +15,6 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"there is no task {unknown[0]!r}; choose from {', '.join(known)}")
     found: dict[str, dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    jobs = []
+    for task in options.tasks or known:
+        env_id, best, behaviour = known[task]
+        for name, policy in (("random", Behaviour(behaviour.action_size)), (best, behaviour)):
+            if name not in found.get(task, {}):
+                jobs.append((task, name, env_id, policy, options.episodes))
     with recording.worker_pool(options.processes) as pool:
-        futures = {}
-        for task in options.tasks or known:
-            env_id, best, behaviour = known[task]
-            for name, policy in (("random", Behaviour(behaviour.action_size)), (best, behaviour)):
-                if name not in found.get(task, {}):
-                    futures[pool.submit(measure, task, name, env_id, policy, options.episodes)] = task, name
-        for future in tqdm(as_completed(futures), total=len(futures), unit="policy"):
-            task, name = futures[future]
-            found.setdefault(task, {})[name] = future.result()
+        entries = pool.map(measure, *zip(*jobs, strict=True)) if jobs else ()
+        for (task, name, *_), entry in zip(tqdm(jobs, unit="policy"), entries, strict=True):
+            found.setdefault(task, {})[name] = entry
             write_json(options.out, dict(sorted(found.items())))
 
 

@@ -385,6 +385,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     if info.eval_env["max_episode_steps"] is None:
         raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the data set")
     episode_steps = int(info.eval_env["max_episode_steps"])
+    check = info.replay_check or replay_check(dataset)
     load_seconds = time.perf_counter() - started
 
     agent, record = start_or_resume(run, files, dataset)
@@ -414,12 +415,13 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "preset": run.preset,
         "dataset": {
             "id": run.dataset,
+            "name": info.id,
             "hash": dataset.content_hash,
             "provenance": info.provenance,
             "description": info.description,
             "steps": dataset.n_steps,
             "episodes": dataset.n_episodes,
-            "replay_check": info.replay_check or replay_check(dataset),
+            "replay_check": check,
             "controller": info.controller,
             "reference_scores": info.reference_scores,
         },

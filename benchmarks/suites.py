@@ -45,7 +45,7 @@ ADROIT = tuple(
     for task in ("relocate", "hammer", "door", "pen")
     for level in ("human", "cloned", "expert")
 )
-KITCHEN = ("ld-agents/kitchen/complete-v0",)  # partial and mixed need skills that no script has
+KITCHEN = tuple(f"ld-agents/kitchen/{name}-v0" for name in ("mixed", "partial", "complete"))
 
 # The same families on Minari's hub. Its locomotion sets are no copies of D4RL's, and have other levels.
 MAZE2D_MINARI = tuple(f"D4RL/pointmaze/{maze}-v2" for maze in ("large", "medium", "umaze"))
@@ -72,8 +72,8 @@ LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v2" for name
 ADROIT_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v1" for name in ADROIT)
 KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "complete"))
 
-# Of the nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) all but kitchen-mixed, which cannot be made
-# here, and antmaze-medium-diverse.
+# Of the nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) all but kitchen-mixed, whose episodes are a
+# script's here, and antmaze-medium-diverse.
 CORE = (
     "ld-agents/antmaze/large-diverse-v0",
     "ld-agents/antmaze/medium-diverse-v0",

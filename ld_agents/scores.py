@@ -56,12 +56,14 @@ _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
         "way-point controller",
         "D4RL places start and goal 0.2 off the centres of the cells that its controller steers to, so its controller "
         "is slow and scores well above 100 are possible",
-        "measured in D4RL's own maze; gymnasium-robotics pays within 0.45 of the goal, D4RL within 0.5",
+        "measured in D4RL's own maze, which pays within 0.5 of the goal and starts in all cells; gymnasium-robotics "
+        "pays within 0.45 and never starts in the goal's cell",
     ),
     "antmaze": (
         "success in every episode",
         "one pair of numbers for -v0 and -v2, although D4RL deprecates -v0, whose episodes end wrongly",
-        "D4RL draws its goal within a cell, once per environment; here it is the centre of the cell",
+        "measured in D4RL's own maze, which draws the goal of every episode within a cell; Minari's has one goal, "
+        "another ant, a radius of 0.45 m and starts up to 1 m away",
     ),
     "locomotion": (
         "a policy trained with SAC",
@@ -80,6 +82,8 @@ _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
         "FrankaKitchen-v1 observes velocities of the objects where D4RL has the goal",
     ),
 }
+
+_LIKE_D4RL = ("antmaze", "locomotion", "adroit")
 
 _MAZES = ("umaze", "medium", "large")
 _ANTMAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
@@ -184,8 +188,8 @@ def d4rl_name(file: str | PurePath) -> str | None:
 def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
     reached, d4rl_defect, later = _FAMILY_NOTES[family(task) or ""]
     source = f"D4RL, d4rl/infos.py, task {task}: 0 for random actions, 100 for {reached}"
-    # Of the later data sets, ours of locomotion alone are made and evaluated in the simulator of D4RL's numbers.
-    as_d4rl = dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/locomotion/")
+    # D4RL's own simulators: Gymnasium's -v4 of its robots, and this package's AntMaze and Adroit.
+    as_d4rl = (dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/")) and family(task) in _LIKE_D4RL
     defects = (d4rl_defect,) if as_d4rl else (d4rl_defect, later)
     return ReferenceScore(*_TASK_SCORES[task], source, defects)
 
@@ -259,14 +263,15 @@ def normalise(
 
     Raises:
         KeyError: when no reference scores are known for `dataset_id`.
-        ValueError: a data set made by ld_agents without a passed replay check.
+        ValueError: the replay check was not passed, or a data set made by ld_agents has none.
     """
     if dataset_id not in REFERENCE_SCORES:
         raise KeyError(
             f"no reference scores for {dataset_id!r}; known: {', '.join(sorted(REFERENCE_SCORES))}. Report raw "
             "returns, or add the data set and its task to ld_agents/scores.py"
         )
-    if dataset_id.startswith("ld-agents/") and not (replay_check and replay_check.get("passed") is True):
+    passed = replay_check is not None and replay_check.get("passed") is True
+    if not passed and (replay_check is not None or dataset_id.startswith("ld-agents/")):
         raise ValueError(
             f"{dataset_id} has no passed replay check, so D4RL's scale does not apply. Report raw returns, or pass the "
             "check of the data set: replay_check=dataset.info.replay_check"

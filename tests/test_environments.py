@@ -95,7 +95,13 @@ def test_the_ant_has_the_physics_of_d4rl() -> None:
 )
 def test_walls_and_goals_are_where_d4rl_has_them(maze: str, rows: int, columns: int, goal: tuple[float, float]) -> None:
     env = AntMaze(maze)
-    assert env.goal.tolist() == list(goal)
+    goals = np.array([(env.reset(seed=seed), env.goal)[1] for seed in range(400)]) - goal
+    # The centre of the cell plus U(0, 1) plus U(0, 0.5), on either axis: mean 0.75, variance (1 + 0.25) / 12.
+    assert goals.min() >= 0
+    assert goals.max() <= 1.5
+    np.testing.assert_allclose(goals.mean(0), 0.75, atol=0.06)
+    np.testing.assert_allclose(goals.std(0), math.sqrt(1.25 / 12), atol=0.04)
+    assert abs(np.corrcoef(goals.T)[0, 1]) < 0.2
     walls = {
         tuple(env.model.geom(i).pos): tuple(env.model.geom(i).size)
         for i in range(env.model.ngeom)
@@ -115,7 +121,7 @@ def test_walls_and_goals_are_where_d4rl_has_them(maze: str, rows: int, columns: 
 
 
 def test_reward_and_end_within_half_a_metre_of_the_goal() -> None:
-    env = gym.make("ld_agents/AntMaze-umaze-v0")
+    env = gym.make("ld_agents/AntMaze-umaze-v0", goal=(0, 8))
     ant: Any = env.unwrapped
     outcomes = {}
     for offset in (0.3, 0.45, 0.55, 0.8):
@@ -146,6 +152,10 @@ def test_a_wall_stops_the_ant_and_starts_can_be_chosen() -> None:
     assert 0.4 < highest < 2.0
     goal = AntMaze("umaze", goal=(1.5, 0.0))
     assert goal.goal.tolist() == [1.5, 0.0]
+    goal.reset(seed=0, options={"goal": (3.0, 3.0)})
+    assert goal.goal.tolist() == [1.5, 0.0]
+    env.reset(seed=0, options={"goal": (3.0, 3.0)})
+    assert env.goal.tolist() == [3.0, 3.0]
     for made in (env, goal):
         made.close()
 

@@ -19,6 +19,7 @@ import make_datasets
 import recording
 import reference_policies
 from behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor, SavedAgent
+from kitchen_script import KitchenScript
 from ld_agents import OfflineDataset, load_dataset
 from ld_agents.baselines import bc
 from ld_agents.scores import TASKS, MeasuredScore
@@ -143,7 +144,9 @@ def test_dapg_policy_by_hand(tmp_path: Path) -> None:
 def test_ant_navigator_follows_shortest_paths() -> None:
     umaze = AntNavigator(8, maze="umaze")
     episode = umaze.begin(np.random.default_rng(0))
-    assert episode == {"cell": (3, 1), "target": (0.0, 8.0), "start": (0.0, 0.0)}
+    assert (episode["cell"], episode["start"]) == ((3, 1), (0.0, 0.0))
+    assert 0 < episode["goal"][0] < 1.5
+    assert 8 < episode["goal"][1] < 9.5
     route, path = umaze.next_cells[(3, 1)], [(1, 1)]
     while path[-1] != (3, 1):
         path.append(route[path[-1]])
@@ -152,25 +155,27 @@ def test_ant_navigator_follows_shortest_paths() -> None:
     directions = np.array([umaze._direction(0.0, 0.0, episode, rng) for _ in range(500)])
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 10)
     angles = np.arctan2(directions[:, 1], directions[:, 0])
-    # Towards (4, 0) with half a metre of jitter on either axis.
-    assert np.abs(angles).max() <= math.atan2(0.5, 3.5)
-    assert np.abs(angles).max() > 0.1
-    # In the target's cell: straight to the target.
-    assert umaze._direction(1.0, 9.0, episode, rng) == pytest.approx((-10 / math.sqrt(2), -10 / math.sqrt(2)))
+    # Towards (4, 0) and up to a metre beyond it on either axis.
+    assert 0 <= angles.min() < 0.02
+    assert 0.2 < angles.max() <= math.atan2(1, 4)
+    # In the goal's cell: straight to the goal.
+    x, y = episode["goal"]
+    assert umaze._direction(x + 0.1, y + 0.1, episode, rng) == pytest.approx((-10 / math.sqrt(2), -10 / math.sqrt(2)))
     # A position inside a wall counts as the nearest cell.
     x, y = umaze._direction(2.1, 2.5, episode, rng)
     assert math.hypot(x, y) == pytest.approx(10)
 
 
-def test_diverse_starts_and_targets() -> None:
+def test_diverse_starts_and_goals() -> None:
     large = AntNavigator(8, maze="large", random_cells=True)
     assert len(large.free_cells) == 46
     rng = np.random.default_rng(0)
     episodes = [large.begin(rng) for _ in range(2_000)]
     assert {e["cell"] for e in episodes} == set(large.free_cells)
     for e in episodes:
-        offset = np.abs(np.array(e["target"]) - environments.cell_position(e["cell"]))
-        assert offset.max() <= 0.5
+        offset = np.array(e["goal"]) - environments.cell_position(e["cell"])
+        assert (offset >= 0).all()
+        assert (offset <= 1.5).all()
         start = round(e["start"][1] / 4) + 1, round(e["start"][0] / 4) + 1
         assert start in large.free_cells
         assert start != e["cell"]
@@ -191,7 +196,7 @@ def test_ant_navigator_network_by_hand(tmp_path: Path) -> None:
     ant = AntNavigator(8, file=tmp_path / "ant.npz")
     observation = np.zeros((1, 29))
     observation[0, :3] = [-1.0, 8.0, 0.4]
-    actions = ant.act(observation, streams(1), [ant.begin(streams(1)[0])])
+    actions = ant.act(observation, streams(1), [{"cell": (3, 1), "goal": (1.0, 8.0)}])
     np.testing.assert_allclose(actions[0], [math.tanh(1), 0, math.tanh(0.4), 0, 0, 0, 0, 0], atol=1e-6)
 
 
@@ -336,14 +341,38 @@ def test_killed_while_it_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(recording, "record_chunk", killed)
         assert quiet("test/walk-v0").n_steps == 1_000
-    # Is there: nothing happens, but a record that is missing is written.
-    quiet("test/walk-v0", seed=5)
-    quiet("test/walk-v0", seed=5, records=folder)
+    # Is there: nothing happens, but a record that is missing is written; and nothing else can take its place.
+    quiet("test/walk-v0", records=folder)
+    for change, what in (
+        ({"seed": 5}, "seed"),
+        ({"steps": 900}, "steps"),
+        ({"recipe": dataclasses.replace(WALK, parts=[Behaviour(2, noise=0.1)])}, "parts"),
+        ({"recipe": dataclasses.replace(WALK, env_id="test/UnseededWalk-v0")}, "env"),
+        ({"recipe": dataclasses.replace(WALK, past_terminals=True)}, "past_terminals"),
+    ):
+        with pytest.raises(FileExistsError, match=rf"test/walk-v0 is there, but made with other {what}\. Delete it"):
+            quiet("test/walk-v0", **change)
     assert metadata(folder, "test/walk-v0")["ld_agents"]["seed"] == 0
     record = json.loads((folder / "test-walk-v0.json").read_text())
     assert record["seed"] == 0
     assert record["episodes"] == len(minari.load_dataset("test/walk-v0"))
     assert sorted(path.name for path in (folder / "minari").iterdir()) == ["test"]
+
+
+def test_a_killed_recording_does_not_go_on_in_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = recording.record_chunk
+
+    def killed_in_chunk_3(part: Recording, entropy: tuple[int, ...], file: Path) -> None:
+        if entropy[-1] == 3:
+            raise KeyboardInterrupt
+        record(part, entropy, file)
+
+    monkeypatch.setattr(recording, "record_chunk", killed_in_chunk_3)
+    with pytest.raises(KeyboardInterrupt):
+        quiet("test/walk-v0", dataclasses.replace(WALK, env_kwargs=(("max_episode_steps", 30),)))
+    monkeypatch.setattr(recording, "record_chunk", record)
+    quiet("test/walk-v0")
+    assert max(len(e.rewards) for e in minari.load_dataset("test/walk-v0").iterate_episodes()) == 12
 
 
 def test_past_terminals(folder: Path) -> None:
@@ -358,6 +387,37 @@ def test_past_terminals(folder: Path) -> None:
     behaviour = metadata(folder, "test/past-v0")["ld_agents"]["behaviour"]
     assert behaviour["mean_return"] == np.mean([e.rewards.max() for e in episodes])
     assert data.terminals.sum() > len(inside)
+
+
+class Tired(Behaviour):
+    """Random actions for five steps."""
+
+    def begin(self, rng: np.random.Generator) -> dict[str, Any]:
+        return {"left": 5}
+
+    def finished(self, episode: dict[str, Any]) -> bool:
+        return episode["left"] == 0
+
+    def mean_actions(self, observations: Any, rngs: Any, episodes: Any) -> Any:
+        for episode in episodes:
+            episode["left"] -= 1
+        return super().mean_actions(observations, rngs, episodes)
+
+
+def test_an_episode_ends_when_its_behaviour_has_finished() -> None:
+    episodes, check = Recording("test/Walk-v0", Tired(2), 200).record((0,))
+    lengths = {len(e.actions) for e in episodes if not e.terminals[-1]}
+    assert lengths == {5}
+    assert max(len(e.actions) for e in episodes) == 5
+    assert recording.merge_checks([check])["passed"]
+
+
+def test_the_step_limit_of_a_recording(folder: Path) -> None:
+    for limit, expected in ((None, 12), (7, 7), (20, 20)):
+        part = Recording("test/Walk-v0", Behaviour(2), 400, env_kwargs=(("max_episode_steps", limit),))
+        assert max(len(e.actions) for e in part.record((0,))[0]) == expected
+    quiet("test/long-v0", dataclasses.replace(WALK, env_kwargs=(("max_episode_steps", 20),)))
+    assert max(len(e.rewards) for e in minari.load_dataset("test/long-v0").iterate_episodes()) == 20
 
 
 def test_an_environment_that_does_not_replay_gets_no_reference_scores(folder: Path, capsys: Any) -> None:
@@ -446,7 +506,7 @@ def test_demonstrations_are_replayed_from_their_starts(folder: Path) -> None:
 def test_recipes_fit_environments_scores_and_labels() -> None:
     environments.register()
     known = recipes(Path("policies"))
-    assert len(known) == 3 + 12 + 12 + 1
+    assert len(known) == 3 + 12 + 12 + 3
     for dataset_id, recipe in known.items():
         assert dataset_id in TASKS
         assert recipe.env_id in gym.registry
@@ -454,7 +514,7 @@ def test_recipes_fit_environments_scores_and_labels() -> None:
         for part in recipe.parts:
             if isinstance(part, Copy | Clone):
                 assert part.dataset_id in known
-            elif type(part) is not Behaviour:
+            elif type(part) not in (Behaviour, KitchenScript):
                 assert part.file.parts[0] == "policies"  # type: ignore[union-attr]
     stand_ins = {i for i, recipe in known.items() if recipe.provenance == "stand-in"}
     assert {i for i in known if "/locomotion/" in i or "/kitchen/" in i} < stand_ins
@@ -462,7 +522,7 @@ def test_recipes_fit_environments_scores_and_labels() -> None:
         f"ld-agents/adroit/{task}-{level}-v0" for task in ("pen", "hammer", "relocate") for level in ("human", "cloned")
     }
     real = [i for i, recipe in known.items() if recipe.demonstrations == "real"]
-    assert real == ["ld-agents/adroit/door-human-v0", "ld-agents/adroit/door-cloned-v0"]
+    assert real == ["ld-agents/adroit/door-human-v0"]
 
 
 def test_names_on_the_command_line(capsys: Any) -> None:

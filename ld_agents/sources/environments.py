@@ -37,7 +37,7 @@ _PEN_DROPPED = 0.075  # height of a pen that fell, metres
 # For each task the number of steps at the goal after which an episode counts as a success.
 _ADROIT_SUCCESS_STEPS = {"Pen": 20, "Hammer": 25, "Door": 25, "Relocate": 25}
 
-_KITCHEN_TASKS = {
+KITCHEN_TASKS = {
     "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
     "partial": ("microwave", "kettle", "light switch", "slide cabinet"),
     "mixed": ("microwave", "kettle", "bottom burner", "light switch"),
@@ -49,7 +49,7 @@ def register() -> None:
     entries: list[tuple[str, type, dict[str, Any], int]] = [
         *((f"AntMaze-{maze}", AntMaze, {"maze": maze}, steps) for maze, steps in _ANTMAZE_STEPS.items()),
         *((f"Adroit{task}", Adroit, {"task": task}, steps) for task, steps in _ADROIT_STEPS.items()),
-        *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in _KITCHEN_TASKS.items()),
+        *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
     ]
     for name, cls, kwargs, steps in entries:
         if f"ld_agents/{name}-v0" not in gym.registry:
@@ -96,22 +96,23 @@ class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):
 
 
 class AntMaze(_Simulation):
-    """D4RL's AntMaze: a four-legged robot in a maze, from one fixed start to one fixed goal.
+    """D4RL's AntMaze -v2: a four-legged robot in a maze, from one fixed start to a goal cell.
 
     Observations [29]: position x, y in metres, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
     frame (the start cell is the origin, x grows with the column and y with the row of the map). Actions [8]: torques in
     [-1, 1]. Reward 1 within 0.5 m of the goal, which ends the episode; ``info["success"]`` says the same.
 
     The ant is Gymnasium's, with D4RL's physics: time step 0.02 s (five of them per action), gear 30, and contacts with
-    ``solimp=".8 .8 .01"``. D4RL draws its goal within the goal cell, once per environment; here it is the cell's
-    centre unless `goal` is given.
+    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the centre of the
+    goal cell on either axis (`draw_goal`). The observation does not hold it, and the rewards of D4RL's data are those
+    of one such goal.
 
     Args:
         maze: ``"umaze"``, ``"medium"`` or ``"large"``.
-        goal: position of the goal [2] in metres; None: the centre of D4RL's goal cell.
+        goal: position [2] of the goal in all episodes, in metres; None: drawn.
         render_mode: see Gymnasium.
 
-    ``reset(options={"start": [x, y]})`` starts elsewhere.
+    ``reset(options={"start": [x, y], "goal": [x, y]})`` starts elsewhere, and has its goal there if no other is fixed.
 
     Raises:
         ValueError: there is no such maze.
@@ -137,7 +138,9 @@ class AntMaze(_Simulation):
         finally:
             os.unlink(path)
         super().__init__(ant, 29, render_mode)
-        self.goal = np.array(cell_position(ANTMAZE_GOALS[maze]) if goal is None else goal, dtype=np.float64)
+        self._goal_cell = ANTMAZE_GOALS[maze]
+        self._fixed_goal = goal
+        self.goal = np.array(typical_goal(self._goal_cell) if goal is None else goal, dtype=np.float64)
 
     def _observation(self) -> NDArray[np.float64]:
         return np.concatenate([self.data.qpos, self.data.qvel])
@@ -150,10 +153,14 @@ class AntMaze(_Simulation):
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         super().reset(seed=seed)
         self.simulator.reset(seed=seed)
-        if options is not None and "start" in options:
+        options = options or {}
+        if "start" in options:
             pose = self.data.qpos.copy()
             pose[:2] += options["start"]
             self.simulator.set_state(pose, self.data.qvel.copy())
+        if self._fixed_goal is None:
+            goal = options["goal"] if "goal" in options else draw_goal(self._goal_cell, self.np_random)
+            self.goal = np.array(goal, dtype=np.float64)
         return self._observation(), {"success": self._reached()}
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
@@ -167,6 +174,19 @@ class AntMaze(_Simulation):
 def cell_position(cell: tuple[int, int]) -> tuple[float, float]:
     """Position (x, y) in metres of the centre of a cell (row, column) of an AntMaze, in D4RL's frame."""
     return CELL_SIZE * (cell[1] - _START_CELL[1]), CELL_SIZE * (cell[0] - _START_CELL[0])
+
+
+def draw_goal(cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
+    """A goal of D4RL's in a cell: (x, y) in metres, each the centre's plus U(0, 1) plus U(0, 0.5)."""
+    x, y = cell_position(cell)
+    dx, dy = rng.uniform(0.0, 1.0, 2) + rng.uniform(0.0, 0.5, 2)
+    return x + float(dx), y + float(dy)
+
+
+def typical_goal(cell: tuple[int, int]) -> tuple[float, float]:
+    """The mean of `draw_goal`."""
+    x, y = cell_position(cell)
+    return x + 0.75, y + 0.75
 
 
 def _antmaze_model(maze: str) -> ElementTree.ElementTree[Any]:
