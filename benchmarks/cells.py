@@ -121,6 +121,13 @@ def known_defects(run: RunFile) -> tuple[str, ...]:
     return REFERENCE_SCORES[base_id(run)].known_defects if normalised and base_id(run) in REFERENCE_SCORES else ()
 
 
+def changed_simulator(run: RunFile) -> tuple[str, str] | None:
+    """MuJoCo's versions of the replay check and of the evaluation where they are known and differ."""
+    check = run["dataset"]["replay_check"] or {}
+    made, ran = check.get("versions", {}).get("mujoco"), run["versions"]["mujoco"]
+    return None if made in (None, ran) else (made, ran)
+
+
 def base_id(run: RunFile) -> str:
     """The data set's own id, without settings in brackets, or D4RL's name of a file that was given by its path."""
     data = run["dataset"]

@@ -239,7 +239,7 @@ def _make(dataset_id: str, recipe: Recipe, described: dict[str, Any], processes:
         making = Making(dataset_id, recipe, steps, seed, work, executor, bar, chunk_steps)
 
         def metadata() -> dict[str, Any]:
-            check = recording.merge_checks(making.checks)
+            check = recording.merge_checks(making.checks) | {"versions": described["versions"]}
             reference = REFERENCE_SCORES.get(dataset_id) if check["passed"] else None
             ours = {
                 "provenance": recipe.provenance,

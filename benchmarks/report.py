@@ -31,6 +31,7 @@ from cells import (
     Cell,
     Reference,
     RunFile,
+    changed_simulator,
     known_defects,
     make_cells,
     published,
@@ -253,6 +254,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
             values = sorted({str(key(run)) for run in runs})
             if len(values) > 1:
                 lines.append(f"{dataset}: rows mix {what}: {', '.join(values)}")
+        for made, ran in sorted({versions for run in runs if (versions := changed_simulator(run)) is not None}):
+            lines.append(f"{dataset}: replayed under mujoco {made}, evaluated under {ran}")
     for cell in cells:
         if len(cell.runs) == 1:
             lines.append(f"{cell.label} on {cell.dataset}: 1 seed, so there is no interval")

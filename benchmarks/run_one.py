@@ -142,6 +142,13 @@ def agent_class(name: str) -> Any:
     return getattr(module, class_name)
 
 
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules that register environments; they, and agents of your own, may lie where the command was typed."""
+    sys.path.insert(1, os.getcwd())
+    for name in names:
+        importlib.import_module(name)
+
+
 def load_dataset(spec: str) -> Any:
     """The data set of a spec; settings in brackets go to `ld_agents.load_dataset`."""
     name, settings = parse_spec(spec)
@@ -478,9 +485,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="share of the preset's gradient steps")
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes at the end")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
+    parser.add_argument("--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments")
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
     options = parser.parse_args(arguments)
-    sys.path.insert(1, os.getcwd())  # modules with agents of your own are looked for where the command was typed
+    import_modules(options.imports)
     run = Run(
         agent=canonical_spec(options.agent),
         dataset=canonical_spec(options.dataset),

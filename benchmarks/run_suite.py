@@ -27,7 +27,7 @@ from types import FrameType
 from tqdm import tqdm
 
 import report
-from run_one import SCHEMA, Files, Run, canonical_spec, load_dataset
+from run_one import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
 from suites import SUITES, Suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -89,9 +89,10 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
 class Processes:
     """Runs as child processes: starts them, keeps the ones that are alive, stops them all."""
 
-    def __init__(self, out: Path, plans_seed: int) -> None:
+    def __init__(self, out: Path, plans_seed: int, imports: Sequence[str]) -> None:
         self.out = out
         self.plans_seed = plans_seed
+        self.imports = imports
         self.alive: dict[Run, subprocess.Popen[bytes]] = {}
         self._stopping = False
         self._lock = threading.Lock()
@@ -112,6 +113,7 @@ class Processes:
         ]
         command += ["--preset", run.preset, "--budget", repr(run.budget), "--episodes", str(run.episodes)]
         command += ["--out", str(self.out)] + ["--plans"] * (run.seed == self.plans_seed)
+        command += ["--imports", *self.imports]
         environment = {**os.environ, **RUN_ENVIRONMENT}
         with files.log.open("wb") as log:
             with self._lock:
@@ -193,13 +195,13 @@ class Display:
         self.bar.close()
 
 
-def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int) -> dict[Run, str]:
+def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports: Sequence[str] = ()) -> dict[Run, str]:
     """Do the runs, `jobs` at a time; returns the reasons of those that failed.
 
     Raises:
         KeyboardInterrupt: after every running process has saved its checkpoint and ended.
     """
-    processes = Processes(out, plans_seed)
+    processes = Processes(out, plans_seed, imports)
     display = Display(len(runs), processes)
     failures: dict[Run, str] = {}
     pool = ThreadPoolExecutor(max_workers=jobs)
@@ -259,6 +261,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--cpu-bf16", action="store_true", help="train with matrix products in bfloat16 (CPUs with AMX or AVX512-BF16)"
     )
     parser.add_argument("--out", type=Path, help="folder for everything that is written (default: results/SUITE)")
+    parser.add_argument(
+        "--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments of your own"
+    )
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side (default: all cores)")
     options = parser.parse_args(arguments)
     if options.jobs < 1 or (options.budget is not None and options.budget <= 0):
@@ -276,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     suite = suite_from(options)
     out: Path = options.out or RESULTS / options.suite
-    sys.path.insert(1, os.getcwd())
+    import_modules(options.imports)
     runs = grid(suite)
     missing = [run for run in runs if not is_finished(run, out)]
     print(
@@ -290,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing))
             failures = {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
             runnable = [run for run in missing if run not in failures]
-            failures |= do_runs(runnable, out, options.jobs, min(suite.seeds))
+            failures |= do_runs(runnable, out, options.jobs, min(suite.seeds), options.imports)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
         print(

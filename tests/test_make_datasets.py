@@ -465,6 +465,17 @@ def test_joined_sets(folder: Path) -> None:
     parts = [metadata(folder, f"test/{name}-v0")["ld_agents"]["replay_check"]["steps"] for name in ("first", "second")]
     assert check["passed"]
     assert check["steps"] == sum(parts)
+    # What the parts say of their episodes is kept: which of them are whole, which succeeded.
+    behaviours = [
+        metadata(folder, f"test/{name}-v0")["ld_agents"]["behaviour"] for name in ("first", "second", "joined")
+    ]
+    counts = [behaviour["episodes"] for behaviour in behaviours]
+    assert counts[2] == counts[0] + counts[1]
+    for name in ("mean_return", "success_rate"):
+        values = [behaviour[name] for behaviour in behaviours]
+        assert values[2] == pytest.approx((values[0] * counts[0] + values[1] * counts[1]) / counts[2])
+    seconds = [metadata(folder, f"test/{name}-v0")["ld_agents"]["seconds"] for name in ("first", "second", "joined")]
+    assert seconds[2] == pytest.approx(seconds[0] + seconds[1], abs=0.11)
 
 
 def test_cloned_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,10 +554,15 @@ def test_names_on_the_command_line(capsys: Any) -> None:
         ["all", "--policies", "p", "--env", "Hopper-v5"],
         ["--env", "Hopper-v5"],
         ["all", "--policies", "p", "--steps", "0"],
+        ["all", "--policies", "p", "--seed", "-1"],
+        ["all", "--policies", "p", "--noise", "0.1"],
+        ["all", "--policies", "p", "--trust"],
     ):
         with pytest.raises(SystemExit):
             make_datasets.main(arguments)
-    assert "belong together" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    for message in ("belong together", "--seed and --noise must be at least 0", "belong to an agent of your own"):
+        assert message in told
 
 
 def saved_agent(folder: Path, algorithm: str) -> Path:
@@ -595,15 +611,33 @@ def test_agents_that_do_not_fit(folder: Path) -> None:
         ("Nowhere-v0", file, "knows no environment 'Nowhere-v0'"),
         ("CartPole-v1", file, "Only flat observations and continuous actions"),
         ("Pendulum-v1", folder / "none.zip", "There is no file"),
+        ("no_such_module:X-v0", file, "The module 'no_such_module' of the environment 'X-v0' cannot be imported"),
     ):
         with pytest.raises(SystemExit, match=message):
             make_datasets.main(["--env", env, "--agent", str(agent), "--algo", "SAC", "--id", "me/x-v0", "--trust"])
+    command = ["--env", "Pendulum-v1", "--agent", str(file), "--algo", "PPO", "--id", "me/x-v0", "--trust"]
+    with pytest.raises(SystemExit, match=r"SAC.zip cannot be read as a zip of PPO \(TypeError"):
+        make_datasets.main(command)
     for wrong in ("../me/x-v0", "me/x"):
         with pytest.raises(SystemExit, match="is not a Minari id"):
             make_datasets.main(
                 ["--env", "Pendulum-v1", "--agent", str(file), "--algo", "SAC", "--id", wrong, "--trust"]
             )
     assert minari.list_local_datasets() == {}
+
+
+def test_an_environment_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "own_pendulum.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('OwnPendulum-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=30)\n"
+    )
+    monkeypatch.chdir(folder)
+    file = saved_agent(folder, "SAC")
+    command = ["--env", "own_pendulum:OwnPendulum-v0", "--agent", str(file), "--algo", "SAC", "--trust"]
+    make_datasets.main([*command, "--id", "me/own-v0", "--steps", "90", "--processes", "1"])
+    data = load_dataset("me/own-v0")
+    assert data.episode_ends.tolist() == [30, 60, 90]
+    assert data.make_eval_env().spec.id == "OwnPendulum-v0"  # type: ignore[union-attr]
 
 
 # -- the table -----------------------------------------------------------------------------------------------------

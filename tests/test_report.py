@@ -338,6 +338,13 @@ def test_published_numbers_have_their_own_columns(tmp_path: Path) -> None:
     assert "0.36 ± 8.69 | CORL, last checkpoint (maze2d-umaze-v1)" in text
 
 
+def test_another_simulator_than_that_of_the_replay_check_is_told() -> None:
+    checks = [{"passed": True, "versions": {"mujoco": version}} for version in ("3.11.0", "3.3.0")]
+    same, other = (report.notes(cells.make_cells([a_run(dataset={"replay_check": check})])) for check in checks)
+    assert f"{UMAZE}: replayed under mujoco 3.3.0, evaluated under 3.11.0" in other
+    assert not any("replayed under" in line for line in same)
+
+
 def test_the_papers_own_numbers_stand_beside_ours() -> None:
     large = "ld-agents/antmaze/large-diverse-v0"
     text = report.table_markdown(cells.make_cells([a_run(on=large)]))

@@ -96,6 +96,9 @@ def split(row: Family, rewards: Floats, terminals: Bools, timeouts: Bools) -> tu
 def newly_done(counts: Floats, ends: Bools, *, before_action: bool) -> tuple[Floats, Bools]:
     """Rewards [N] for tasks that are done for the first time in an episode, and where the last one is done [N].
 
+    Counts do not tell one task from another: where one is undone and another done, nothing is paid, while the
+    evaluation pays for the second.
+
     Args:
         counts: [N] number of tasks that are done.
         ends: [N] last rows of the episodes.
