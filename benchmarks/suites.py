@@ -72,9 +72,10 @@ LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v2" for name
 ADROIT_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v1" for name in ADROIT)
 KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "complete"))
 
-# Of the nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453) all but kitchen-mixed, whose episodes are a
-# script's here, and antmaze-medium-diverse.
+# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453), antmaze-medium-diverse and kitchen-partial.
 CORE = (
+    "ld-agents/kitchen/mixed-v0",
+    "ld-agents/kitchen/partial-v0",
     "ld-agents/antmaze/large-diverse-v0",
     "ld-agents/antmaze/medium-diverse-v0",
     "ld-agents/locomotion/walker2d-medium-replay-v0",

@@ -466,15 +466,13 @@ def test_joined_sets(folder: Path) -> None:
     assert check["passed"]
     assert check["steps"] == sum(parts)
     # What the parts say of their episodes is kept: which of them are whole, which succeeded.
-    behaviours = [
-        metadata(folder, f"test/{name}-v0")["ld_agents"]["behaviour"] for name in ("first", "second", "joined")
-    ]
+    abouts = [metadata(folder, f"test/{name}-v0")["ld_agents"] for name in ("first", "second", "joined")]
+    behaviours, seconds = ([about[key] for about in abouts] for key in ("behaviour", "seconds"))
     counts = [behaviour["episodes"] for behaviour in behaviours]
     assert counts[2] == counts[0] + counts[1]
     for name in ("mean_return", "success_rate"):
         values = [behaviour[name] for behaviour in behaviours]
         assert values[2] == pytest.approx((values[0] * counts[0] + values[1] * counts[1]) / counts[2])
-    seconds = [metadata(folder, f"test/{name}-v0")["ld_agents"]["seconds"] for name in ("first", "second", "joined")]
     assert seconds[2] == pytest.approx(seconds[0] + seconds[1], abs=0.11)
 
 

@@ -114,14 +114,13 @@ def test_suites_are_sound() -> None:
         assert set(suite.datasets) <= set(TASKS)
         found = {scores.family(dataset) for dataset in suite.datasets}
         # kitchen's sets are a script's here
-        mixed = {"core": families - {"kitchen"}, "core-minari": families, "core-d4rl": families}
-        mixed["families"] = families - {"maze2d"}
+        mixed = {"core": families, "core-minari": families, "core-d4rl": families, "families": families - {"maze2d"}}
         assert found == mixed.get(name, {name.partition("-")[0]} & families or {"maze2d"})
         made_here = not name.endswith(("-minari", "-d4rl"))
         assert {dataset.startswith("ld-agents/") for dataset in suite.datasets} == {made_here}
         assert {dataset in D4RL_TASKS for dataset in suite.datasets} == {name.endswith("-d4rl")}
-    assert len(SUITES["core-d4rl"].datasets) == 11
-    assert len(SUITES["core"].datasets) == len(SUITES["core-minari"].datasets) == 9
+    assert len(SUITES["core"].datasets) == len(SUITES["core-d4rl"].datasets) == 11
+    assert len(SUITES["core-minari"].datasets) == 9
     assert len(SUITES["locomotion"].datasets) == len(SUITES["adroit"].datasets) == 12
     assert SUITES["maze2d"].agents[:3] == ("CQL", "LDCQ", "LatentDiffuser")
 
