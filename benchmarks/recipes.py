@@ -87,6 +87,14 @@ def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behaviour]]:
         },
         **{robot: (_ROBOTS[robot], "expert", expert) for robot, expert in robots.items()},
         **{task: (_adroit_env(task), "expert", _dapg(hands, task)) for task in _ADROIT_ACTIONS},
+        **{
+            f"kitchen-{name}": (
+                f"ld_agents/Kitchen-{name}-v0",
+                "controller",
+                KitchenScript(9, 0.05, example=tasks, example_share=1.0),
+            )
+            for name, tasks in environments.KITCHEN_TASKS.items()
+        },
     }
 
 

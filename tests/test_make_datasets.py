@@ -252,8 +252,6 @@ def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.
 def test_reference_policies_act_in_the_environments_of_the_data() -> None:
     known = reference_policies.reference_policies(Path("policies"))
     for dataset_id, recipe in recipes(Path("policies")).items():
-        if "kitchen" in dataset_id:
-            continue
         env_id, _, behaviour = known[TASKS[dataset_id]]
         assert env_id == recipe.env_id
         for part in recipe.parts:

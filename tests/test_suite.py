@@ -113,7 +113,7 @@ def test_suites_are_sound() -> None:
         # Every data set is known to the table of scores, which gives it its family, and through it agents' settings.
         assert set(suite.datasets) <= set(TASKS)
         found = {scores.family(dataset) for dataset in suite.datasets}
-        # kitchen's sets are a script's here
+        # one of every family
         mixed = {"core": families, "core-minari": families, "core-d4rl": families, "families": families - {"maze2d"}}
         assert found == mixed.get(name, {name.partition("-")[0]} & families or {"maze2d"})
         made_here = not name.endswith(("-minari", "-d4rl"))
