@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -387,21 +388,23 @@ def record_part(
     files = [folder / f"chunk{index}.npz" for index in range(part.chunks)]
     waiting: dict[int, Future[None]] = {}
     recorded = begun = 0
-    for index, file in enumerate(files):
-        # The chunks after this one are recorded ahead, as many as there are processes.
-        while begun < min(len(files), index + _processes(executor)):
-            if not files[begun].exists():
-                waiting[begun] = executor.submit(record_chunk, part, (*entropy, begun), files[begun])
-            begun += 1
-        if index in waiting:
-            waiting.pop(index).result()
-        steps = chunk_steps(file)
-        bar.update(min(steps, part.steps - recorded))
-        recorded += steps
-        if recorded >= part.steps:
-            break
-    for future in waiting.values():
-        future.cancel()
+    try:
+        for index, file in enumerate(files):
+            # The chunks after this one are recorded ahead, as many as there are processes.
+            while begun < min(len(files), index + _processes(executor)):
+                if not files[begun].exists():
+                    waiting[begun] = executor.submit(record_chunk, part, (*entropy, begun), files[begun])
+                begun += 1
+            if index in waiting:
+                waiting.pop(index).result()
+            steps = chunk_steps(file)
+            bar.update(min(steps, part.steps - recorded))
+            recorded += steps
+            if recorded >= part.steps:
+                break
+    finally:
+        for future in waiting.values():
+            future.cancel()
     return files[: index + 1]
 
 
@@ -429,7 +432,9 @@ def worker_pool(processes: int) -> Executor:
         return _ThisProcess()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    # Ctrl-C reaches them too, but it is the parent's to say what happens: chunks that are begun are finished.
+    ignore_interrupts = signal.SIGINT, signal.SIG_IGN
+    return ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore_interrupts)
 
 
 # -- the data set --------------------------------------------------------------------------------------------------
