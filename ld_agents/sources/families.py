@@ -47,7 +47,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    # The point is never reset: a timeout (a terminal in some files) marks a new target.
+    # The point is never reset: a timeout (a terminal in some files) marks a new target. D4RL pays a row for its own
+    # observation, where the simulator pays for the one after the action; rewards stay as stored.
     "maze2d": Family(terminals="are timeouts"),
     # D4RL's 29 numbers begin with the position, which gymnasium-robotics only has as the achieved goal. The ant stays
     # at the goal for many steps, and each of them is a terminal.
