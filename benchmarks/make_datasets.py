@@ -172,7 +172,8 @@ def make(
         dataset_id: Minari id.
         recipe: with the complete paths of its files.
         steps: number of steps; None, or a recipe without a number of steps: the recipe's size.
-        seed: the data are a function of dataset_id, steps, seed and chunk_steps, whatever the number of processes.
+        seed: the data are a function of dataset_id, steps, seed and chunk_steps, whatever the number of processes. On
+            another kind of processor the last bit of a policy's matrix products may differ, and then all that follows.
         processes: number of processes.
         records: folder for the small record of the set; None: no record.
         chunk_steps: about so many steps are kept together when a run is killed.
