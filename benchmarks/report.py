@@ -256,9 +256,10 @@ def notes(cells: Sequence[Cell]) -> list[str]:
                 lines.append(f"{dataset}: rows mix {what}: {', '.join(values)}")
         for made, ran in sorted({versions for run in runs if (versions := changed_simulator(run)) is not None}):
             lines.append(f"{dataset}: replayed under mujoco {made}, evaluated under {ran}")
-    for cell in cells:
-        if len(cell.runs) == 1:
-            lines.append(f"{cell.label} on {cell.dataset}: 1 seed, so there is no interval")
+    single = [f"{cell.label} on {cell.dataset}" for cell in cells if len(cell.runs) == 1]
+    if single:
+        which = "all rows" if len(single) == len(cells) else "; ".join(single)
+        lines.append(f"1 seed, so there is no interval: {which}")
     return lines + [f"D4RL's scale on {', '.join(datasets)}: {defect}" for defect, datasets in defects.items()]
 
 

@@ -366,7 +366,8 @@ def test_mixtures_are_flagged() -> None:
     assert "rows mix simulators: mujoco 3.11.0, gymnasium-robotics 1.4.2, mujoco 3.3.0" in text
     assert "rows mix commits: 0123456789ab, fedcba987654+changes" in text
     assert "rows mix budgets: 100 %, 50 %" in text
-    assert "BC on ld-agents/pointmaze/umaze-v0: 1 seed, so there is no interval" in text
+    assert "1 seed, so there is no interval: BC on ld-agents/pointmaze/umaze-v0" in text
+    assert "1 seed, so there is no interval: all rows" in report.notes(cells.make_cells([a_run(), a_run("BC")]))
     assert all(line.startswith("D4RL's scale") for line in report.notes(cells.make_cells(three_agents())))
 
 
