@@ -20,8 +20,10 @@ only: that is the batch constraint. To act: draw candidate latents, score them w
 Where the paper and the released code (commit 7ec96f3) differ, the default follows the paper. What can move a score is
 a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's values. The other differences:
 
-1. Windows: all starts with a known s_{t+H}, never across an episode end. The code drops the last start of each
-   sequence, joins maze episodes, and cuts locomotion at multiples of 1000 steps.
+1. Windows: all starts with a known s_{t+H}, never across an episode end. So of the last H steps before a terminal only
+   one window tells that it comes, which makes falls and goals that end an episode rare for Q-learning. The code drops
+   the last start of each sequence, joins maze episodes, and in locomotion lets windows run over a terminal into the
+   next episode and cuts at multiples of 1000 steps.
 2. AntMaze: the code drops the rest of a trajectory after its first success from stages 1 and 3. Here it is kept.
 3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
 4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
