@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from ld_agents.scores import (
     D4RL_TASKS,
+    MEASURED_SCORES,
     REFERENCE_SCORES,
     TASKS,
     d4rl_name,
@@ -64,6 +67,23 @@ def test_every_reference_has_a_source_and_its_known_defects() -> None:
         # Hub data, and the mazes and kitchens of everybody, are evaluated in other simulators than D4RL's.
         other = name.startswith(("D4RL/", "mujoco/")) or family(name) in ("maze2d", "kitchen")
         assert len(reference.known_defects) == (2 if other else 1)
+
+
+@pytest.mark.parametrize("task", ["halfcheetah", "door", "hammer", "pen", "relocate"])
+def test_random_actions_return_here_what_they_returned_for_d4rl(task: str) -> None:
+    random = MEASURED_SCORES[task]["random"]
+    error = random.std_return / math.sqrt(random.episodes)
+    minimum = next(reference.minimum for name, reference in REFERENCE_SCORES.items() if TASKS[name] == task)
+    assert abs(random.mean_return - minimum) < 4 * error
+
+
+def test_measured_experts_are_experts() -> None:
+    for task, policies in MEASURED_SCORES.items():
+        reference = next(reference for name, reference in REFERENCE_SCORES.items() if TASKS[name] == task)
+        (best,) = (score for name, score in policies.items() if name != "random")
+        span = reference.maximum - reference.minimum
+        assert 0.5 < (best.mean_return - reference.minimum) / span < 1.3
+        assert abs(policies["random"].mean_return - reference.minimum) < 0.05 * span
 
 
 def test_no_d4rl_score_of_our_data_without_a_replay_check() -> None:
