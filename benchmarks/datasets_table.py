@@ -108,7 +108,8 @@ def reference_table(measured: Mapping[str, Mapping[str, MeasuredScore]]) -> str:
         for name, found in sorted(policies.items()):
             score = 100 * (found.mean_return - reference.minimum) / (reference.maximum - reference.minimum)
             cells = [task, found.environment, f"{reference.minimum:.4g}", f"{reference.maximum:.4g}", name]
-            cells += [str(found.episodes), f"{found.mean_return:.4g} ± {found.std_return:.3g}", f"{score:.1f}".replace("-0.0", "0.0")]
+            cells += [str(found.episodes), f"{found.mean_return:.4g} ± {found.std_return:.3g}"]
+            cells.append(f"{score:.1f}".replace("-0.0", "0.0"))
             lines.append(f"| {' | '.join([*cells, _percent(found.success)])} |")
     return "\n".join(lines) + "\n"
 

@@ -260,8 +260,9 @@ def test_success_beside_returns(tmp_path: Path) -> None:
     text = (tmp_path / "tables" / "table.md").read_text()
     assert "| env | success % | ms per action |" in text
     assert "| 50.0 [50.0, 50.0] | 37.5 [25.0, 50.0] | 0.25 |" in text
-    rows = {(row["dataset"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
-    assert (rows[ANTMAZE, "success"]["mean"], rows[ANTMAZE, "success"]["unit"]) == ("37.500", "%")
+    rows = {(row["dataset"], row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
+    success = rows[ANTMAZE, "BC", "success"]
+    assert (success["mean"], success["unit"]) == ("37.500", "%")
     assert "success %" in report.table_terminal(made)
     # In point mazes the first contact says it, and the tables stay as they are.
     assert "success" not in report.table_markdown(cells.make_cells(three_agents()))
