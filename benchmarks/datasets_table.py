@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ld_agents.scores import MEASURED_SCORES, REFERENCE_SCORES, TASKS, MeasuredScore, normalise
+from ld_agents.scores import D4RL_TASKS, MEASURED_SCORES, REFERENCE_SCORES, MeasuredScore, normalise
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -104,9 +104,10 @@ def reference_table(measured: Mapping[str, Mapping[str, MeasuredScore]]) -> str:
     columns = ("task", "environment", "D4RL's 0", "D4RL's 100", "policy", "episodes", "return", "score", "success")
     lines = [REFERENCE_HEAD, f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for task, policies in sorted(measured.items()):
-        reference = next(REFERENCE_SCORES[name] for name, other in TASKS.items() if other == task)
+        of_task = next(dataset_id for dataset_id, other in D4RL_TASKS.items() if other == task)
+        reference = REFERENCE_SCORES[of_task]
         for name, found in sorted(policies.items()):
-            score = 100 * (found.mean_return - reference.minimum) / (reference.maximum - reference.minimum)
+            score = float(normalise(found.mean_return, of_task))
             cells = [task, found.environment, f"{reference.minimum:.4g}", f"{reference.maximum:.4g}", name]
             cells += [str(found.episodes), f"{found.mean_return:.4g} ± {found.std_return:.3g}"]
             cells.append(f"{score:.1f}".replace("-0.0", "0.0"))
