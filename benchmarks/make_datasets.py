@@ -31,11 +31,11 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-import recording
-from behaviours import SB3_ALGORITHMS, Behaviour, SavedAgent, agent_class
-from ld_agents.scores import REFERENCE_SCORES, TASKS
-from recipes import Clone, Copy, Recipe, recipes
-from recording import Demonstrations, Episode, Recording
+from ld_agents.evaluation.scores import REFERENCE_SCORES, TASKS
+from recording import recorder
+from recording.behaviours import SB3_ALGORITHMS, Behaviour, SavedAgent, agent_class
+from recording.recipes import Clone, Copy, Recipe, recipes
+from recording.recorder import Demonstrations, Episode, Recording
 from run_one import write_json
 
 RECORDS = Path(__file__).resolve().parent.parent / "results" / "datasets"
@@ -85,8 +85,8 @@ class Making:
 
     def chunks_of(self, part: Recording | Demonstrations, entropy: tuple[int, ...], index: int) -> Iterator[Episode]:
         """Episodes of the chunks of a part, a few steps more than the part has."""
-        for file in recording.record_part(part, entropy, self.work / f"part{index}", self.executor, self.bar):
-            episodes, check, seconds = recording.read_chunk(file)
+        for file in recorder.record_part(part, entropy, self.work / f"part{index}", self.executor, self.bar):
+            episodes, check, seconds = recorder.read_chunk(file)
             self.checks.append(check)
             self.seconds += seconds
             yield from episodes
@@ -134,7 +134,7 @@ def _share(steps: int | None, index: int, parts: int) -> int | None:
 
 
 def _metadata(dataset_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((recording.target_folder(dataset_id) / "data" / "metadata.json").read_text())
+    found: dict[str, Any] = json.loads((recorder.target_folder(dataset_id) / "data" / "metadata.json").read_text())
     return found
 
 
@@ -142,7 +142,7 @@ def local_episodes(dataset_id: str) -> list[Episode]:
     """The episodes of a local Minari set that this script made."""
     from minari.dataset.minari_storage import MinariStorage
 
-    storage = MinariStorage.read(recording.target_folder(dataset_id) / "data")
+    storage = MinariStorage.read(recorder.target_folder(dataset_id) / "data")
     flags = _metadata(dataset_id)["ld_agents"]["episodes"]
     return [
         Episode(*(episode[name] for name in ("observations", "actions", "rewards", "terminations")), **about)
@@ -152,7 +152,7 @@ def local_episodes(dataset_id: str) -> list[Episode]:
 
 def is_made(dataset_id: str) -> bool:
     """Whether the data set lies in the local Minari folder."""
-    return (recording.target_folder(dataset_id) / "data" / "metadata.json").exists()
+    return (recorder.target_folder(dataset_id) / "data" / "metadata.json").exists()
 
 
 def make(
@@ -163,7 +163,7 @@ def make(
     processes: int = 1,
     *,
     records: Path | None = None,
-    chunk_steps: int = recording.CHUNK_STEPS,
+    chunk_steps: int = recorder.CHUNK_STEPS,
     show_progress: bool = True,
 ) -> None:
     """Make a data set and its record, unless they are there.
@@ -188,7 +188,7 @@ def make(
         print(f"{dataset_id} is there", file=sys.stderr)
     else:
         _make(dataset_id, recipe, described, processes, show_progress)
-    recording.remove_work_folders(dataset_id)
+    recorder.remove_work_folders(dataset_id)
     check = _metadata(dataset_id)["ld_agents"]["replay_check"]
     if not check["passed"]:
         print(f"{dataset_id}: the stored steps do not replay, so it has no reference scores: {check}", file=sys.stderr)
@@ -198,7 +198,7 @@ def make(
 
 def _description(dataset_id: str, recipe: Recipe, steps: int | None, seed: int, chunk_steps: int) -> dict[str, Any]:
     """All that the data are a function of, as JSON."""
-    env = recording.make_env(recipe.env_id, **dict(recipe.env_kwargs))
+    env = recorder.make_env(recipe.env_id, **dict(recipe.env_kwargs))
     assert env.spec is not None
     return {
         "id": dataset_id,
@@ -208,7 +208,7 @@ def _description(dataset_id: str, recipe: Recipe, steps: int | None, seed: int, 
         "steps": recipe.steps if steps is None or recipe.steps is None else steps,
         "chunk_steps": chunk_steps,
         "seed": seed,
-        "versions": recording.versions(),
+        "versions": recorder.versions(),
     }
 
 
@@ -225,14 +225,14 @@ def _check_same(dataset_id: str, described: dict[str, Any]) -> None:
 
 def _make(dataset_id: str, recipe: Recipe, described: dict[str, Any], processes: int, show_progress: bool) -> None:
     steps, seed, parts, chunk_steps = (described[key] for key in ("steps", "seed", "parts", "chunk_steps"))
-    work = recording.work_folder(dataset_id, described)
+    work = recorder.work_folder(dataset_id, described)
     to_record = [i for i, part in enumerate(recipe.parts) if not isinstance(part, Copy)]
     total = sum(_share(steps, i, len(parts)) or getattr(recipe.parts[i], "steps", 0) for i in to_record)
-    statistics = recording.Statistics()
-    env = recording.make_env(recipe.env_id)
+    statistics = recorder.Statistics()
+    env = recorder.make_env(recipe.env_id)
     with (
         FileLock(work.with_suffix(".lock")),
-        recording.worker_pool(processes) as executor,
+        recorder.worker_pool(processes) as executor,
         tqdm(total=total, unit="step", unit_scale=True, desc=dataset_id, disable=not show_progress) as bar,
     ):
         if is_made(dataset_id):
@@ -240,7 +240,7 @@ def _make(dataset_id: str, recipe: Recipe, described: dict[str, Any], processes:
         making = Making(dataset_id, recipe, steps, seed, work, executor, bar, chunk_steps)
 
         def metadata() -> dict[str, Any]:
-            check = recording.merge_checks(making.checks) | {"versions": described["versions"]}
+            check = recorder.merge_checks(making.checks) | {"versions": described["versions"]}
             reference = REFERENCE_SCORES.get(dataset_id) if check["passed"] else None
             ours = {
                 "provenance": recipe.provenance,
@@ -268,7 +268,7 @@ def _make(dataset_id: str, recipe: Recipe, described: dict[str, Any], processes:
                 "ld_agents": ours,
             }
 
-        recording.store(dataset_id, env, statistics.watch(making.episodes()), metadata, work)
+        recorder.store(dataset_id, env, statistics.watch(making.episodes()), metadata, work)
 
 
 _KIND = {
@@ -363,7 +363,7 @@ def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted
     cls = agent_class(algorithm, trusted)
     if not agent.is_file():
         raise FileNotFoundError(f"There is no file {agent}. Give the zip that the agent's save() wrote.")
-    env = recording.make_env(env_id)
+    env = recorder.make_env(env_id)
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise ValueError(f"{env_id} has {space}. Only flat observations and continuous actions are recorded.")

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import figures
-import intervals
-from cells import (
+from reporting import figures, intervals
+from reporting.cells import (
     FIRST_CONTACT,
     PROTOCOLS,
     PUBLISHED_PROTOCOLS,
@@ -40,7 +39,7 @@ from cells import (
     unit,
     why_raw,
 )
-from intervals import Estimate
+from reporting.intervals import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 

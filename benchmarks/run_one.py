@@ -32,12 +32,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
 import ld_agents
-import maze_plans
 import provenance
-from ld_agents.evaluation import evaluate
+from ld_agents.data.replay import replay_check
+from ld_agents.evaluation.rollouts import evaluate
+from ld_agents.evaluation.scores import family
 from ld_agents.latent_diffuser import ENERGY_SETTINGS, LatentDiffuser
-from ld_agents.scores import family
-from ld_agents.sources.replay import replay_check
+from reporting import maze_plans
 
 SCHEMA = 1
 N_ENVS = 25

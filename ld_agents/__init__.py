@@ -7,11 +7,11 @@ from ld_agents.baselines.cql import CQL
 from ld_agents.baselines.iql import IQL
 from ld_agents.baselines.rebrac import ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC
-from ld_agents.dataset import OfflineDataset
-from ld_agents.evaluation import Evaluation, evaluate
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.load import load_dataset
+from ld_agents.evaluation.rollouts import Evaluation, evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
-from ld_agents.sources import load_dataset
 
 try:
     __version__ = version("ld_agents")

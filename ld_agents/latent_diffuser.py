@@ -71,11 +71,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ld_agents.critics import descend, polyak_update
-from ld_agents.dataset import OfflineDataset
-from ld_agents.denoisers import Dense, TemporalUNet
-from ld_agents.diffusion import SolverStep, VPSchedule, VPSolver, sample, vp_solver_steps, x0_from_noise
-from ld_agents.guidance import (
+from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.diffusion.guidance import (
     EnergyNet,
     Guidance,
     Weights,
@@ -83,10 +83,10 @@ from ld_agents.guidance import (
     posterior_mean_gradient,
     support_weights,
 )
-from ld_agents.keyed_noise import keyed_normal, next_keys, observation_keys
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
-from ld_agents.offline_policy import OfflinePolicy, State
-from ld_agents.trajectory_transformer import Decoded, TrajectoryTransformer
+from ld_agents.diffusion.sampling import SolverStep, VPSchedule, VPSolver, sample, vp_solver_steps, x0_from_noise
+from ld_agents.networks.critics import descend, polyak_update
+from ld_agents.networks.denoisers import Dense, TemporalUNet
+from ld_agents.networks.trajectory_transformer import Decoded, TrajectoryTransformer
 
 _SCHEDULE = VPSchedule()
 _TAU_MIN = 1e-3

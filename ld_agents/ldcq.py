@@ -31,7 +31,8 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
    Actions are clipped to the action space, as the environments do anyway.
 6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
    environment's return and that number side by side.
-7. Sampling: DPM-Solver++ with few steps instead of the full chain; how close it is stands in tests/test_diffusion.py.
+7. Sampling: DPM-Solver++ with few steps instead of the full chain; tests/diffusion/test_diffusion.py shows how
+   close it is.
 8. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
 9. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
    (`exec_horizon`; the code's other families hold it for 30).
@@ -55,14 +56,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ld_agents.critics import LatentCritic, polyak_update
-from ld_agents.denoisers import ResidualMLPUNet
-from ld_agents.diffusion import Diffuser, NoiseSchedule, Solver, SolverStep, linear_schedule, sample, solver_steps
-from ld_agents.keyed_noise import keyed_normal, next_keys, observation_keys
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
-from ld_agents.offline_policy import OfflinePolicy, State
-from ld_agents.prioritized_sampler import PrioritizedSampler
-from ld_agents.trajectory_vae import TrajectoryVAE
+from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.prioritized_sampler import PrioritizedSampler
+from ld_agents.diffusion.sampling import (
+    Diffuser,
+    NoiseSchedule,
+    Solver,
+    SolverStep,
+    linear_schedule,
+    sample,
+    solver_steps,
+)
+from ld_agents.networks.critics import LatentCritic, polyak_update
+from ld_agents.networks.denoisers import ResidualMLPUNet
+from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
 
 class LDCQPolicy(OfflinePolicy):

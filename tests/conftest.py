@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ld_agents import BC, CQL, IQL, LDCQ, TD3BC, LatentDiffuser, OfflineDataset, ReBRAC
-from ld_agents.offline_algorithm import OfflineAlgorithm
+from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 torch.set_num_threads(1)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import episode_of_steps, episode_returns
-from ld_agents.critics import TanhActor
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
-from ld_agents.offline_policy import OfflinePolicy, State
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.networks.critics import TanhActor
 
 
 class BCPolicy(OfflinePolicy):

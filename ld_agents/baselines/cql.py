@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.critics import QFunction, descend, mlp, polyak_update
-from ld_agents.keyed_noise import keyed_normal, next_keys
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
-from ld_agents.offline_policy import OfflinePolicy, State
+from ld_agents.common.keyed_noise import keyed_normal, next_keys
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
 class CQLPolicy(OfflinePolicy):

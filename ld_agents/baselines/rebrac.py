@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ld_agents.baselines.td3_bc import TD3BC, TD3BCPolicy, TD3BCSettings
-from ld_agents.offline_algorithm import check_settings
+from ld_agents.common.offline_algorithm import check_settings
 
 
 class ReBRACPolicy(TD3BCPolicy):

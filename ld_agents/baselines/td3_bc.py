@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.critics import QFunction, TanhActor, descend, polyak_update
-from ld_agents.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
-from ld_agents.offline_policy import OfflinePolicy, State
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.networks.critics import QFunction, TanhActor, descend, polyak_update
 
 
 class TD3BCPolicy(OfflinePolicy):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ld_agents.dataset import OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
 
 STEPS_PER_BLOCK = 1000  # gradient steps whose indices are drawn at once
 

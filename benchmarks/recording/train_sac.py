@@ -1,0 +1,150 @@
+"""Train the SAC agents whose actors record our locomotion data, as D4RL's medium and medium-replay sets were made.
+
+    python benchmarks/recording/train_sac.py hopper halfcheetah walker2d
+
+One training of Stable-Baselines3's SAC per robot, with its default settings, ends when the stochastic policy returns
+what D4RL's medium data return on average. Actors are stored along the way in benchmarks/policies/ROBOT_sac.npz: the
+last one is the medium policy, all of them in turn record what the replay buffer of such a training holds. A killed
+training goes on from its last evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import SAC
+from stable_baselines3.common.evaluation import evaluate_policy
+
+POLICIES = Path(__file__).resolve().parent.parent / "policies"
+
+# Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
+ROBOTS = {
+    "halfcheetah": ("HalfCheetah-v4", 4770.0),
+    "hopper": ("Hopper-v4", 1422.0),
+    "walker2d": ("Walker2d-v4", 2852.0),
+}
+
+SEED = 1_000  # one training per robot, fixed before the first one was seen
+EVERY = 10_000  # environment steps between two actors
+EPISODES = 10  # per evaluation
+ACTOR = (128, 128)  # half of D4RL's width: the stored actors stay small
+LIMIT = 1_000_000
+
+
+def actor_arrays(agent: Any) -> dict[str, NDArray[Any]]:
+    """Weights of the actor in half precision, named as `LocomotionActor` reads them."""
+    layers = [*(m for m in agent.actor.latent_pi if isinstance(m, torch.nn.Linear)), agent.actor.mu]
+    named = {f"w{i}": layer.weight for i, layer in enumerate(layers)} | {f"b{i}": m.bias for i, m in enumerate(layers)}
+    named |= {"log_std_w": agent.actor.log_std.weight, "log_std_b": agent.actor.log_std.bias}
+    return {name: value.detach().numpy().astype(np.float16) for name, value in named.items()}
+
+
+def write_npz(file: Path, arrays: dict[str, Any]) -> None:
+    """Write an .npz file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    with unfinished.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    os.replace(unfinished, file)
+
+
+class Training:
+    """One SAC training with the actors that it has stored so far."""
+
+    def __init__(self, robot: str, work: Path) -> None:
+        self.env_id, self.target = ROBOTS[robot]
+        self.file, self.state = POLICIES / f"{robot}_sac.npz", work / f"{robot}_sac.pt"
+        self.robot = robot
+        net_arch = {"pi": list(ACTOR), "qf": [256, 256]}
+        self.agent: Any = SAC(
+            "MlpPolicy",
+            gym.make(self.env_id),
+            policy_kwargs={"net_arch": net_arch},
+            seed=SEED,
+            device="cpu",
+            buffer_size=LIMIT,
+            learning_starts=EVERY,
+        )
+        self.actors: list[dict[str, NDArray[Any]]] = []
+        self.returns: list[float] = []
+
+    def resume(self) -> None:
+        """Go on from the last evaluation. The episode that was under way then is dropped."""
+        if not self.state.exists():
+            return
+        stored = torch.load(self.state, weights_only=True)
+        self.agent.set_parameters(stored["parameters"])
+        if self.agent.ent_coef_optimizer is not None:
+            self.agent.log_ent_coef.data.copy_(stored["log_ent_coef"])
+        buffer: Any = self.agent.replay_buffer
+        n = len(stored["observations"])
+        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+            getattr(buffer, name)[:n] = stored[name].numpy()
+        buffer.pos = n
+        self.agent.num_timesteps = stored["num_timesteps"]
+        self.returns = stored["returns"]
+        self.actors = [{k: v.numpy() for k, v in arrays.items()} for arrays in stored["actors"]]
+
+    def save(self) -> None:
+        buffer: Any = self.agent.replay_buffer
+        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+        state = {
+            "parameters": self.agent.get_parameters(),
+            "log_ent_coef": self.agent.log_ent_coef.detach(),
+            **{name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in names},
+            "num_timesteps": self.agent.num_timesteps,
+            "returns": self.returns,
+            "actors": [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in self.actors],
+        }
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.state.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        os.replace(unfinished, self.state)
+
+    def run(self) -> None:
+        self.resume()
+        evaluation = gym.make(self.env_id)
+        while not self.done():
+            self.agent.learn(EVERY, reset_num_timesteps=False, log_interval=None)
+            evaluation.reset(seed=SEED + self.agent.num_timesteps)
+            mean, spread = evaluate_policy(self.agent, evaluation, EPISODES, deterministic=False, warn=False)
+            self.returns.append(float(np.mean(mean)))
+            self.actors.append(actor_arrays(self.agent))
+            self.save()
+            print(f"{self.robot}: {self.agent.num_timesteps} steps, return {mean:.0f} +- {spread:.0f}", flush=True)
+        stacked = {name: np.stack([actor[name] for actor in self.actors]) for name in self.actors[0]}
+        write_npz(
+            self.file,
+            {
+                **stacked,
+                "steps": EVERY * np.arange(1, len(self.actors) + 1),
+                "returns": np.array(self.returns),
+                "n_layers": np.array(len(ACTOR) + 1),
+                "activation": np.array("relu"),
+                "squash": np.array("tanh"),
+            },
+        )
+
+    def done(self) -> bool:
+        return bool(self.returns and self.returns[-1] >= self.target) or self.agent.num_timesteps >= LIMIT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("robots", nargs="+", choices=ROBOTS)
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "ld_agents" / "sac")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for robot in arguments.robots:
+        Training(robot, arguments.work).run()
+
+
+if __name__ == "__main__":
+    main()

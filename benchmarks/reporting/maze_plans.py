@@ -1,0 +1,139 @@
+"""Paths of an agent's candidates in a point maze, rolled out in the simulator itself; `report.py` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ld_agents.evaluation.rollouts import episode_seed
+
+N_STARTS = 3
+N_CANDIDATES = 48
+ROUTE_EVERY = 5
+
+
+def plan_paths(
+    agent: Any, make_env: Callable[[], gym.Env[Any, Any]], *, seed: int, n_starts: int = N_STARTS
+) -> dict[str, Any] | None:
+    """Follow each candidate for the agent's horizon from the seeded start states of the evaluation environment.
+
+    LDCQ's candidates are latents, each held while the decoder answers with actions; LatentDiffuser's are plans, whose
+    actions are executed one after the other.
+
+    Args:
+        agent: has `predict`, `settings.horizon`, `dataset`, and either `policy.propose` and `policy.decode_action`, as
+            LDCQ has, or `policy.propose_plans`, as LatentDiffuser has.
+        make_env: makes the evaluation environment.
+        seed: start states are those of the first `n_starts` evaluation episodes with this seed.
+        n_starts: number of start states.
+
+    Returns:
+        a JSON-able dictionary, positions in metres rounded to the millimetre: `maze_map` (rows of 0 and 1),
+        `cell_size`, `goal` [2], `horizon` and `starts`, each with `position` [2], `paths` [candidates, horizon + 1, 2],
+        `scores` [candidates], `chosen`, the index of the path that is taken, and `route` [points, 2], where the agent
+        then went until it was at the goal or out of time, every fifth step. None where the environment is no point
+        maze or the agent has no candidates.
+    """
+    plans = hasattr(agent.policy, "propose_plans")
+    if not plans and not hasattr(agent.policy, "propose"):
+        return None
+    env = make_env()
+    try:
+        maze: Any = env.unwrapped
+        if not hasattr(maze, "point_env"):
+            return None
+        follow = _follow_plans if plans else _follow_latents
+        starts = []
+        for episode in range(n_starts):
+            route = _route(agent, env, episode_seed(seed, episode))
+            observation, _ = env.reset(seed=episode_seed(seed, episode))
+            flat = agent.dataset.flatten_observation(observation)  # [S]
+            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+            start = np.concatenate([maze.data.qpos, maze.data.qvel])
+            with torch.no_grad():
+                paths, scores, chosen = follow(agent, maze, observation, states, start)
+            starts.append(
+                {
+                    "position": _rounded(start[:2]),
+                    "paths": _rounded(paths),
+                    "scores": [float(f"{score:.5g}") for score in scores.tolist()],
+                    "chosen": int(chosen),
+                    "route": _rounded(route),
+                }
+            )
+        return {
+            "maze_map": [[int(cell == 1) for cell in row] for row in maze.maze.maze_map],
+            "cell_size": float(maze.maze.maze_size_scaling),
+            "goal": _rounded(maze.goal),
+            "horizon": int(agent.settings.horizon),
+            "starts": starts,
+        }
+    finally:
+        env.close()
+
+
+def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
+    """Positions [points, 2] of an episode up to its first reward."""
+    observation, _ = env.reset(seed=seed)
+    positions, state, started, over = [observation["achieved_goal"]], None, True, False
+    while not over:
+        batch = {key: value[None] for key, value in observation.items()}
+        actions, state = agent.predict(batch, state=state, episode_start=np.array([started]), deterministic=True)
+        observation, reward, terminated, truncated, _ = env.step(actions[0])
+        started, over = False, terminated or truncated or float(reward) > 0
+        positions.append(observation["achieved_goal"])
+    return np.stack([*positions[:-1:ROUTE_EVERY], positions[-1]])
+
+
+def _follow_latents(
+    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
+) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
+    """Paths [k, H + 1, 2] of LDCQ's candidates, their scores [k], and the index of the one that is taken."""
+    latents, scores = agent.policy.propose(states)
+    # An even sample of the candidates by rank keeps the best one and shows the whole spread of scores.
+    order = torch.argsort(scores[0], descending=True)  # [K]
+    kept = order[np.unique(np.linspace(0, len(order) - 1, min(N_CANDIDATES, len(order))).round().astype(int))]
+    latents, scores = latents[0, kept], scores[0, kept]  # [k, Z], [k]
+    paths = np.stack([_follow(agent, maze, observation, start, latent) for latent in latents])
+    return paths, scores, torch.argmax(scores)
+
+
+def _follow_plans(
+    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
+) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
+    """Paths [K, T + 1, 2] of LatentDiffuser's plans, their scores [K], and the index of the one that is taken."""
+    plans = agent.policy.propose_plans(states, N_CANDIDATES)
+    half = len(start) // 2
+    paths = []
+    for actions in plans.actions[0].cpu().numpy():  # [T, A]
+        maze.point_env.set_state(start[:half].copy(), start[half:].copy())
+        paths.append([start[:2], *(maze.point_env.step(action)[0][:2].copy() for action in actions)])
+    scores = plans.returns[0]
+    return np.array(paths), scores, scores[: agent.settings.n_candidates].argmax()
+
+
+def _follow(agent: Any, maze: Any, observation: Any, start: NDArray[Any], latent: torch.Tensor) -> NDArray[Any]:
+    """Positions [H + 1, 2] of the point that starts at `start` (positions, velocities) and holds one latent."""
+    point = maze.point_env
+    half = len(start) // 2
+    point.set_state(start[:half].copy(), start[half:].copy())
+    observation = {**observation, "observation": start.copy(), "achieved_goal": start[:2].copy()}
+    positions = [start[:2].copy()]
+    for _ in range(int(agent.settings.horizon)):
+        flat = agent.dataset.flatten_observation(observation)
+        with torch.no_grad():
+            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+            action = agent.policy.decode_action(states, latent[None])
+        state, *_ = point.step(np.asarray(action[0].cpu()))
+        observation = {**observation, "observation": state, "achieved_goal": state[:2]}
+        positions.append(state[:2].copy())
+    return np.stack(positions)
+
+
+def _rounded(positions: NDArray[Any]) -> Any:
+    return np.round(positions, 3).tolist()

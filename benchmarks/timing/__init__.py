@@ -1,0 +1,1 @@
+"""Speed and latency of the agents."""

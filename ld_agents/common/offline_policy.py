@@ -1,0 +1,150 @@
+"""How every agent acts: Stable-Baselines3's `predict` on flat observations, dictionaries and batches."""
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from ld_agents.common.keyed_noise import observation_keys
+
+State = tuple[NDArray[Any], ...]
+
+
+class OfflinePolicy(BasePolicy):
+    """How an agent acts. Subclasses implement `act`.
+
+    Args:
+        observation_space: what `predict` is given: a flat Box, or a Dict of vectors.
+        action_space: a bounded Box. Networks work in [-1, 1]; `predict` returns actions in this box.
+        observation_keys: the keys of a Dict observation that make up the flat state, in order. Dictionaries are
+            accepted whenever this is given, also where `observation_space` is a Box.
+        state_dim: S, the size of the flat state.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        *,
+        observation_keys: tuple[str, ...] | None,
+        state_dim: int,
+        seed: int,
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.observation_keys = observation_keys
+        self.state_dim = state_dim
+        self.action_dim = int(np.prod(action_space.shape))
+        self.noise_seed = seed
+        self.noise_calls = 0
+        self.register_buffer("observation_mean", torch.zeros(state_dim))
+        self.register_buffer("observation_std", torch.ones(state_dim))
+
+    @abstractmethod
+    def act(
+        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
+    ) -> tuple[Tensor, State | None]:
+        """Actions in [-1, 1] for a batch.
+
+        Args:
+            states: normalised observations, [n, S].
+            keys: what the noise of an episode that begins here is drawn from (`keyed_noise.py`), [n].
+            state: what the last call returned, one row per environment; None at the very start.
+            episode_start: [n], True where an episode begins.
+            deterministic: no randomness that a repeated call would not repeat.
+        """
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Raw to normalised observations, [..., S]. The identity unless the agent normalises observations."""
+        return (observations - self.observation_mean) / self.observation_std
+
+    def action_bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest action, [A] each, on the policy's device."""
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = torch.as_tensor(self.action_space.low), torch.as_tensor(self.action_space.high)
+        return low.flatten().to(self.device, torch.float32), high.flatten().to(self.device, torch.float32)
+
+    def unscale(self, actions: Tensor) -> Tensor:
+        """Actions from [-1, 1] to the action space; those outside are clipped. Shapes [..., A] -> [..., A]."""
+        low, high = self.action_bounds()
+        # low + (high - low) can be rounded above high
+        return torch.clamp(low + 0.5 * (actions + 1) * (high - low), low, high)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: State | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], State | None]:
+        """Acts. See `OfflineAlgorithm.predict`."""
+        flat, single = self._flatten(observation)
+        starts = np.zeros(len(flat), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
+        if len(starts) != len(flat):
+            raise ValueError(f"episode_start has {len(starts)} entries for {len(flat)} observations.")
+        if state is not None and any(len(part) != len(flat) for part in state):
+            raise ValueError(
+                f"state has {len(state[0])} rows for {len(flat)} observations. Pass the state that the last predict "
+                "call returned for these environments, or None to start anew."
+            )
+        if self.training:
+            self.set_training_mode(False)
+        if not deterministic:
+            self.noise_calls += 1
+        with torch.inference_mode():
+            observations = torch.as_tensor(flat, device=self.device)
+            keys = observation_keys(observations, self.noise_seed, 0 if deterministic else self.noise_calls)
+            actions, state = self.act(self.normalize(observations), keys, state, starts, deterministic)
+            actions = self.unscale(actions)
+        assert isinstance(self.action_space, spaces.Box)
+        array = actions.cpu().numpy().reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        array = np.clip(array, self.action_space.low, self.action_space.high)  # a float64 bound is no float32 number
+        return (array[0] if single else array), state
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """SB3's inner call: one stateless decision for a batch of observations."""
+        observation = (
+            {k: v.cpu().numpy() for k, v in observation.items()}
+            if isinstance(observation, dict)
+            else (observation.cpu().numpy())
+        )
+        return torch.as_tensor(self.predict(observation, deterministic=deterministic)[0], device=self.device)
+
+    def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], bool]:
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
+            )
+        if isinstance(observation, dict):
+            if self.observation_keys is None:
+                raise ValueError(
+                    f"predict was given a dictionary, but this agent learned from vectors of size {self.state_dim}."
+                )
+            missing = [key for key in self.observation_keys if key not in observation]
+            if missing:
+                raise ValueError(f"The observation lacks the keys {missing}; it has {sorted(observation)}.")
+            parts = [np.asarray(observation[key], np.float32) for key in self.observation_keys]
+            flat = np.concatenate(parts, axis=-1)
+        else:
+            flat = np.asarray(observation, np.float32)
+        if flat.ndim not in (1, 2) or flat.shape[-1] != self.state_dim:
+            raise ValueError(
+                f"Expected one observation of shape ({self.state_dim},) or a batch of shape (n, {self.state_dim}), "
+                f"got {flat.shape}."
+            )
+        return np.atleast_2d(flat), flat.ndim == 1
+
+    def save(self, path: str) -> None:
+        raise RuntimeError("Save the agent, not its policy: agent.save(path).")
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> Self:
+        # SB3's policies unpickle whatever the file holds
+        raise RuntimeError("Load the agent, not its policy: LDCQ.load(path).policy, for example.")

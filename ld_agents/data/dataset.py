@@ -1,0 +1,436 @@
+"""Offline data as flat arrays: rows, episode ends, and windows that are index gathers."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
+
+ACTION_TOLERANCE = 1e-5
+_ROWS_PER_CHECK = 262_144
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Where a data set comes from and how to evaluate on it.
+
+    Attributes:
+        id: name of the data set.
+        provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
+            a labelled stand-in, recorded from an agent of the user's own, or arrays.
+        description: one paragraph in plain words.
+        eval_env: ``{"id", "kwargs", "max_episode_steps"}`` of a registered Gymnasium environment, and ``"goal"``
+            where the evaluation goal is held fixed, ``"observation_columns"`` where only some columns of its flat
+            observation are kept; None if there is none.
+        reference_scores: (minimum, maximum) return for D4RL's normalisation.
+        replay_check: result of replaying stored actions in the evaluation simulator.
+        controller: measured returns of reference policies.
+    """
+
+    id: str = "user arrays"
+    provenance: Provenance = "arrays"
+    description: str = ""
+    eval_env: dict[str, Any] | None = None
+    reference_scores: tuple[float, float] | None = None
+    replay_check: dict[str, Any] | None = None
+    controller: dict[str, Any] | None = None
+
+
+class OfflineDataset:
+    """Transitions of many episodes, one after the other, in flat float32 tensors.
+
+    An episode ends at a terminal, at a timeout, or at the last row. A terminal means that the value after the step is
+    zero; a timeout only means that the recording stops, so it is never treated as a terminal.
+
+    Args:
+        observations: [N, S] array or tensor, float32 (used without a copy) or float64.
+        actions: [N, A], same types. Action t was taken at observation t.
+        rewards: [N].
+        terminals: [N] bool or 0/1.
+        timeouts: [N] bool or 0/1.
+        observation_space: Box, or the Dict that the user passes to ``predict``. None: an unbounded Box.
+        action_space: Box. None: [-1, 1] if all actions fit, otherwise the range of the data.
+        final_observations: [E, S], the observation after the last action of each episode. A row of NaN means unknown.
+        observation_keys: keys of a Dict observation, in the order in which they are concatenated to S numbers.
+        info: origin and evaluation environment.
+
+    Attributes:
+        observation_rows: [N, S] or [N + E, S] float32; the final observations follow the N observations.
+        observations: [N, S], a view of the first N rows.
+        actions: [N, A] float32.
+        rewards: [N] float32.
+        terminals: [N] bool.
+        episode_ends: [E] int64, the exclusive end row of each episode.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinite numbers, actions outside the action space.
+        TypeError: arrays that are not numbers, or spaces of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminals: Any,
+        timeouts: Any,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Box | None = None,
+        *,
+        final_observations: Any = None,
+        observation_keys: tuple[str, ...] | None = None,
+        info: DatasetInfo | None = None,
+    ) -> None:
+        self.info = info if info is not None else DatasetInfo()
+        self.observation_keys = tuple(observation_keys) if observation_keys is not None else None
+        rows = _float_tensor("observations", observations, 2)
+        self.actions = _float_tensor("actions", actions, 2)
+        self.rewards = _float_tensor("rewards", rewards, 1)
+        self.terminals = _bool_tensor("terminals", terminals)
+        ends_by_timeout = _bool_tensor("timeouts", timeouts)
+        n = rows.shape[0]
+        for name, array in (
+            ("actions", self.actions),
+            ("rewards", self.rewards),
+            ("terminals", self.terminals),
+            ("timeouts", ends_by_timeout),
+        ):
+            if array.shape[0] != n:
+                raise ValueError(
+                    f"observations have {n} rows but {name} have {array.shape[0]}. Give one row per step to all five "
+                    "arrays; pass the observation after the last step of each episode as final_observations."
+                )
+        if n == 0:
+            raise ValueError("The data set is empty (0 steps). Pass at least one step.")
+        if rows.shape[1] == 0 or self.actions.shape[1] == 0:
+            raise ValueError(
+                f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
+            )
+        self._n_steps = n
+        ends = self.terminals | ends_by_timeout
+        ends[-1] = True
+        self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
+        self._check_finite("observations", rows)
+        self._check_finite("actions", self.actions)
+        self._check_finite("rewards", self.rewards[:, None])
+
+        e = self.n_episodes
+        if final_observations is None:
+            self._final_known = torch.zeros(e, dtype=torch.bool)
+            self.observation_rows = rows
+        else:
+            final = _float_tensor("final_observations", final_observations, 2)
+            if tuple(final.shape) != (e, rows.shape[1]):
+                raise ValueError(
+                    f"final_observations have shape {tuple(final.shape)}, but the arrays hold {e} episodes of "
+                    f"{rows.shape[1]} numbers. Give one row per episode (an episode ends at a terminal, a timeout or "
+                    "the last row); use a row of NaN where it is not known."
+                )
+            if torch.isinf(final).any():
+                episode = int(torch.nonzero(torch.isinf(final).any(dim=1))[0])
+                raise ValueError(
+                    f"The final observation of episode {episode} is infinite. Replace it or drop the episode."
+                )
+            self._final_known = ~torch.isnan(final).any(dim=1)
+            self.observation_rows = torch.empty((n + e, rows.shape[1]), dtype=torch.float32)
+            self.observation_rows[:n] = rows
+            last = rows[self.episode_ends - 1]
+            self.observation_rows[n:] = torch.where(self._final_known[:, None], final, last)
+        self.action_space = self._checked_action_space(action_space)
+        self.observation_space = self._checked_observation_space(observation_space)
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def _where(self, row: int) -> str:
+        episode = int(torch.searchsorted(self.episode_ends, row, right=True))
+        begin = int(self.episode_ends[episode - 1]) if episode else 0
+        return f"episode {episode}, step {row - begin} (row {row})"
+
+    def _check_finite(self, name: str, array: torch.Tensor) -> None:
+        for begin in range(0, array.shape[0], _ROWS_PER_CHECK):
+            bad = ~torch.isfinite(array[begin : begin + _ROWS_PER_CHECK])
+            if bad.any():
+                row, column = (int(i) for i in torch.nonzero(bad)[0])
+                value = float(array[begin + row, column])
+                raise ValueError(
+                    f"{name} hold {value} in {self._where(begin + row)}, column {column}. Drop that episode or replace "
+                    "the value before building the data set."
+                )
+
+    def _checked_action_space(self, space: spaces.Space[Any] | None) -> spaces.Box:
+        low, high = self.actions.amin(dim=0).numpy(), self.actions.amax(dim=0).numpy()
+        if space is None:
+            if low.min() >= -1 - ACTION_TOLERANCE and high.max() <= 1 + ACTION_TOLERANCE:
+                return spaces.Box(-1.0, 1.0, (self.action_dim,), np.float32)
+            return spaces.Box(low, high, dtype=np.float32)
+        if not isinstance(space, spaces.Box):
+            raise TypeError(f"The action space is {space}. Only continuous actions (spaces.Box) are supported.")
+        if space.shape != (self.action_dim,):
+            raise ValueError(
+                f"The action space has shape {space.shape}, but actions have {self.action_dim} columns. Pass the "
+                "action space of the environment that made the data."
+            )
+        if (low < space.low - ACTION_TOLERANCE).any() or (high > space.high + ACTION_TOLERANCE).any():
+            lower = torch.as_tensor(space.low - ACTION_TOLERANCE)
+            upper = torch.as_tensor(space.high + ACTION_TOLERANCE)
+            outside = (self.actions < lower) | (self.actions > upper)
+            row, column = (int(i) for i in torch.nonzero(outside)[0])
+            raise ValueError(
+                f"Action {float(self.actions[row, column]):.6g} in {self._where(row)}, column {column} lies outside "
+                f"[{space.low[column]:.6g}, {space.high[column]:.6g}] ({int(outside.any(dim=1).sum())} such rows). "
+                "Clip the actions to the box, or pass the wider action_space they were made for."
+            )
+        return space
+
+    def _checked_observation_space(self, space: spaces.Space[Any] | None) -> spaces.Box | spaces.Dict:
+        if space is None:
+            if self.observation_keys is not None and self.observation_keys != ("observation",):
+                raise ValueError(f"observation_keys={self.observation_keys} need the Dict observation_space as well.")
+            return spaces.Box(-np.inf, np.inf, (self.observation_dim,), np.float32)
+        if isinstance(space, spaces.Box):
+            size = int(np.prod(space.shape))
+        elif isinstance(space, spaces.Dict):
+            if self.observation_keys is None:
+                raise ValueError(
+                    f"The observation space is a Dict with keys {tuple(space.spaces)}. Pass observation_keys too: the "
+                    "keys in the order in which your observations concatenate them."
+                )
+            missing = [key for key in self.observation_keys if key not in space.spaces]
+            if missing:
+                raise ValueError(f"The observation space has no key {missing[0]!r}, only {tuple(space.spaces)}.")
+            size = sum(int(np.prod(space.spaces[key].shape or ())) for key in self.observation_keys)
+        else:
+            raise TypeError(f"The observation space is {space}. Only Box, and Dict of Box, are supported.")
+        if size != self.observation_dim:
+            raise ValueError(
+                f"The observation space holds {size} numbers, but observations have {self.observation_dim} columns. "
+                "Pass the space that belongs to the data."
+            )
+        return space
+
+    # -- sizes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def observations(self) -> torch.Tensor:
+        """The N observations, [N, S] float32, without the final ones."""
+        return self.observation_rows[: self._n_steps]
+
+    @property
+    def n_steps(self) -> int:
+        """Number of transitions N."""
+        return self._n_steps
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes E."""
+        return int(self.episode_ends.shape[0])
+
+    @property
+    def observation_dim(self) -> int:
+        """Size S of a flat observation."""
+        return int(self.observation_rows.shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        """Size A of an action."""
+        return int(self.actions.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "observation_rows": self.observation_rows,
+            "actions": self.actions,
+            "rewards": self.rewards,
+            "terminals": self.terminals,
+            "episode_ends": self.episode_ends,
+            "final_known": self._final_known,
+        }
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of names, shapes, types and bytes of all arrays; the same on every machine."""
+        digest = hashlib.sha256()
+        for name, tensor in self._tensors().items():
+            array = np.ascontiguousarray(tensor.cpu().numpy())
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return (
+            f"OfflineDataset({self.info.id!r}: {self.n_steps} steps, {self.n_episodes} episodes, "
+            f"observations {self.observation_dim}, actions {self.action_dim})"
+        )
+
+    # -- windows ---------------------------------------------------------------------------------------------------
+
+    def window_starts(self, horizon: int) -> torch.Tensor:
+        """Every row t such that rows t .. t+horizon-1 lie in one episode and s_{t+horizon} is known.
+
+        The last window of an episode counts if its final observation is known, or if it ends in a terminal: then
+        s_{t+horizon} is never bootstrapped.
+
+        Args:
+            horizon: window length H in steps, at least 1.
+
+        Returns:
+            [W] int32, increasing.
+
+        Raises:
+            ValueError: horizon below 1, or no episode is long enough.
+        """
+        if horizon < 1:
+            raise ValueError(f"The horizon is {horizon}. It must be at least 1.")
+        ends = self.episode_ends
+        begins = torch.cat([ends.new_zeros(1), ends[:-1]])
+        full = self._final_known | self.terminals[ends - 1]
+        counts = (ends - begins - horizon + full.long()).clamp_(min=0)
+        total = int(counts.sum())
+        if total == 0:
+            raise ValueError(
+                f"No window of {horizon} steps fits into an episode; the longest episode has "
+                f"{int((ends - begins).max())} steps. Use a shorter horizon."
+            )
+        offsets = (begins - (counts.cumsum(0) - counts)).to(torch.int32)
+        starts = torch.arange(total, dtype=torch.int32, device=ends.device)
+        return starts.add_(torch.repeat_interleave(offsets, counts))
+
+    def next_rows(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+        """Row of s_{t+horizon} in ``observation_rows`` for each start t, [B] int64.
+
+        Where the window ends in a terminal and the final observation is unknown, this is the last row of the window:
+        a place holder that nothing may bootstrap from.
+        """
+        starts = starts.long()
+        after = starts + horizon
+        episode = torch.searchsorted(self.episode_ends, starts, right=True)
+        final_row = torch.where(self._final_known[episode], episode + self._n_steps, after - 1)
+        return torch.where(after < self.episode_ends[episode], after, final_row)
+
+    def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observations [B, H, S] and actions [B, H, A] of the windows that begin at ``starts`` [B]."""
+        return _gather_windows(self.observation_rows, starts, horizon), _gather_windows(self.actions, starts, horizon)
+
+    def window_rewards(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+        """Rewards [B, H] of the windows that begin at ``starts`` [B]."""
+        return _gather_windows(self.rewards[:, None], starts, horizon)[..., 0]
+
+    def window_terminals(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+        """Whether a terminal lies in the window, [B] bool. It can only be the window's last row."""
+        return self.terminals[starts.long() + horizon - 1]
+
+    def to(self, device: torch.device | str) -> OfflineDataset:
+        """The same data on another device; shares memory where nothing has to move."""
+        other = object.__new__(OfflineDataset)
+        other.__dict__.update(self.__dict__)
+        other.observation_rows = self.observation_rows.to(device)
+        other.actions = self.actions.to(device)
+        other.rewards = self.rewards.to(device)
+        other.terminals = self.terminals.to(device)
+        other.episode_ends = self.episode_ends.to(device)
+        other._final_known = self._final_known.to(device)
+        return other
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    def flatten_observation(self, observation: Any) -> np.ndarray:
+        """Dict observation (single or batched arrays) to flat float32 [..., S]; flat arrays pass through.
+
+        Raises:
+            ValueError: a key is missing or the size is not S.
+        """
+        if isinstance(observation, Mapping):
+            if self.observation_keys is None:
+                raise ValueError("This data set has flat observations, but a dictionary was given. Pass the array.")
+            missing = [key for key in self.observation_keys if key not in observation]
+            if missing:
+                raise ValueError(
+                    f"The observation has no key {missing[0]!r}, only {tuple(observation)}. Use the environment of the "
+                    "data set (make_eval_env)."
+                )
+            flat = np.concatenate(
+                [np.asarray(observation[key], dtype=np.float32) for key in self.observation_keys], axis=-1
+            )
+        else:
+            flat = np.asarray(observation, dtype=np.float32)
+        if flat.ndim == 0 or flat.shape[-1] != self.observation_dim:
+            raise ValueError(
+                f"The observation has shape {flat.shape}; its last axis must hold {self.observation_dim} numbers."
+            )
+        return flat
+
+    def make_eval_env(self) -> gym.Env[Any, Any]:
+        """Build the evaluation environment. Only environments in Gymnasium's registry are ever built.
+
+        Raises:
+            ValueError: the data set names no environment, or one that is not registered.
+        """
+        if self.info.eval_env is None:
+            raise ValueError(
+                f"The data set {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
+                "evaluate(agent, make_env=...)."
+            )
+        from ld_agents.data.minari import build_eval_env
+
+        return build_eval_env(self.info.eval_env)
+
+
+def _gather_windows(rows: torch.Tensor, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+    """Rows t .. t+H-1 of [N, D] for each start, [B, H, D].
+
+    A window of contiguous rows is one contiguous stretch of memory, so each is copied in one piece from a view in which
+    windows overlap.
+    """
+    n, width = rows.shape
+    overlapping = rows.contiguous().as_strided((n - horizon + 1, horizon * width), (width, 1))
+    return overlapping.index_select(0, starts).view(len(starts), horizon, width)
+
+
+def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:
+    if not isinstance(array, torch.Tensor):
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} hold {array.dtype} values. Pass an array of numbers.")
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        with warnings.catch_warnings():
+            # The data set never writes to its arrays, so a read-only array (a memory map) is fine.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            array = torch.from_numpy(array)
+    tensor: torch.Tensor = array.detach().to(torch.float32).contiguous()
+    if tensor.ndim != ndim:
+        wanted = "[steps, size]" if ndim == 2 else "[steps]"
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}. Reshape them.")
+    return tensor
+
+
+def _bool_tensor(name: str, array: Any) -> torch.Tensor:
+    if not isinstance(array, torch.Tensor):
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} hold {array.dtype} values. Pass booleans, or 0 and 1.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            array = torch.from_numpy(np.ascontiguousarray(array))
+    tensor: torch.Tensor = array.detach()
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of [steps]. Reshape them.")
+    if tensor.dtype != torch.bool:
+        if not ((tensor == 0) | (tensor == 1)).all():
+            raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
+        tensor = tensor != 0
+    return tensor.contiguous()

@@ -1,0 +1,45 @@
+"""Where data come from: Minari, D4RL files, and PointMaze data made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.evaluation.scores import D4RL_TASKS
+
+__all__ = ["load_dataset"]
+
+
+def load_dataset(
+    source: str | Path, *, goal: Literal["relabel", "keep"] = "relabel", download: bool = True
+) -> OfflineDataset:
+    """Load a data set by its Minari id or from a D4RL HDF5 file.
+
+    Args:
+        source: a Minari id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``,
+            ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), the path of a D4RL file
+            (ends in ``.hdf5`` or ``.h5``), or D4RL's name of one, such as ``hopper-medium-v2``, which is looked for
+            where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``). What is done to the
+            recordings of each benchmark family is in ``ld_agents/data/families.py``.
+        goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
+            pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
+            ``"keep"``: append the goal to the observation and use the rewards as stored.
+        download: whether a data set that is not on this machine may be fetched from Minari's hub.
+
+    Raises:
+        FileNotFoundError: the data set is neither here nor can it be fetched.
+        ValueError: the data are malformed; the message names the episode and what to do.
+    """
+    if goal not in ("relabel", "keep"):
+        raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
+    if isinstance(source, Path) or source.endswith((".hdf5", ".h5")) or source in D4RL_TASKS:
+        from ld_agents.data.d4rl import find_d4rl_file, load_d4rl_file
+
+        return load_d4rl_file(find_d4rl_file(source) if source in D4RL_TASKS else source, goal=goal)
+    from ld_agents.data import minari, pointmaze
+
+    if source in pointmaze.BUILT_IN and not minari.is_local(source):
+        maze, n_steps, episodes = pointmaze.BUILT_IN[source]
+        pointmaze.generate(maze, source, n_steps, evaluation_episodes=episodes)
+    return minari.load_minari(source, goal=goal, download=download)

@@ -1,0 +1,321 @@
+"""D4RL's AntMaze, Adroit and Kitchen tasks on today's simulators, as Gymnasium environments with flat observations.
+
+`register` puts them into Gymnasium's registry:
+
+* ``ld_agents/AntMaze-umaze-v0``, ``-medium-v0``, ``-large-v0``;
+* ``ld_agents/AdroitPen-v0``, ``AdroitHammer-v0``, ``AdroitDoor-v0``, ``AdroitRelocate-v0``;
+* ``ld_agents/Kitchen-complete-v0``, ``-partial-v0``, ``-mixed-v0``.
+
+Source of the rules: Fu et al. 2020, "D4RL", and its environments. Where a class departs from them, it says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from ld_agents.data.pointmaze import maze_map, register_robotics
+
+ANTMAZE_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
+CELL_SIZE = 4.0  # metres
+GOAL_RADIUS = 0.5  # metres
+_ANTMAZE_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}
+_START_CELL = (1, 1)
+
+_ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
+_PEN_DROPPED = 0.075  # height of a pen that fell, metres
+# For each task the number of steps at the goal after which an episode counts as a success.
+_ADROIT_SUCCESS_STEPS = {"Pen": 20, "Hammer": 25, "Door": 25, "Relocate": 25}
+
+KITCHEN_TASKS = {
+    "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
+    "partial": ("microwave", "kettle", "light switch", "slide cabinet"),
+    "mixed": ("microwave", "kettle", "bottom burner", "light switch"),
+}
+
+
+def register() -> None:
+    """Put the environments of this file into Gymnasium's registry; simulators are only imported when one is made."""
+    entries: list[tuple[str, type, dict[str, Any], int]] = [
+        *((f"AntMaze-{maze}", AntMaze, {"maze": maze}, steps) for maze, steps in _ANTMAZE_STEPS.items()),
+        *((f"Adroit{task}", Adroit, {"task": task}, steps) for task, steps in _ADROIT_STEPS.items()),
+        *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
+    ]
+    for name, cls, kwargs, steps in entries:
+        if f"ld_agents/{name}-v0" not in gym.registry:
+            gym.register(
+                f"ld_agents/{name}-v0",
+                entry_point=f"{cls.__module__}:{cls.__name__}",
+                kwargs=kwargs,
+                max_episode_steps=steps,
+            )
+
+
+def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+        return gym.make(env_id, **kwargs)
+
+
+class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):
+    """What the environments of this file share: a simulator inside, and flat observations."""
+
+    def __init__(self, simulator: Any, observation_size: int, render_mode: str | None) -> None:
+        self.simulator = simulator
+        self.metadata = simulator.metadata
+        self.render_mode = render_mode
+        self.action_space = simulator.action_space
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (observation_size,), np.float64)
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's model."""
+        return self.simulator.model
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's state."""
+        return self.simulator.data
+
+    def render(self) -> Any:
+        return self.simulator.render()
+
+    def close(self) -> None:
+        self.simulator.close()
+
+
+class AntMaze(_Simulation):
+    """D4RL's AntMaze -v2: a four-legged robot in a maze, from one fixed start to a goal cell.
+
+    Observations [29]: position x, y in metres, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
+    frame (the start cell is the origin, x grows with the column and y with the row of the map). Actions [8]: torques in
+    [-1, 1]. Reward 1 within 0.5 m of the goal, which ends the episode; ``info["success"]`` says the same.
+
+    The ant is Gymnasium's, with D4RL's physics: time step 0.02 s (five of them per action), gear 30, and contacts with
+    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the centre of the
+    goal cell on either axis (`draw_goal`). The observation does not hold it, and the rewards of D4RL's data are those
+    of one such goal.
+
+    Args:
+        maze: ``"umaze"``, ``"medium"`` or ``"large"``.
+        goal: position [2] of the goal in all episodes, in metres; None: drawn.
+        render_mode: see Gymnasium.
+
+    ``reset(options={"start": [x, y], "goal": [x, y]})`` starts elsewhere, and has its goal there if no other is fixed.
+
+    Raises:
+        ValueError: there is no such maze.
+    """
+
+    def __init__(self, maze: str, goal: Sequence[float] | None = None, render_mode: str | None = None) -> None:
+        from gymnasium.envs.mujoco.ant_v5 import AntEnv
+
+        if maze not in ANTMAZE_GOALS:
+            raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(ANTMAZE_GOALS)}.")
+        # MuJoCo only reads models from files, and several processes may do so at once.
+        handle, path = tempfile.mkstemp(suffix=".xml")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                _antmaze_model(maze).write(file)
+            ant = AntEnv(
+                path,
+                frame_skip=5,
+                exclude_current_positions_from_observation=False,
+                include_cfrc_ext_in_observation=False,
+                render_mode=render_mode,
+            )
+        finally:
+            os.unlink(path)
+        super().__init__(ant, 29, render_mode)
+        self._goal_cell = ANTMAZE_GOALS[maze]
+        self._fixed_goal = goal
+        self.goal = np.array(typical_goal(self._goal_cell) if goal is None else goal, dtype=np.float64)
+
+    def _observation(self) -> NDArray[np.float64]:
+        return np.concatenate([self.data.qpos, self.data.qvel])
+
+    def _reached(self) -> bool:
+        return math.dist(self.data.qpos[:2], self.goal) <= GOAL_RADIUS
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.simulator.reset(seed=seed)
+        options = options or {}
+        if "start" in options:
+            pose = self.data.qpos.copy()
+            pose[:2] += options["start"]
+            self.simulator.set_state(pose, self.data.qvel.copy())
+        if self._fixed_goal is None:
+            goal = options["goal"] if "goal" in options else draw_goal(self._goal_cell, self.np_random)
+            self.goal = np.array(goal, dtype=np.float64)
+        return self._observation(), {"success": self._reached()}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.simulator.do_simulation(np.clip(action, -1.0, 1.0), self.simulator.frame_skip)
+        reached = self._reached()
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(), float(reached), reached, False, {"success": reached}
+
+
+def cell_position(cell: tuple[int, int]) -> tuple[float, float]:
+    """Position (x, y) in metres of the centre of a cell (row, column) of an AntMaze, in D4RL's frame."""
+    return CELL_SIZE * (cell[1] - _START_CELL[1]), CELL_SIZE * (cell[0] - _START_CELL[0])
+
+
+def draw_goal(cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
+    """A goal of D4RL's in a cell: (x, y) in metres, each the centre's plus U(0, 1) plus U(0, 0.5)."""
+    x, y = cell_position(cell)
+    dx, dy = rng.uniform(0.0, 1.0, 2) + rng.uniform(0.0, 0.5, 2)
+    return x + float(dx), y + float(dy)
+
+
+def typical_goal(cell: tuple[int, int]) -> tuple[float, float]:
+    """The mean of `draw_goal`."""
+    x, y = cell_position(cell)
+    return x + 0.75, y + 0.75
+
+
+def _antmaze_model(maze: str) -> ElementTree.ElementTree[Any]:
+    """Gymnasium's ant with D4RL's physics, between the walls of a maze."""
+    import gymnasium.envs.mujoco as mujoco_environments
+
+    tree = ElementTree.parse(Path(mujoco_environments.__path__[0]) / "assets" / "ant.xml")
+    edits = {
+        "option": {"timestep": "0.02"},
+        "default/geom": {"solref": ".02 1", "solimp": ".8 .8 .01"},
+        **{f"actuator/motor[{i}]": {"gear": "30"} for i in range(1, 9)},
+    }
+    for place, attributes in edits.items():
+        element = tree.find(place)
+        if element is None:
+            raise RuntimeError(f"Gymnasium's ant.xml has no {place}. Install gymnasium 1.0 to 1.4.")
+        element.attrib.update(attributes)
+    world = tree.find("worldbody")
+    assert world is not None
+    for i, row in enumerate(maze_map(maze)):
+        for j, wall in enumerate(row):
+            if wall:
+                x, y = cell_position((i, j))
+                ElementTree.SubElement(
+                    world,
+                    "geom",
+                    name=f"wall_{i}_{j}",
+                    type="box",
+                    pos=f"{x} {y} {CELL_SIZE / 4}",
+                    size=f"{CELL_SIZE / 2} {CELL_SIZE / 2} {CELL_SIZE / 4}",
+                    contype="1",
+                    conaffinity="1",
+                    rgba="0.7 0.5 0.3 1",
+                )
+    return tree
+
+
+class Adroit(_Simulation):
+    """D4RL's Adroit tasks: a hand that turns a pen, hammers a nail, opens a door or moves a ball.
+
+    The simulator is gymnasium-robotics' ``AdroitHand*-v1``, from which this class corrects:
+
+    * the sign of the reward's first term in hammer, door and relocate: D4RL pays -0.1 times the distance between palm
+      and object, gymnasium-robotics +0.1 times;
+    * pen ends when the pen is dropped, and after 100 steps (gymnasium-robotics: never, and after 200);
+    * ``info["success"]`` follows the rule of D4RL's authors: more than 25 steps at the goal so far (pen: 20).
+      ``info["goal_achieved"]`` is gymnasium-robotics' word on the single step.
+
+    Observations [45], [46], [39], [39] for pen, hammer, door and relocate; actions [24], [26], [28], [30] in [-1, 1].
+    ``reset(options={"initial_state_dict": ...})`` starts from a given state, see gymnasium-robotics.
+
+    Args:
+        task: ``"Pen"``, ``"Hammer"``, ``"Door"`` or ``"Relocate"``.
+        render_mode: see Gymnasium.
+
+    Raises:
+        ValueError: there is no such task.
+        ImportError: gymnasium-robotics is not installed.
+    """
+
+    def __init__(self, task: str, render_mode: str | None = None) -> None:
+        if task not in _ADROIT_STEPS:
+            raise ValueError(f"Unknown task {task!r}. Choose one of {tuple(_ADROIT_STEPS)}.")
+        register_robotics()
+        simulator = gym.make(f"AdroitHand{task}-v1", render_mode=render_mode, disable_env_checker=True).unwrapped
+        assert simulator.observation_space.shape is not None
+        super().__init__(simulator, simulator.observation_space.shape[0], render_mode)
+        self.task = task
+        self._steps_at_goal = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._steps_at_goal = 0
+        observation, _ = self.simulator.reset(seed=seed, options=options)
+        return observation, {"success": False, "goal_achieved": False}
+
+    def _palm_to_object(self, observation: NDArray[np.float64]) -> float:
+        """Distance in metres between the palm and what it should grasp, from the observation."""
+        if self.task == "Hammer":
+            offset = observation[33:36] - observation[36:39]
+        else:
+            offset = observation[35:38] if self.task == "Door" else observation[30:33]
+        return float(np.linalg.norm(offset))
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = self.simulator.step(action)
+        reward, dropped = float(reward), False
+        if self.task == "Pen":
+            dropped = bool(observation[26] < _PEN_DROPPED)
+        else:
+            reward -= 0.2 * self._palm_to_object(observation)
+        achieved = bool(info["success"])
+        self._steps_at_goal += achieved
+        success = self._steps_at_goal > _ADROIT_SUCCESS_STEPS[self.task]
+        return observation, reward, dropped, False, {"success": success, "goal_achieved": achieved}
+
+
+class Kitchen(_Simulation):
+    """D4RL's Kitchen tasks: a robot arm that has to bring four things of a kitchen into their wanted state.
+
+    The simulator is gymnasium-robotics' ``FrankaKitchen-v1``. Of its observation only the flat part is kept ([59]: nine
+    joints, their velocities, positions and velocities of the objects); D4RL's 60 numbers end in the goal instead of the
+    velocities of the objects. Actions [9] in [-1, 1]. The reward is the number of tasks newly done in the step, so the
+    return lies between 0 and 4; when all are done the episode ends and ``info["success"]`` is true.
+
+    Args:
+        tasks: names of the tasks, see gymnasium-robotics.
+        render_mode: see Gymnasium.
+
+    Raises:
+        ImportError: gymnasium-robotics is not installed.
+    """
+
+    def __init__(self, tasks: Sequence[str], render_mode: str | None = None) -> None:
+        register_robotics()
+        simulator = gym.make(
+            "FrankaKitchen-v1", tasks_to_complete=list(tasks), render_mode=render_mode, disable_env_checker=True
+        ).unwrapped
+        super().__init__(simulator, 59, render_mode)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        observation, _ = self.simulator.reset(seed=seed)
+        return observation["observation"], {"success": False}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        observation, reward, done, _, _ = self.simulator.step(action)
+        return observation["observation"], float(reward), bool(done), False, {"success": bool(done)}

@@ -1,0 +1,312 @@
+"""The suite: specs, grids, and real runs in processes of their own with an agent that nobody registered."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+import run_one
+import run_suite
+from ld_agents.evaluation import scores
+from ld_agents.evaluation.scores import D4RL_TASKS, TASKS
+from reporting import figures, intervals
+from suites import SUITES, Suite
+
+TESTS = Path(__file__).resolve().parent
+RUN_SUITE = TESTS.parent / "benchmarks" / "run_suite.py"
+DATASET = "ld-agents/pointmaze/umaze-10k-v0"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "settings"),
+    [
+        ("LDCQ", "LDCQ", {}),
+        ("LDCQ[]", "LDCQ", {}),
+        ("LDCQ[prior=gaussian,horizon=10]", "LDCQ", {"prior": "gaussian", "horizon": 10}),
+        (" LDCQ[ prior = gaussian , discount=1e-2 ] ", "LDCQ", {"prior": "gaussian", "discount": 0.01}),
+        ("my_module:MyAgent[hidden=[64,32],on=true]", "my_module:MyAgent", {"hidden": [64, 32], "on": True}),
+        ('A[text="1,2",nothing=null]', "A", {"text": "1,2", "nothing": None}),
+        ("A[next_state=s_{t+H-1}]", "A", {"next_state": "s_{t+H-1}"}),
+    ],
+)
+def test_parse_spec(spec: str, name: str, settings: dict[str, Any]) -> None:
+    assert run_one.parse_spec(spec) == (name, settings)
+    canonical = run_one.canonical_spec(spec)
+    assert run_one.parse_spec(canonical) == (name, settings)
+    assert run_one.canonical_spec(canonical) == canonical
+
+
+def test_canonical_spec_has_one_spelling() -> None:
+    spellings = ["A[b=1,c=x]", "A[c=x, b=1]", " A[ b = 1,c=x ]"]
+    assert {run_one.canonical_spec(spelling) for spelling in spellings} == {"A[b=1,c=x]"}
+    # A string that looks like a number is not that number.
+    assert run_one.canonical_spec('A[b="1"]') == 'A[b="1"]'
+
+
+@pytest.mark.parametrize("spec", ["", "A[b]", "A[b=1", "A[b=1,b=2]", "A[1=2]", "A[b=1]c"])
+def test_unreadable_spec(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot read|given twice"):
+        run_one.parse_spec(spec)
+
+
+def test_agent_class() -> None:
+    assert run_one.agent_class("LDCQ").__name__ == "LDCQ"
+    assert run_one.agent_class("goal_seeker:GoalSeeker").__name__ == "GoalSeeker"
+    with pytest.raises(ValueError, match=r"no agent 'Nonesuch'; agents of your own are given as module:Class"):
+        run_one.agent_class("Nonesuch")
+    with pytest.raises(ValueError, match="goal_seeker has no agent 'Nonesuch'"):
+        run_one.agent_class("goal_seeker:Nonesuch")
+
+
+def test_names_of_different_runs_differ() -> None:
+    agents = ["A", "A[x=1]", "A[x=-1]", "A[x=1.5]", "A[x=[1,5]]", "A[x=s_{t}]", "m:A", "LDCQ[prior=gaussian]"]
+    names = {
+        run_one.Run(agent, dataset, seed, preset, budget, 100).name
+        for agent in agents
+        for dataset in ("a/b-v0", "a/c-v0", "a/b-v0[goal=keep]")
+        for seed in (0, 1)
+        for preset in ("fast", "paper")
+        for budget in (1.0, 0.25)
+    }
+    assert len(names) == len(agents) * 3 * 2 * 2 * 2
+    assert all(set(name).isdisjoint('/\\:*?"<>| []{}') for name in names)
+
+
+def test_grid_and_replacements() -> None:
+    options = run_suite.parse(
+        ["--suite", "maze2d", "--agents", "BC", "m:A[x=1]", "--seeds", "7", "8", "--budget", "0.5", "--episodes", "3"]
+    )
+    suite = run_suite.suite_from(options)
+    assert suite == Suite(("BC", "m:A[x=1]"), SUITES["maze2d"].datasets, (7, 8), "fast", 0.5, 3)
+    runs = run_suite.grid(suite)
+    assert len(runs) == 2 * 3 * 2
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_bfloat16_is_a_setting_of_every_agent() -> None:
+    options = run_suite.parse(["--agents", "BC", "LDCQ[prior=gaussian]", "m:A[]", "--cpu-bf16"])
+    specs = [run_one.parse_spec(run.agent) for run in run_suite.grid(run_suite.suite_from(options))[::3]]
+    assert specs == [
+        ("BC", {"cpu_bf16": True}),
+        ("LDCQ", {"prior": "gaussian", "cpu_bf16": True}),
+        ("m:A", {"cpu_bf16": True}),
+    ]
+
+
+def test_suites_are_sound() -> None:
+    families = {"maze2d", "antmaze", "locomotion", "adroit", "kitchen"}
+    benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari", "-d4rl")}
+    assert {"quick", "smoke"} | benchmarks <= set(SUITES)
+    for name, suite in SUITES.items():
+        assert len({run.name for run in run_suite.grid(suite)}) == len(run_suite.grid(suite))
+        assert max(suite.seeds) < 100, "seeds from 100 on are for tuning"
+        # Every data set is known to the table of scores, which gives it its family, and through it agents' settings.
+        assert set(suite.datasets) <= set(TASKS)
+        found = {scores.family(dataset) for dataset in suite.datasets}
+        # one of every family
+        mixed = {"core": families, "core-minari": families, "core-d4rl": families, "families": families - {"maze2d"}}
+        assert found == mixed.get(name, {name.partition("-")[0]} & families or {"maze2d"})
+        made_here = not name.endswith(("-minari", "-d4rl"))
+        assert {dataset.startswith("ld-agents/") for dataset in suite.datasets} == {made_here}
+        assert {dataset in D4RL_TASKS for dataset in suite.datasets} == {name.endswith("-d4rl")}
+    assert len(SUITES["core"].datasets) == len(SUITES["core-d4rl"].datasets) == 11
+    assert len(SUITES["core-minari"].datasets) == 9
+    assert len(SUITES["locomotion"].datasets) == len(SUITES["adroit"].datasets) == 12
+    assert SUITES["maze2d"].agents[:3] == ("CQL", "LDCQ", "LatentDiffuser")
+
+
+@pytest.mark.parametrize("agent", [run_one.parse_spec(agent)[0] for agent in SUITES["core"].agents])
+def test_settings_of_a_family_belong_to_a_family(agent: str) -> None:
+    known = {scores.family(task) for task in TASKS.values()}
+    assert set(run_one.agent_class(agent).family_settings()) <= known
+
+
+def test_json_is_written_whole_and_compact(tmp_path: Path) -> None:
+    content = {"text": "a [ b\n c ]", "numbers": [1, 2.5, None], "nested": [[1, 2], [3, 4]], "settings": {"x": []}}
+    path = tmp_path / "sub" / "file.json"
+    run_one.write_json(path, content)
+    assert json.loads(path.read_text()) == content
+    assert '"numbers": [1, 2.5, null]' in path.read_text()
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run_one.write_json(path, {"x": float("nan")})
+    assert json.loads(path.read_text()) == content
+
+
+def test_evaluation_seeds_are_all_different() -> None:
+    points = [None, *range(run_one.CURVE_POINTS)]
+    seeds = {run_one.evaluation_seed(seed, point) for seed in range(1000) for point in points}
+    assert len(seeds) == 1000 * len(points)
+
+
+def test_thin() -> None:
+    points = [[i, i] for i in range(1000)]
+    assert run_one.thin(points[:60]) == points[:60]
+    thinned = run_one.thin(points)
+    assert len(thinned) == 60
+    assert (thinned[0], thinned[-1]) == (points[0], points[-1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def minari_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        yield
+
+
+@pytest.fixture
+def suite_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for results; runs find `goal_seeker` where they are started."""
+    monkeypatch.chdir(TESTS)
+    monkeypatch.setenv("GOAL_SEEKER_KILLED", str(tmp_path / "killed"))
+    # The report has tests of its own.
+    monkeypatch.setattr(intervals, "REPS", 40)
+    monkeypatch.setattr(figures, "draw_all", lambda *_: None)
+    previous = signal.getsignal(signal.SIGTERM)
+    yield tmp_path / "results"
+    signal.signal(signal.SIGTERM, previous)
+
+
+def arguments(out: Path, *agents: str, seeds: str = "0") -> list[str]:
+    fixed = ["--datasets", DATASET, "--budget", "1", "--episodes", "3", "--jobs", "2", "--out", str(out)]
+    return ["--suite", "smoke", *fixed, "--seeds", *seeds.split(), "--agents", *agents]
+
+
+@pytest.mark.slow
+def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
+    suite_environment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = suite_environment
+    good, raising, killed = (f"goal_seeker:GoalSeeker{fail}" for fail in ("", "[fail=raise]", "[fail=kill]"))
+    assert run_suite.main(arguments(out, good, raising, killed)) == 1
+    text = capsys.readouterr().out
+    assert f"FAILED: {raising} on {DATASET}, seed 0: RuntimeError: this agent always fails" in text
+    assert (
+        f"FAILED: {killed} on {DATASET}, seed 0: killed by signal 9 (SIGKILL); perhaps the machine ran out of memory"
+        in text
+    )
+    assert "2 of 3 runs failed" in text
+    assert f"  {good}  " in text, "the table shows what is finished"
+    (path,) = (out / "runs").iterdir()
+    first = path.read_bytes()
+    check_result(json.loads(first), out)
+
+    assert run_suite.main(arguments(out, good, raising, killed)) == 1
+    text = capsys.readouterr().out
+    assert "3 runs, 1 finished before" in text
+    assert "1 of 3 runs failed" in text
+    assert path.read_bytes() == first, "a result is never touched again"
+    (resumed,) = (json.loads(other.read_text()) for other in (out / "runs").iterdir() if other != path)
+    assert resumed["agent"] == killed
+    assert resumed["resumes"] == 1
+    assert resumed["gradient_steps"] == 40
+    assert resumed["returns"] == json.loads(first)["returns"], "a run that was resumed ends where others end"
+    assert [point["gradient_steps"] for point in resumed["curve"]] == [8, 16, 24, 32, 40]
+    # Only the run that never got through is still to be done.
+    leftovers = {file.name.split("__")[0] for file in (out / "checkpoints").iterdir()}
+    assert leftovers == {run_one.slug(raising)}
+    assert {file.name.split("__")[0] for file in (out / "models").iterdir()} == {
+        run_one.slug(good),
+        run_one.slug(killed),
+    }
+
+    with pytest.raises(SystemExit, match="3 evaluation episodes, not 5; give another --out"):
+        run_suite.main([*arguments(out, good), "--episodes", "5"])
+
+
+def check_result(result: dict[str, Any], out: Path) -> None:
+    """What a result must hold, and that the report reads it."""
+    assert result["schema"] == 1
+    assert result["agent_class"] == "goal_seeker.GoalSeeker"
+    assert result["settings"]["steps"] == 20
+    assert result["dataset"]["id"] == DATASET
+    assert len(result["dataset"]["hash"]) == 64
+    assert result["dataset"]["provenance"] == "regenerated"
+    assert (result["budget_share"], result["gradient_steps"], result["resumes"]) == (1.0, 40, 0)
+    assert result["protocol"]["episode_steps"] == 300
+    assert all(len(result[key]) == 3 for key in ("returns", "lengths", "first_contact", "successes"))
+    assert all(length == 300 for length in result["lengths"])
+    assert [point["gradient_steps"] for point in result["curve"]] == [8, 16, 24, 32, 40]
+    assert all(point["returns"] != result["returns"] for point in result["curve"]), "the curve has seeds of its own"
+    assert {"first/loss", "second/loss"} <= set(result["losses"])
+    assert set(result["seconds"]["stages"]) == {"first", "second"}
+    assert result["seconds"]["learn"] < 5, "the evaluations of the curve do not count as learning"
+    assert result["hardware"]["threads"] == 1
+    assert result["versions"]["mujoco"]
+    assert result["peak_memory_mb"] > 50
+    assert report.read_runs(out / "runs") == ([result], [])
+
+
+@pytest.mark.slow
+def test_interrupted_suite_goes_on(suite_environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = suite_environment
+    slow = "goal_seeker:GoalSeeker[pause=0.05,steps=40]"
+    process = subprocess.Popen(
+        [sys.executable, str(RUN_SUITE), *arguments(out, slow)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=TESTS,
+        # a shell that starts the tests in the background leaves SIGINT ignored, for all that they start too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/*.json")):  # written when the second stage starts
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted with 0 of 1 runs finished; the same command goes on from here" in text
+    assert not (out / "runs").exists()
+
+    assert run_suite.main(arguments(out, slow)) == 0
+    (path,) = (out / "runs").iterdir()
+    result = json.loads(path.read_text())
+    assert (result["resumes"], result["gradient_steps"]) == (1, 80)
+    assert result["seconds"]["learn"] > 80 * 0.05, "the time before the interruption counts too"
+    assert not list((out / "checkpoints").iterdir())
+
+
+def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = run_one.load_dataset(DATASET)
+    run = run_one.Run("goal_seeker:GoalSeeker", DATASET, 0, "fast", 1.0, 3)
+    files = run_one.Files(tmp_path, run.name)
+    files.checkpoint.parent.mkdir()
+    files.checkpoint.write_bytes(b"half a file")
+    run_one.write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
+    agent, record = run_one.start_or_resume(run, files, dataset)
+    assert "starting anew, the checkpoint cannot be used" in capsys.readouterr().out
+    assert agent.num_timesteps == 0
+    assert (record["total_steps"], record["resumes"]) == (40, 0)
+
+
+def test_data_set_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    previous = signal.getsignal(signal.SIGTERM)
+    missing = str(tmp_path / "nowhere.hdf5")
+    assert run_suite.main(["--agents", "BC", "--seeds", "0", "--datasets", missing, "--out", str(tmp_path)]) == 1
+    signal.signal(signal.SIGTERM, previous)
+    text = capsys.readouterr().out
+    assert f"FAILED: BC on {missing}, seed 0: " in text
+    assert "1 of 1 runs failed" in text
+
+
+def test_result_of_another_version_is_not_overwritten(tmp_path: Path) -> None:
+    run = run_one.Run("BC", DATASET, 0, "fast", 1.0, 3)
+    assert not run_suite.is_finished(run, tmp_path)
+    path = run_one.Files(tmp_path, run.name).result
+    run_one.write_json(path, {"schema": 0})
+    with pytest.raises(SystemExit, match="no result that this version can read"):
+        run_suite.is_finished(run, tmp_path)

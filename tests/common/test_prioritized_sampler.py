@@ -1,0 +1,120 @@
+"""The sum tree draws what the definition says, whatever the number of items."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ld_agents.common.prioritized_sampler import PrioritizedSampler
+
+SIZES = [1, 5, 127, 128, 129, 1000, 16_384, 16_385, 300_000]
+
+
+def random_priorities(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed)) ** 3 + 1e-3
+
+
+def exact(priorities: Tensor, alpha: float) -> Tensor:
+    weights = priorities.double() ** alpha
+    return weights / weights.sum()
+
+
+def agrees(sampler: PrioritizedSampler, expected: Tensor, seed: int = 0) -> None:
+    """Chi-square over at most 50 groups of neighbouring items, and over the items modulo 50."""
+    n, draws = len(expected), 200_000
+    indices, probabilities = sampler.draw(draws, torch.Generator().manual_seed(seed))
+    assert indices.shape == probabilities.shape == (draws,)
+    assert indices.dtype == torch.int64
+    assert 0 <= int(indices.min()) <= int(indices.max()) < n
+    torch.testing.assert_close(probabilities.double(), expected[indices], rtol=1e-4, atol=0)
+    items = torch.arange(n)
+    for group in (items * min(n, 50) // n, items % min(n, 50)):
+        mass = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add_(0, group, expected)
+        counts = group[indices].bincount(minlength=len(mass)).double()
+        chi_square = float(((counts - draws * mass) ** 2 / (draws * mass)).sum())
+        freedom = len(mass) - 1
+        assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("n", SIZES)
+def test_frequencies_and_probabilities(n: int, alpha: float) -> None:
+    priorities = random_priorities(n)
+    sampler = PrioritizedSampler(priorities, alpha)
+    agrees(sampler, exact(priorities, alpha))
+    assert sampler.n_items == n
+    torch.testing.assert_close(sampler.weights, priorities**alpha)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_updates_reach_the_root(n: int) -> None:
+    priorities = random_priorities(n)
+    sampler = PrioritizedSampler(priorities, 0.6)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        indices = torch.randint(n, (max(1, n // 4),), generator=generator)
+        values = random_priorities(n, seed=2)[indices] * 4  # equal for a repeated index
+        sampler.update(indices, values)
+        priorities[indices] = values
+    agrees(sampler, exact(priorities, 0.6))
+
+
+def test_one_large_priority_takes_over_and_lets_go() -> None:
+    sampler = PrioritizedSampler(torch.ones(20_000), 1.0)
+    generator = torch.Generator().manual_seed(0)
+    item = torch.tensor([12_345])
+    sampler.update(item, torch.tensor([20_000.0 * 99]))
+    indices, probabilities = sampler.draw(10_000, generator)
+    assert float((indices == item).float().mean()) == pytest.approx(0.99, abs=0.005)
+    assert float(probabilities[indices == item][0]) == pytest.approx(0.99, abs=1e-4)
+    sampler.update(item, torch.tensor([1.0]))
+    indices, probabilities = sampler.draw(10_000, generator)
+    assert int((indices == item).sum()) < 10
+    torch.testing.assert_close(probabilities, torch.full((10_000,), 1 / 20_000))
+
+
+def test_items_without_weight_are_never_drawn() -> None:
+    priorities = torch.zeros(1000)
+    priorities[[3, 500, 998]] = torch.tensor([1.0, 2.0, 3.0])
+    indices, _ = PrioritizedSampler(priorities, 1.0).draw(20_000, torch.Generator().manual_seed(0))
+    assert indices.unique().tolist() == [3, 500, 998]
+
+
+def test_the_last_item_is_not_favoured() -> None:
+    """129 items leave 127 empty places behind the last one."""
+    indices, _ = PrioritizedSampler(torch.ones(129), 1.0).draw(129_000, torch.Generator().manual_seed(0))
+    counts = indices.bincount(minlength=129)
+    assert abs(int(counts[-1]) - 1000) < 5 * 1000**0.5
+
+
+def test_repeated_index_keeps_one_of_its_values_and_a_consistent_tree() -> None:
+    sampler = PrioritizedSampler(torch.ones(300), 1.0)
+    sampler.update(torch.tensor([7, 7, 7, 290]), torch.tensor([2.0, 3.0, 5.0, 4.0]))
+    kept = float(sampler.weights[7])
+    assert kept in (2.0, 3.0, 5.0)
+    expected = torch.ones(300)
+    expected[7], expected[290] = kept, 4.0
+    agrees(sampler, exact(expected, 1.0))
+
+
+def test_generator_alone_decides() -> None:
+    sampler = PrioritizedSampler(random_priorities(1000), 0.7)
+    torch.manual_seed(1)
+    one = sampler.draw(100, torch.Generator().manual_seed(5))
+    torch.manual_seed(2)
+    same = sampler.draw(100, torch.Generator().manual_seed(5))
+    other = sampler.draw(100, torch.Generator().manual_seed(6))
+    assert torch.equal(one[0], same[0])
+    assert torch.equal(one[1], same[1])
+    assert not torch.equal(one[0], other[0])
+    generator = torch.Generator().manual_seed(5)
+    sampler.draw(100, generator)
+    assert not torch.equal(sampler.draw(100, generator)[0], one[0])
+
+
+def test_priorities_that_are_given_are_not_changed() -> None:
+    priorities = torch.ones(10)
+    sampler = PrioritizedSampler(priorities, 1.0)
+    sampler.update(torch.tensor([0]), torch.tensor([9.0]))
+    assert priorities.tolist() == [1.0] * 10

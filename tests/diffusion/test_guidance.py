@@ -1,0 +1,534 @@
+"""Energy guidance against problems with exact answers.
+
+The problems and their numbers are those of `analytic_guidance.py`. Guidance is tested with many solver steps, so that
+solver errors (`test_diffusion.py`) do not hide errors of guidance. Where the prior is Gaussian and the energy
+quadratic, the sampler is an affine map of its noise, and means and covariances of samples are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from analytic_guidance import Atoms, Energy, Kind, Mixture, gradient, linear_quadratic_plan, vp
+from torch import Tensor
+from torch.nn import functional as F
+
+from ld_agents.diffusion.guidance import (
+    EnergyNet,
+    Weights,
+    contrastive_loss,
+    posterior_mean_gradient,
+    support_weights,
+)
+from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
+
+SCHEDULE = VPSchedule()
+TIMES = (0.001, 0.01, 0.1, 0.3, 0.6, 1.0)
+
+
+def no_noise(k: int) -> Tensor:
+    raise AssertionError(f"noise was asked for at step {k}")
+
+
+def tensor(*numbers: object) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def guided_sample(
+    score: Callable[[Tensor, float, float], Tensor],
+    guide: Callable[[Tensor, float, float], Tensor],
+    start: Tensor,
+    n_steps: int,
+    scale: float = 1.0,
+) -> Tensor:
+    """The sampler, given a score and the gradient of guidance as functions of (z, alpha, sigma)."""
+    steps = vp_solver_steps(SCHEDULE, n_steps)
+
+    def denoise(z: Tensor, k: int) -> Tensor:
+        alpha, sigma = vp(steps[k].time)
+        epsilon = -sigma * score(z, alpha, sigma)
+        return x0_from_noise(z, epsilon, alpha, sigma, guide(z, alpha, sigma), scale)
+
+    return sample(denoise, steps, start, no_noise)
+
+
+def guided_mixture(
+    prior: Mixture, energy: Energy, kind: Kind, start: Tensor, n_steps: int = 100, scale: float = 1.0
+) -> Tensor:
+    return guided_sample(
+        lambda z, alpha, sigma: prior.noisy(alpha, sigma).score(z),
+        lambda z, alpha, sigma: -gradient(lambda z: prior.noisy_energy(kind, energy, z, alpha, sigma), z),
+        start,
+        n_steps,
+        scale,
+    )
+
+
+def guided_moments(
+    prior: Mixture, energy: Energy, kind: Kind, n_steps: int = 300, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D, D] of the samples of a Gaussian prior."""
+    dim = prior.means.shape[-1]
+    start = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).double()
+    x = guided_mixture(prior, energy, kind, start, n_steps, scale)
+    return x[0], (x[1:] - x[0]).T @ (x[1:] - x[0])
+
+
+def normal_quantiles(n: int) -> Tensor:
+    """Evenly spread standard normal noise. Shape [n, 1]."""
+    return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
+
+
+# ---------------------------------------------------------------- the closed forms themselves
+
+
+def three_modes() -> tuple[Mixture, Energy]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def positive(*shape: int) -> Tensor:
+        x = normal(*shape, 2, 2)
+        return x @ x.mT / 2 + 0.2 * torch.eye(2)
+
+    prior = Mixture(tensor(0.5, 0.3, 0.2), 2 * normal(3, 2), positive(3))
+    return prior, Energy(2.0, positive(), normal(2), normal(2))
+
+
+@pytest.mark.parametrize("tau", TIMES)
+def test_noisy_energy_is_the_log_ratio_of_the_densities(tau: float) -> None:
+    """T1. Energies up to 76, so that 1e-12 is rounding."""
+    prior, energy = three_modes()
+    target = prior.tilted(energy)
+    alpha, sigma = vp(tau)
+    z = 2 * torch.randn(256, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ratio = prior.noisy(alpha, sigma).log_density(z) - target.noisy(alpha, sigma).log_density(z)
+    expected = ratio - prior.log_z(energy)
+    found = prior.noisy_energy("exact", energy, z, alpha, sigma)
+    assert float((found - expected).abs().max()) < 1e-12
+    score = prior.noisy(alpha, sigma).score(z) - target.noisy(alpha, sigma).score(z)
+    slope = gradient(lambda z: prior.noisy_energy("exact", energy, z, alpha, sigma), z)
+    assert float((slope - score).abs().max()) < 1e-9
+    for kind, wrong in (("mse", 0.01), ("posterior-mean", 0.01)):
+        other = prior.noisy_energy(kind, energy, z, alpha, sigma)  # type: ignore[arg-type]
+        assert float((other - expected).abs().max()) > wrong
+        if kind == "mse":  # Jensen
+            assert float((other - expected).min()) > -1e-12
+
+
+@pytest.mark.parametrize("tau", TIMES)
+def test_noisy_energy_of_atoms_with_any_returns(tau: float) -> None:
+    """T7."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    weights = torch.rand(40, generator=generator, dtype=torch.float64)
+    atoms = Atoms(points, weights / weights.sum(), 5 * torch.rand(40, generator=generator, dtype=torch.float64))
+    alpha, sigma = vp(tau)
+    z = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    log_q, log_p = (atoms.log_shares(z, alpha, sigma, tilted=tilted).logsumexp(-1) for tilted in (False, True))
+    log_z = (atoms.weights.log() + atoms.energies).logsumexp(0)  # log_p lacks the normaliser 1 / Z
+    found = atoms.noisy_energy("exact", z, alpha, sigma)
+    expected = log_q - (log_p - log_z) - log_z
+    # where z lies far from every atom, log q is large: up to 4e6 at tau = 0.001
+    assert float(((found - expected) / (1 + log_q.abs())).abs().max()) < 1e-14
+    scores = atoms.score(z, alpha, sigma) - atoms.score(z, alpha, sigma, tilted=True)
+    slope = gradient(lambda z: atoms.noisy_energy("exact", z, alpha, sigma), z)
+    assert float(((slope - scores) * sigma**2).abs().max()) < 1e-9
+    if tau > 0.01:  # else one atom has all the weight, and every energy is its return
+        assert float((atoms.noisy_energy("mse", z, alpha, sigma) - expected).abs().max()) > 0.01
+
+
+# ---------------------------------------------------------------- guided sampling
+
+
+def scalar(beta: float = 4.0) -> tuple[Mixture, Energy]:
+    """N(0, 1) and (x - 2)^2 / 2: the target is N(1.6, 0.4472^2)."""
+    return Mixture(tensor(1.0), tensor([0.0]), tensor([[1.0]])), Energy(beta, tensor([1.0]), tensor(2.0), tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "std"),
+    [("exact", 1.5952, 0.4473), ("mse", 2.5530, 0.1354), ("posterior-mean", 2.5530, 0.1354), ("none", 0.0, 1.0)],
+)
+def test_quadratic_energy(kind: Kind, mean: float, std: float) -> None:
+    """T2. The noise at tau = 1 is not quite N(0, 1), which costs 0.005 of the mean."""
+    prior, energy = scalar()
+    found_mean, found_variance = guided_moments(prior, energy, kind)
+    assert float(found_mean) == pytest.approx(mean, abs=3e-4)
+    assert float(found_variance) ** 0.5 == pytest.approx(std, abs=3e-4)
+    target = prior.tilted(energy)
+    assert float(target.mean) == pytest.approx(1.6)
+    assert float(target.covariance) ** 0.5 == pytest.approx(0.2**0.5)
+    close = abs(float(found_mean) - 1.6) < 0.05 and abs(float(found_variance) ** 0.5 - 0.4472) < 0.05
+    assert close == (kind == "exact")
+
+
+@pytest.mark.parametrize(
+    ("scale", "mean", "std", "true_mean", "true_std"),
+    [
+        (0.5, 1.0046, 0.6688, 1.3333, 0.5774),
+        (2.0, 2.1123, 0.2001, 1.7778, 0.3333),
+        (4.0, 2.2335, 0.0400, 1.8824, 0.2425),
+    ],
+)
+def test_guidance_scale_is_no_temperature(
+    scale: float, mean: float, std: float, true_mean: float, true_std: float
+) -> None:
+    prior, energy = scalar()
+    found_mean, found_variance = guided_moments(prior, energy, "exact", scale=scale)
+    assert float(found_mean) == pytest.approx(mean, abs=5e-4)
+    assert float(found_variance) ** 0.5 == pytest.approx(std, abs=5e-4)
+    target = prior.tilted(scalar(4.0 * scale)[1])
+    assert float(target.mean) == pytest.approx(true_mean, abs=1e-4)
+    assert float(target.covariance) ** 0.5 == pytest.approx(true_std, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["exact", "mse", "posterior-mean"])
+def test_linear_energy(kind: Kind) -> None:
+    """T3. All kinds have the same gradient here; only quadratic and other energies tell them apart."""
+    mean, variance, beta = 0.3, 0.8, 1.5
+    prior = Mixture(tensor(1.0), tensor([mean]), tensor([[variance]]))
+    energy = Energy(beta, tensor([0.0]), tensor(0.0), tensor(1.0))
+    z = torch.linspace(-3, 3, 11, dtype=torch.float64)[:, None]
+    for tau in TIMES:
+        alpha, sigma = vp(tau)
+        slope = -gradient(lambda z: prior.noisy_energy(kind, energy, z, alpha, sigma), z)  # noqa: B023
+        expected = beta * alpha * variance / (alpha**2 * variance + sigma**2)
+        torch.testing.assert_close(slope, torch.full_like(z, expected), rtol=0, atol=1e-6)
+    found_mean, found_variance = guided_moments(prior, energy, kind, n_steps=100)
+    assert float(found_mean) == pytest.approx(mean + beta * variance, abs=0.01)
+    assert float(found_variance) == pytest.approx(variance, abs=0.002)
+
+
+def plan_return(prior: Mixture, energy: Energy, constant: float) -> float:
+    """Mean return of plans drawn from a Gaussian."""
+    spread = 0.5 * float((energy.a * prior.covariance).sum())
+    return -float(energy(prior.mean)) / energy.beta - spread - constant
+
+
+def relative_errors(prior: Mixture, energy: Energy, kind: Kind) -> tuple[float, float]:
+    """Of mean and covariance of guided samples with 100 steps."""
+    target = prior.tilted(energy)
+    mean, covariance = guided_moments(prior, energy, kind, n_steps=100)
+    return (
+        float((mean - target.mean).norm() / target.mean.norm()),
+        float((covariance - target.covariance).norm() / target.covariance.norm()),
+    )
+
+
+STATE = tensor(-0.5, -0.5, 0.5)
+
+
+def test_plans_of_a_linear_quadratic_problem() -> None:
+    """T4."""
+    prior, energy, constant = linear_quadratic_plan(STATE)
+    assert plan_return(prior, energy, constant) == pytest.approx(-4.354, abs=1e-3)
+    assert plan_return(prior.tilted(energy), energy, constant) == pytest.approx(-2.964, abs=1e-3)
+    mean_error, covariance_error = relative_errors(prior, energy, "exact")
+    assert mean_error < 0.01
+    assert covariance_error < 0.005
+    for kind in ("mse", "posterior-mean"):
+        mean_error, covariance_error = relative_errors(prior, energy, kind)  # type: ignore[arg-type]
+        assert mean_error == pytest.approx(0.266, abs=0.005)
+        assert covariance_error == pytest.approx(0.544, abs=0.005)
+
+
+def test_plans_depend_on_the_state() -> None:
+    """The mean moves as M s plus the tilt, which depends on s too; a prior of another state misses it."""
+    prior, energy, _ = linear_quadratic_plan(STATE)
+    for other in (tensor(-1.0, 0.2, 0.9), tensor(2.0, 1.0, -0.5)):
+        other_prior, other_energy, _ = linear_quadratic_plan(other)
+        exact = other_prior.tilted(other_energy).mean
+        assert float((exact - prior.tilted(energy).mean).norm() / exact.norm()) > 0.5
+        mean, _ = guided_moments(other_prior, other_energy, "exact", n_steps=100)
+        assert float((mean - exact).norm() / exact.norm()) < 0.01
+        wrong, _ = guided_moments(prior, other_energy, "exact", n_steps=100)
+        assert float((wrong - exact).norm() / exact.norm()) > 0.2
+
+
+def test_masses_of_two_modes() -> None:
+    """T8. Not discriminating: the approximations give 0.725 here."""
+    prior = Mixture(tensor(0.5, 0.5), tensor([-2.0], [2.0]), tensor([[0.25]], [[0.25]]))
+    energy = Energy(0.25, tensor([0.0]), tensor(0.0), tensor(1.0))
+    target = prior.tilted(energy)
+    assert [float(target.weights[1]), float(target.mean)] == pytest.approx([0.7311, 0.987], abs=1e-3)
+    assert float(target.covariance) ** 0.5 == pytest.approx(1.843, abs=1e-3)
+    x = guided_mixture(prior, energy, "exact", normal_quantiles(2000), n_steps=15)
+    assert float((x > 0).double().mean()) == pytest.approx(0.7311, abs=0.003)
+    assert float(x.mean()) == pytest.approx(0.987, abs=0.005)
+    approximate = guided_mixture(prior, energy, "mse", normal_quantiles(1000))
+    assert float((approximate > 0).double().mean()) == pytest.approx(0.725, abs=0.001)
+
+
+EIGHT_3 = (0.018, 0.028, 0.042, 0.065, 0.100, 0.153, 0.235, 0.360)
+
+
+@pytest.mark.parametrize(("beta", "largest"), [(3.0, (0.235, 0.360)), (10.0, (0.182, 0.760))])
+def test_eight_gaussians(beta: float, largest: tuple[float, float]) -> None:
+    """T6. Component k of eight on a circle pays k / 7. Regression guidance moves the mass next to the best one."""
+    angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+    centres = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], 1)
+    prior = Mixture(tensor(*[1 / 8] * 8), centres, (0.5 / 1.414) ** 2 * torch.eye(2).double().expand(8, 2, 2))
+    rewards = torch.arange(8, dtype=torch.float64) / 7
+    exact = torch.softmax(beta * rewards, 0)
+    assert exact[-2:].tolist() == pytest.approx(largest, abs=5e-4)
+    if beta == 3:
+        assert exact.tolist() == pytest.approx(EIGHT_3, abs=5e-4)
+
+    def total_variation(energy_of_shares: Callable[[Tensor], Tensor]) -> float:
+        """Of the masses of 2,000 samples; that many exact draws have about 0.02."""
+        x = guided_sample(
+            lambda z, alpha, sigma: prior.noisy(alpha, sigma).score(z),
+            lambda z, alpha, sigma: gradient(lambda z: energy_of_shares(prior.posterior(z, alpha, sigma)[0]), z),
+            torch.randn(2000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+            20,
+        )
+        masses = torch.cdist(x, centres).argmin(1).bincount(minlength=8) / len(x)
+        return 0.5 * float((masses - exact).abs().sum())
+
+    assert total_variation(lambda log_shares: (log_shares + beta * rewards).logsumexp(-1)) < 0.03
+    assert total_variation(lambda log_shares: (log_shares.exp() * beta * rewards).sum(-1)) > 0.1
+
+
+# ---------------------------------------------------------------- the contrastive loss
+
+
+def slope_ratio(kind: Weights, m: int, beta: float, alpha: float, numbers: int) -> float:
+    """Slope a of the best linear f = a z_tau over the exact one, beta alpha, where z_0 is N(0, 1) and R = z_0.
+
+    By Newton's method on the contrastive loss of `numbers` latents in sets of M.
+    """
+    generator = torch.Generator().manual_seed(3)
+    x, noise = torch.randn(2, numbers // (2 * m), 2, m, generator=generator)
+    z = alpha * x + math.sqrt(1 - alpha**2) * noise
+    weights = support_weights(beta * x, kind)
+    a = torch.tensor(0.7 * beta * alpha, requires_grad=True)
+    for _ in range(5):
+        (slope,) = torch.autograd.grad(contrastive_loss(a * z, weights), a, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope, a)
+        a = (a - slope / curvature).detach().requires_grad_()
+    return float(a.detach()) / (beta * alpha)
+
+
+@pytest.mark.parametrize("kind", ["independent", "unnormalised"])
+@pytest.mark.parametrize("alpha", [0.81, 0.53, 0.28])
+def test_contrastive_optimum_is_exact(kind: Weights, alpha: float) -> None:
+    """T5."""
+    assert slope_ratio(kind, 16, 2.0, alpha, 1 << 20) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("m", "ratios"),
+    [(2, (0.71, 0.55, 0.50)), (4, (0.76, 0.63, 0.58)), (16, (0.85, 0.77, 0.74)), (64, (0.91, 0.87, 0.85))],
+)
+def test_contrastive_optimum_with_softmax_weights_is_too_flat(m: int, ratios: tuple[float, ...]) -> None:
+    """T5: as many latents as there are, no more tilt than the best of them."""
+    found = [slope_ratio("softmax", m, 2.0, alpha, 1 << 18) for alpha in (0.81, 0.53, 0.28)]
+    assert found == pytest.approx(ratios, abs=0.02)
+    if m == 16:
+        assert 0.70 < found[-1] < 0.80
+
+
+@pytest.mark.parametrize(
+    ("spread", "effective"),
+    [
+        (1.0, (0.86, 0.95, 0.97, 0.98, 0.99)),
+        (2.0, (0.67, 0.79, 0.84, 0.87, 0.92)),
+        (4.0, (0.43, 0.52, 0.56, 0.61, 0.70)),
+    ],
+)
+def test_effective_beta_with_softmax_weights(spread: float, effective: tuple[float, ...]) -> None:
+    """T9: beta of the final samples over the nominal one. It is the mean of the slope ratio over alpha in (0, 1)."""
+    nodes, node_weights = (0.1127, 0.5, 0.8873), (5 / 18, 8 / 18, 5 / 18)  # Gauss-Legendre
+    found = [
+        sum(w * slope_ratio("softmax", m, spread, alpha, 1 << 19) for alpha, w in zip(nodes, node_weights, strict=True))
+        for m in (4, 16, 32, 64, 256)
+    ]
+    assert found == pytest.approx(effective, abs=0.02)
+
+
+def test_contrastive_loss_by_hand() -> None:
+    f = torch.tensor([[0.0, math.log(3.0)], [2.0, 2.0]])
+    weights = torch.tensor([[1.0, 2.0], [0.5, 0.0]])
+    expected = -(math.log(0.25) + 2 * math.log(0.75) + 0.5 * math.log(0.5)) / 2
+    assert float(contrastive_loss(f, weights)) == pytest.approx(expected)
+    shifted = contrastive_loss(f + torch.tensor([[1e4], [-50.0]]), weights)  # a constant per set is free
+    assert float(shifted) == pytest.approx(expected, rel=1e-3)
+
+
+def test_weights_by_hand() -> None:
+    energies = torch.tensor([[[0.0, math.log(3.0)], [math.log(2.0), math.log(6.0)]]])
+    expected = {
+        "unnormalised": [[[1.0, 3.0], [2.0, 6.0]]],
+        "softmax": [[[0.25, 0.75], [0.25, 0.75]]],
+        "independent": [[[1 / 4, 3 / 4], [2 / 2, 6 / 2]]],  # the other set's mean: 4, then 2
+    }
+    for kind, weights in expected.items():
+        torch.testing.assert_close(support_weights(energies, kind), torch.tensor(weights))  # type: ignore[arg-type]
+    three = support_weights(torch.tensor([[0.0, math.log(3.0)], [math.log(2.0), math.log(6.0)], [0.0, 0.0]]))
+    torch.testing.assert_close(three, torch.tensor([[4 / 10, 12 / 10], [8 / 6, 24 / 6], [4 / 12, 4 / 12]]))
+
+
+def test_weights_do_not_overflow_or_clip() -> None:
+    energies = torch.tensor([[[1e4, 1e4 + 1], [1e4 - 60, 1e4 - 61]]])
+    weights = support_weights(energies)
+    assert weights.isfinite().all()
+    torch.testing.assert_close(weights, support_weights(energies - 1e4), rtol=1e-2, atol=0)
+    assert float(weights.max()) == pytest.approx(2 * math.e / (math.exp(-60) + math.exp(-61)), rel=0.01)
+    torch.testing.assert_close(support_weights(energies, "softmax").sum(-1), torch.ones(1, 2))
+
+
+def test_wrong_weights() -> None:
+    with pytest.raises(ValueError, match=r"two support sets per state.*\[\.\.\., n, M\], got \(1, 16\)"):
+        support_weights(torch.zeros(1, 16))
+    with pytest.raises(ValueError, match=r"Unknown weights 'hard'. Use 'independent', 'softmax' or 'unnormalised'"):
+        support_weights(torch.zeros(5, 2, 16), "hard")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- the energy network
+
+
+@pytest.fixture(scope="module")
+def net() -> EnergyNet:
+    """With weights that are large enough for its layers to be curved."""
+    torch.manual_seed(0)
+    net = EnergyNet(3, 10, hidden=64, frequency_scale=1.0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
+    return net
+
+
+def inputs(n: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 10, generator=generator), torch.randn(n, 3, generator=generator), torch.linspace(0.01, 1, n)
+
+
+def test_sizes_of_the_published_network() -> None:
+    net = EnergyNet(11, 128)
+    assert sum(p.numel() for p in net.parameters()) == 171 * 512 + 512 + 3 * (512 * 512 + 512) + 513
+    assert net.frequencies.shape == (16,)
+    assert 15 < float(net.frequencies.std()) < 50
+    assert "frequencies" in net.state_dict()
+
+
+def test_energy_net_is_the_plain_mlp(net: EnergyNet) -> None:
+    z, states, tau = inputs()
+    angles = 2 * math.pi * tau[:, None] * net.frequencies
+    x = torch.cat([z, angles.sin(), angles.cos(), states], 1)
+    weight = torch.cat([net.from_latent.weight, net.from_time.weight, net.from_state.weight], 1)
+    h = F.linear(x, weight, net.from_state.bias)
+    for layer in net.hidden:
+        h = layer(F.silu(h))
+    expected = net.outlet(F.silu(h))[:, 0]
+    torch.testing.assert_close(net(z, states, tau), expected, rtol=1e-5, atol=1e-6)
+    assert len(net.hidden) == 3
+    assert float(expected.detach().std()) > 0.05
+    # sets share state and time
+    grid = net(z.expand(4, 7, 10), states[:4, None], tau[:4, None])
+    for i in range(4):
+        torch.testing.assert_close(grid[i], net(z, states[i].expand(7, 3), tau[i].expand(7)), rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_equals_autograd(net: EnergyNet) -> None:
+    z, states, tau = inputs()
+    exact = EnergyNet(3, 10, hidden=64).double()
+    exact.load_state_dict(net.state_dict())
+    expected = gradient(lambda z: exact(z, states.double(), tau.double()), z.double())
+    found = net.gradient(z, net.state_terms(states), net.time_terms(tau))
+    assert not found.requires_grad
+    assert float((found - expected).abs().max()) < 1e-6
+    assert float(expected.abs().max()) > 0.05
+    for k in range(7):  # hoisted: one time for all rows
+        one_time = net.gradient(z, net.state_terms(states), net.time_terms(tau)[k])
+        expected = gradient(lambda z: exact(z, states.double(), tau[k].double()), z.double())  # noqa: B023
+        assert float((one_time - expected).abs().max()) < 1e-6
+
+
+def test_gradient_stays_in_float32(net: EnergyNet) -> None:
+    z, states, tau = inputs()
+    with torch.no_grad():
+        terms = net.state_terms(states), net.time_terms(tau)
+        z = z.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net.gradient(z, *terms)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, net.gradient(z.float(), *terms))
+
+
+def test_posterior_mean_gradient() -> None:
+    """beta G' A (c - mu), without the factor (I + beta P A)^-1 of the exact one; in inference mode too."""
+    prior, energy, _ = linear_quadratic_plan(STATE)
+    alpha, sigma = vp(0.4)
+    z = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noisy = prior.noisy(alpha, sigma)
+    expected = -gradient(lambda z: prior.noisy_energy("posterior-mean", energy, z, alpha, sigma), z)
+    exact = -gradient(lambda z: prior.noisy_energy("exact", energy, z, alpha, sigma), z)
+    assert float((expected - exact).norm() / exact.norm()) > 0.5
+    with torch.inference_mode():
+        epsilon, found = posterior_mean_gradient(
+            z + 0.0, lambda z: -sigma * noisy.score(z), lambda x0: -energy(x0), alpha, sigma
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(epsilon, -sigma * noisy.score(z))
+    assert not epsilon.requires_grad
+
+
+# ---------------------------------------------------------------- a learned energy
+
+
+def train_energy(kind: Weights | str, steps: int) -> EnergyNet:
+    """Three layers of 128 on N(s, 1) with beta R = -2 (x - 2)^2, 256 sets of 16 latents a step, s in (-1, 1)."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    net = EnergyNet(1, 1, hidden=128, layers=3, frequency_scale=1.0)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-4 * (1 + math.cos(math.pi * step / steps))
+        states = 2 * torch.rand(32, 1, 1, 1, generator=generator) - 1
+        x0 = states + torch.randn(32, 8, 16, 1, generator=generator)  # eight sets per state
+        tau = 1e-3 + (1 - 1e-3) * torch.rand(32, 8, 1, generator=generator)  # one for each set
+        epsilon = torch.randn(x0.shape, generator=generator)
+        z = SCHEDULE.add_noise(x0.flatten(0, 1), tau.flatten(), epsilon.flatten(0, 1)).view_as(x0)
+        energies = -2 * (x0[..., 0] - 2) ** 2
+        f = net(z, states, tau)
+        loss = F.mse_loss(f, energies) if kind == "mse" else contrastive_loss(f, support_weights(energies, kind))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net
+
+
+def moments_with(net: EnergyNet, state: float) -> tuple[float, float]:
+    """Mean and standard deviation of samples guided by a network, with the exact score of N(s, 1)."""
+    steps = vp_solver_steps(SCHEDULE, 100)
+    tau = torch.tensor([step.time for step in steps])
+    signal, noise = SCHEDULE.signal(tau).tolist(), SCHEDULE.noise(tau).tolist()
+    state_terms, time_terms = net.state_terms(torch.tensor([state])).detach(), net.time_terms(tau).detach()
+
+    def denoise(z: Tensor, k: int) -> Tensor:
+        epsilon = noise[k] * (z - signal[k] * state)
+        return x0_from_noise(z, epsilon, signal[k], noise[k], net.gradient(z, state_terms, time_terms[k]))
+
+    x = sample(denoise, steps, normal_quantiles(2000).float(), no_noise)
+    return float(x.mean()), float(x.std())
+
+
+@pytest.mark.slow
+def test_learned_energy() -> None:
+    """The target is N((s + 8) / 5, 0.4472^2): 1.6 at s = 0, as in T2."""
+    net = train_energy("independent", 2000)
+    for state, mean_error, std_error in ((0.0, 0.05, 0.15), (-1.0, 0.08, 0.3), (1.0, 0.08, 0.3)):
+        mean, std = moments_with(net, state)
+        assert mean == pytest.approx((state + 8) / 5, abs=mean_error)
+        assert std == pytest.approx(0.4472, rel=std_error)
+
+
+@pytest.mark.slow
+def test_learned_energy_by_regression_guides_too_far() -> None:
+    mean, _ = moments_with(train_energy("mse", 500), 0.0)
+    assert mean > 2.2
