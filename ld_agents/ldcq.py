@@ -20,21 +20,24 @@ only: that is the batch constraint. To act: draw candidate latents, score them w
 Where the paper and the released code (commit 7ec96f3) differ, the default follows the paper. What can move a score is
 a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's values. The other differences:
 
-1. Windows: all starts with a known s_{t+H}, never across an episode end. So of the last H steps before a terminal only
-   one window tells that it comes, which makes falls and goals that end an episode rare for Q-learning. The code drops
-   the last start of each sequence, joins maze episodes, and in locomotion lets windows run over a terminal into the
-   next episode and cuts at multiples of 1000 steps.
+1. Windows: all starts with a known s_{t+H}, never into another episode. They may run past a terminal
+   (`windows_past_terminals`): the state stays what it became, reward is zero, and the actions there have no likelihood.
+   Otherwise only one window per terminal would tell of it, and where only terminals pay (AntMaze) nothing would be
+   learned. The paper says nothing of it. The code drops the last start of each sequence, joins maze episodes, and in
+   locomotion lets windows run over a terminal into the next episode and cuts at multiples of 1000 steps.
 2. AntMaze: the code drops the rest of a trajectory after its first success from stages 1 and 3. Here it is kept.
 3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
 4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
-5. Acting: `deterministic=True` executes mean actions; the code always samples. `deterministic=False` samples.
-   Actions are clipped to the action space, as the environments do anyway.
+5. Acting: `deterministic=True` executes mean actions, or with `sample_actions` samples whose noise repeats with the
+   observation; `deterministic=False` samples. The code always samples. Actions are clipped to the action space, as the
+   environments do anyway.
 6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
    environment's return and that number side by side.
 7. Sampling: DPM-Solver++ with few steps instead of the full chain; tests/diffusion/test_diffusion.py shows how
    close it is.
 8. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
-9. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
+9. Rewards are divided by the spread of the returns in the data (`reward_scale`); the code divides locomotion's by ten.
+10. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
    (`exec_horizon`; the code's other families hold it for 30).
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
@@ -83,6 +86,7 @@ class LDCQPolicy(OfflinePolicy):
 
     latent_mean: Tensor
     latent_std: Tensor
+    reward_scale: Tensor  # of the rewards that the critics learned from
 
     def __init__(self, *spaces: Any, settings: "LDCQSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
@@ -105,6 +109,7 @@ class LDCQPolicy(OfflinePolicy):
         self.target_critics.requires_grad_(False)
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
         self.register_buffer("latent_std", torch.ones(s.latent_dim))
+        self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
 
     def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
         """The candidate with the highest min(Q_1, Q_2). Shapes [n, S], [n] noise keys -> [n, Z]."""
@@ -159,7 +164,8 @@ class LDCQPolicy(OfflinePolicy):
             held[replan] = self.choose_latent(states[rows], keys[rows]).cpu().numpy()
             steps_left[replan] = self.settings.exec_horizon
         steps_left -= 1
-        epsilon = None if deterministic else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
+        mean = deterministic and not self.settings.sample_actions
+        epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
         latents = torch.as_tensor(held, device=states.device)
         return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left, keys.cpu().numpy())
 
@@ -215,7 +221,7 @@ class LDCQ(OfflineAlgorithm):
     def train_vae(self) -> Iterator[Losses]:
         """L = action likelihood + beta KL(q_phi || p_omega) + state decoder, all divided by H."""
         s = self.settings
-        starts = self.data.window_starts(s.horizon)
+        starts = self._window_starts()
         parameters = list(self.policy.vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
@@ -224,7 +230,10 @@ class LDCQ(OfflineAlgorithm):
             states, actions = self.data.windows(batch, s.horizon)
             final_states = self.data.observation_rows[self._next_rows(batch)]
             epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
-            losses = self.policy.vae.losses(states, actions, final_states, epsilon, self._decoded_steps(len(batch)))
+            recorded = self.data.window_steps(batch, s.horizon)
+            losses = self.policy.vae.losses(
+                states, actions, final_states, epsilon, self._decoded_steps(recorded), recorded
+            )
             loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
             _descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -233,18 +242,23 @@ class LDCQ(OfflineAlgorithm):
             self.policy.latent_mean.copy_(latents.mean(0))
             self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
 
-    def _decoded_steps(self, n: int) -> Tensor | None:
+    def _window_starts(self) -> Tensor:
+        return self.data.window_starts(self.settings.horizon, past_terminals=self.settings.windows_past_terminals)
+
+    def _decoded_steps(self, recorded: Tensor) -> Tensor | None:
+        """Steps for the action likelihood, drawn from the recorded ones of each window. Shapes [B] -> [B, n]."""
         s = self.settings
         if s.decoded_steps is None or s.decoded_steps >= s.horizon:
             return None
-        return torch.randint(s.horizon, (n, s.decoded_steps), generator=self.generator, device=self.device)
+        uniform = torch.rand(len(recorded), s.decoded_steps, generator=self.generator, device=self.device)
+        return (uniform * recorded[:, None]).long()
 
     # ------------------------------------------------- stage 2: diffusion prior over latents (paper section 4.2)
 
     def train_prior(self) -> Iterator[Losses]:
         """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
         s = self.settings
-        starts = self.data.window_starts(s.horizon)
+        starts = self._window_starts()
         latents = self._standardised(self._encode(starts))  # [W, Z]
         diffuser = Diffuser(_schedule(s), self.device)
         denoiser = self.policy.denoiser
@@ -299,6 +313,8 @@ class LDCQ(OfflineAlgorithm):
         starts = self._q_windows()
         states = self.data.observations[starts]
         latents = self._standardised(self._encode(starts))
+        if s.reward_scale is None:
+            self.policy.reward_scale.copy_(1 / self.data.returns_to_go(s.discount).std().clamp(min=1e-6))
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)
@@ -362,7 +378,7 @@ class LDCQ(OfflineAlgorithm):
 
     def _q_windows(self) -> Tensor:
         """Starts of the windows that Q-learning uses: all, or a random subset drawn once. Shape [M] int64."""
-        starts = self.data.window_starts(self.settings.horizon).long()
+        starts = self._window_starts().long()
         if self.settings.q_windows is None or self.settings.q_windows >= len(starts):
             return starts
         order = torch.randperm(len(starts), generator=self.derived_generator("q windows"), device=self.device)
@@ -380,13 +396,13 @@ class LDCQ(OfflineAlgorithm):
         if s.reward_stops_bootstrap:
             stops = stops | (returns != 0)
         discount = s.discount ** (s.horizon if s.bootstrap_exponent is None else s.bootstrap_exponent)
-        return returns * s.reward_scale, discount * (~stops).float()
+        return returns * self.policy.reward_scale, discount * (~stops).float()
 
     def _next_rows(self, starts: Tensor) -> Tensor:
         """Rows of s_{t+H}, or of s_{t+H-1} as in the released code. Shapes [B] -> [B]."""
         s = self.settings
         if s.next_state == "s_{t+H-1}":
-            return starts + s.horizon - 1
+            return self.data.next_rows(starts, s.horizon - 1)
         return self.data.next_rows(starts, s.horizon)
 
     def _some(self, candidates: Tensor) -> Tensor:
@@ -449,16 +465,18 @@ class LDCQSettings:
 
     # where the paper and the released code differ; the code's values are in RELEASED_CODE
     prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
+    windows_past_terminals: bool = True
     next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"
     bootstrap_exponent: int | None = None  # of the discount; None is H
     reward_discount: float = 0.995  # within a window
     reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
     success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
-    reward_scale: float = 1.0
+    reward_scale: float | None = None  # None: 1 / standard deviation of the discounted returns-to-go in the data
     importance_weights: Literal["per-sample", "averaged"] = "per-sample"
     schedule: Literal["rescaled", "released"] = "rescaled"
     learning_rates: Literal["cosine", "released"] = "released"
     redraw_at_predicted_state: bool = False
+    sample_actions: bool = False  # also with deterministic=True, with noise that repeats
     exec_horizon: int = 10  # environment steps between decisions: H in the paper, 10 in the code's mazes
 
     # stage 1
@@ -580,9 +598,12 @@ FAST = dataclasses.replace(
 PRESETS = {"fast": FAST, "paper": PAPER}
 
 # What differs between families of data sets, in either preset: the released code divides the returns of locomotion [C].
-FAMILY: dict[str, dict[str, Any]] = {"locomotion": {"reward_scale": 0.1}}
+FAMILY: dict[str, dict[str, Any]] = {}
 
 _RELEASED_EVERYWHERE: dict[str, Any] = {
+    "windows_past_terminals": False,
+    "sample_actions": True,
+    "reward_scale": 1.0,
     "next_state": "s_{t+H-1}",
     "importance_weights": "averaged",
     "schedule": "released",
