@@ -103,8 +103,8 @@ class LDCQPolicy(OfflinePolicy):
         if s.prior == "diffusion":
             self.denoiser = ResidualMLPUNet(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
         critic_sizes = (self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
-        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
-        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
+        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
+        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
@@ -141,8 +141,9 @@ class LDCQPolicy(OfflinePolicy):
             return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), steps, start, noise)
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
-        """min(Q_1, Q_2) of the online critics. Shapes [..., S], [..., Z] -> [...]."""
-        return torch.minimum(*(critic(states, latents) for critic in self.critics))
+        """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
+        critics = self.target_critics if self.settings.acting_critics == "averaged" else self.critics
+        return torch.stack([critic(states, latents) for critic in critics]).amin(0)
 
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
@@ -335,7 +336,7 @@ class LDCQ(OfflineAlgorithm):
             targets = self.q_targets(
                 returns[indices], bootstraps[indices], next_states[indices], self._some(candidates[indices])
             )
-            td_errors = self.td_errors(states[indices], latents[indices], targets)  # [2, B]
+            td_errors = self.td_errors(states[indices], latents[indices], targets)  # [C, B]
             loss = self.q_loss(td_errors, weights / weights.max())
             optimizer.zero_grad()
             loss.backward()
@@ -350,7 +351,7 @@ class LDCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def q_targets(self, returns: Tensor, bootstraps: Tensor, next_states: Tensor, candidates: Tensor) -> Tensor:
-        """y_i = R + bootstrap min(Q'_1, Q'_2)(s', z*_i), where z*_1 maximises Q'_2 and z*_2 maximises Q'_1.
+        """y_i = R + bootstrap min_j Q'_j(s', z*_i), where z*_i maximises the next critic, Q'_{i+1} (cyclically).
 
         Args:
             returns: R of each window. Shape [B].
@@ -359,18 +360,20 @@ class LDCQ(OfflineAlgorithm):
             candidates: latents drawn at s_{t+H}. Shape [B, K, Z].
 
         Returns:
-            targets of the two critics, [2, B].
+            targets of the C critics, [C, B].
         """
-        q1, q2 = (critic(next_states[:, None], candidates) for critic in self.policy.target_critics)  # [B, K]
-        chosen = torch.stack([q2.argmax(1), q1.argmax(1)], dim=1)  # [B, 2]
-        return returns + bootstraps * torch.minimum(q1, q2).gather(1, chosen).T
+        q = torch.stack(
+            [critic(next_states[:, None], candidates) for critic in self.policy.target_critics]
+        )  # [C, B, K]
+        chosen = q.argmax(2).roll(-1, 0)  # [C, B]
+        return returns + bootstraps * q.amin(0).gather(1, chosen.T).T
 
     def td_errors(self, states: Tensor, latents: Tensor, targets: Tensor) -> Tensor:
-        """Q_i(s, z) - y_i of both critics. Shapes [B, S], [B, Z], [2, B] -> [2, B]."""
+        """Q_i(s, z) - y_i of each critic. Shapes [B, S], [B, Z], [C, B] -> [C, B]."""
         return torch.stack([critic(states, latents) for critic in self.policy.critics]) - targets
 
     def q_loss(self, td_errors: Tensor, weights: Tensor) -> Tensor:
-        """Sum over both critics of the weighted mean squared error. Shapes [2, B], [B] -> scalar."""
+        """Sum over critics of the weighted mean squared error. Shapes [C, B], [B] -> scalar."""
         if self.settings.importance_weights == "averaged":
             # the released code multiplies shapes (B, 1) and (B,): the weights only scale the whole loss
             return (td_errors**2).mean(1).sum() * weights.mean()
@@ -462,6 +465,7 @@ class LDCQSettings:
     denoiser_widths: tuple[int, ...] = (128, 32, 16, 8)
     critic_hidden: int = 256
     critic_latent_hidden: int = 128
+    n_critics: int = 2  # paper
 
     # where the paper and the released code differ; the code's values are in RELEASED_CODE
     prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
@@ -476,6 +480,7 @@ class LDCQSettings:
     schedule: Literal["rescaled", "released"] = "rescaled"
     learning_rates: Literal["cosine", "released"] = "released"
     redraw_at_predicted_state: bool = False
+    acting_critics: Literal["online", "averaged"] = "online"  # "averaged": the target networks
     sample_actions: bool = False  # also with deterministic=True, with noise that repeats
     exec_horizon: int = 10  # environment steps between decisions: H in the paper, 10 in the code's mazes
 
@@ -541,6 +546,7 @@ _WHOLE = {
     **dict.fromkeys(("vae_batch_size", "prior_batch_size", "q_batch_size"), (1, 1_000_000)),
     **dict.fromkeys(("vae_steps", "prior_steps", "q_steps"), (0, 1_000_000_000)),
     "latent_dim": (1, 1024),
+    "n_critics": (2, 16),
     "extra_steps": (0, 1000),
     "q_windows": (1, 1_000_000_000),
 }
@@ -559,6 +565,7 @@ _CHOICES = {
     "prior": ("diffusion", "gaussian"),
     "next_state": ("s_{t+H}", "s_{t+H-1}"),
     "importance_weights": ("per-sample", "averaged"),
+    "acting_critics": ("online", "averaged"),
     "schedule": ("rescaled", "released"),
     "learning_rates": ("cosine", "released"),
     "solver": ("ddpm", "ddim", "dpm++2m"),

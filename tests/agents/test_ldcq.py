@@ -723,3 +723,26 @@ def test_sampled_actions_repeat_with_the_observation(trained: Trained, dataset: 
     np.testing.assert_array_equal(state[0], sampled_state[0])  # the same latents
     later, _ = agent.predict(observations, sampled_state, np.zeros(len(observations), bool), deterministic=True)
     assert np.abs(later - samples).min(1).max() > 1e-6  # fresh noise at the next step
+
+
+def test_more_critics(by_hand: OfflineDataset) -> None:
+    """Three critics: each target is taken where the next critic is highest, and is the lowest of the three there."""
+    agent = prepared(by_hand, n_critics=3)
+    agent.policy.target_critics = nn.ModuleList(
+        [Table([[1, 5, 3]]), Table([[4, 2, 3.5]]), Table([[0, 2, 6]])]  # highest at candidates 1, 0, 2
+    )
+    targets = agent.q_targets(torch.tensor([10.0]), torch.tensor([0.5]), torch.zeros(1, 1), torch.zeros(1, 3, 3))
+    assert targets.tolist() == [[10.0], [11.5], [11.0]]
+    assert len(trained_up_to_q(by_hand, n_critics=3).policy.critics) == 3
+
+
+def test_averaged_critics_act(trained: Trained, dataset: OfflineDataset) -> None:
+    agent = trained("LDCQ")
+    assert isinstance(agent, LDCQ)
+    states, latents = agent.policy.normalize(dataset.observations[:7]), torch.randn(7, 3)
+    online = agent.policy.score(states, latents)
+    agent.policy.settings = dataclasses.replace(agent.settings, acting_critics="averaged")
+    averaged = agent.policy.score(states, latents)
+    assert not torch.equal(online, averaged)
+    expected = torch.minimum(*(critic(states, latents) for critic in agent.policy.target_critics))
+    torch.testing.assert_close(averaged, expected)
