@@ -20,7 +20,7 @@ from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.diffusion.sampling import Diffuser
-from ld_agents.ldcq import FAST, PAPER, RELEASED_CODE
+from ld_agents.ldcq_settings import FAST, PAPER, RELEASED_CODE
 
 Trained = Callable[[str], OfflineAlgorithm]
 
