@@ -36,7 +36,8 @@ import provenance
 from ld_agents.data.replay import replay_check
 from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.evaluation.scores import family
-from ld_agents.latent_diffuser import ENERGY_SETTINGS, LatentDiffuser
+from ld_agents.latent_diffuser import LatentDiffuser
+from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
 
 SCHEMA = 1

@@ -46,12 +46,10 @@ standardised latents, Q-learning on a random subset of the windows, candidates t
 (`noise_scale`), and cosine learning rates.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,18 +58,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.diffusion.sampling import (
     Diffuser,
     NoiseSchedule,
-    Solver,
     SolverStep,
     linear_schedule,
     sample,
     solver_steps,
 )
+from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
 from ld_agents.networks.critics import LatentCritic, polyak_update
 from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
@@ -88,7 +86,7 @@ class LDCQPolicy(OfflinePolicy):
     latent_std: Tensor
     reward_scale: Tensor  # of the rewards that the critics learned from
 
-    def __init__(self, *spaces: Any, settings: "LDCQSettings", **kwargs: Any) -> None:
+    def __init__(self, *spaces: Any, settings: LDCQSettings, **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
         s = self.settings = settings
         self.vae = TrajectoryVAE(
@@ -201,11 +199,11 @@ class LDCQ(OfflineAlgorithm):
     """
 
     policy: LDCQPolicy
-    settings: "LDCQSettings"
+    settings: LDCQSettings
     policy_aliases: ClassVar = {"MlpPolicy": LDCQPolicy, "MultiInputPolicy": LDCQPolicy}
 
     @classmethod
-    def presets(cls) -> dict[str, "LDCQSettings"]:
+    def presets(cls) -> dict[str, LDCQSettings]:
         return PRESETS
 
     @classmethod
@@ -319,8 +317,8 @@ class LDCQ(OfflineAlgorithm):
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)
-        # every window starts with the same priority, so that its first draw is uniform
-        priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), 100.0, device=self.device))
+        unseen = lambda: torch.full((len(starts),), torch.inf, device=self.device)  # noqa: E731
+        priorities = self.resumable("q.priorities", unseen)
         if not (priorities > 0).all():
             raise ValueError("The training state of this agent holds priorities that are not positive. Train it anew.")
         sampler = PrioritizedSampler(priorities, s.priority_alpha)
@@ -431,12 +429,12 @@ class LDCQ(OfflineAlgorithm):
         return 1 + math.cos(math.pi * epoch / 75) if stage == "prior" else 0.3 ** (epoch // 50)
 
 
-def _schedule(settings: "LDCQSettings") -> NoiseSchedule:
+def _schedule(settings: LDCQSettings) -> NoiseSchedule:
     return linear_schedule(settings.diffusion_steps, rescaled=settings.schedule == "rescaled")
 
 
 @functools.cache
-def _sampler_steps(settings: "LDCQSettings") -> list[SolverStep]:
+def _sampler_steps(settings: LDCQSettings) -> list[SolverStep]:
     return solver_steps(_schedule(settings), settings.solver, settings.solver_steps, extra_steps=settings.extra_steps)
 
 
@@ -449,188 +447,3 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-@dataclass(frozen=True)
-class LDCQSettings:
-    """Settings of LDCQ. Defaults: the paper where it says, else the released code [C] or its fork's scripts [F]."""
-
-    # sizes [C]
-    latent_dim: int = 16  # paper
-    horizon: int = 30  # H, environment steps per latent [C]
-    vae_hidden: int = 256
-    encoder: Literal["gru", "mlp"] = "gru"
-    decoder: Literal["autoregressive", "joint"] = "autoregressive"
-    denoiser_hidden: int = 256
-    denoiser_widths: tuple[int, ...] = (128, 32, 16, 8)
-    critic_hidden: int = 256
-    critic_latent_hidden: int = 128
-    n_critics: int = 2  # paper
-
-    # where the paper and the released code differ; the code's values are in RELEASED_CODE
-    prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
-    windows_past_terminals: bool = True
-    next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"
-    bootstrap_exponent: int | None = None  # of the discount; None is H
-    reward_discount: float = 0.995  # within a window
-    reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
-    success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
-    reward_scale: float | None = None  # None: 1 / standard deviation of the discounted returns-to-go in the data
-    importance_weights: Literal["per-sample", "averaged"] = "per-sample"
-    schedule: Literal["rescaled", "released"] = "rescaled"
-    learning_rates: Literal["cosine", "released"] = "released"
-    redraw_at_predicted_state: bool = False
-    acting_critics: Literal["online", "averaged"] = "online"  # "averaged": the target networks
-    sample_actions: bool = False  # also with deterministic=True, with noise that repeats
-    exec_horizon: int = 10  # environment steps between decisions: H in the paper, 10 in the code's mazes
-
-    # stage 1
-    kl_weight: float = 0.05  # paper
-    vae_learning_rate: float = 5e-5  # [C]
-    vae_batch_size: int = 128  # [C]
-    vae_steps: int = 760_000  # 100 epochs of a million windows [F]
-    decoded_steps: int | None = None  # steps per window in the action likelihood; None is all
-    standardize_latents: bool = False  # [C]
-    normalize_observations: bool = False  # [C]
-
-    # stage 2
-    diffusion_steps: int = 500  # T; DIAR's table, same pipeline
-    prior_learning_rate: float = 1e-4  # [C]
-    prior_batch_size: int = 128  # [F]
-    prior_steps: int = 3_400_000  # 450 epochs of a million windows [F]
-
-    # stage 3 and acting
-    solver: Solver = "dpm++2m"  # ours: the released code runs the full chain
-    solver_steps: int = 20  # network evaluations
-    extra_steps: int = 0  # "ddpm" only; 5 in [C]
-    noise_scale: float = 1.0  # standard deviation of the noise that candidates start from; above 1 draws more widely
-    candidates_stored: int = 500  # per s_{t+H} [F]
-    candidates_per_target: int = 500  # [F]
-    candidates_acting: int = 500  # [F]
-
-    # stage 4
-    discount: float = 0.995  # [C]
-    q_windows: int | None = None  # windows in the replay buffer; None is all
-    q_learning_rate: float = 5e-4  # [F]; 1e-3 in effect in [C]
-    q_batch_size: int = 128  # [C]
-    q_steps: int = 1_500_000  # 200 epochs of a million windows [F]
-    target_rate: float = 0.005  # [C]
-    priority_alpha: float = 0.7  # [F]
-
-    def __post_init__(self) -> None:
-        check_settings(self, _WHOLE, _REAL, _CHOICES)
-        if len(self.denoiser_widths) < 2:
-            raise ValueError(f"denoiser_widths must be at least 2 widths, got {self.denoiser_widths}.")
-        if self.exec_horizon > self.horizon:
-            raise ValueError(f"exec_horizon ({self.exec_horizon}) must not exceed horizon ({self.horizon}).")
-        if self.candidates_per_target > self.candidates_stored:
-            raise ValueError(
-                f"candidates_per_target ({self.candidates_per_target}) must not exceed candidates_stored "
-                f"({self.candidates_stored})."
-            )
-        if self.schedule == "rescaled" and self.diffusion_steps < 30:
-            raise ValueError(
-                f"diffusion_steps must be at least 30 with the rescaled schedule, got {self.diffusion_steps}."
-            )
-        if self.solver != "ddpm" and self.solver_steps > self.diffusion_steps:
-            raise ValueError(
-                f"solver_steps ({self.solver_steps}) must not exceed diffusion_steps ({self.diffusion_steps})."
-            )
-
-
-_WHOLE = {
-    **dict.fromkeys(("vae_hidden", "denoiser_hidden", "critic_hidden", "critic_latent_hidden"), (1, 8192)),
-    **dict.fromkeys(("horizon", "exec_horizon", "decoded_steps", "bootstrap_exponent"), (1, 1000)),
-    **dict.fromkeys(("candidates_stored", "candidates_per_target", "candidates_acting"), (1, 10_000)),
-    **dict.fromkeys(("diffusion_steps", "solver_steps"), (1, 10_000)),
-    **dict.fromkeys(("vae_batch_size", "prior_batch_size", "q_batch_size"), (1, 1_000_000)),
-    **dict.fromkeys(("vae_steps", "prior_steps", "q_steps"), (0, 1_000_000_000)),
-    "latent_dim": (1, 1024),
-    "n_critics": (2, 16),
-    "extra_steps": (0, 1000),
-    "q_windows": (1, 1_000_000_000),
-}
-
-_REAL = {
-    **dict.fromkeys(("vae_learning_rate", "prior_learning_rate", "q_learning_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("discount", "reward_discount", "target_rate", "priority_alpha"), (0.0, 1.0)),
-    "kl_weight": (0.0, 1e6),
-    "noise_scale": (0.0, 10.0),
-    "reward_scale": (-1e6, 1e6),
-}
-
-_CHOICES = {
-    "encoder": ("gru", "mlp"),
-    "decoder": ("autoregressive", "joint"),
-    "prior": ("diffusion", "gaussian"),
-    "next_state": ("s_{t+H}", "s_{t+H-1}"),
-    "importance_weights": ("per-sample", "averaged"),
-    "acting_critics": ("online", "averaged"),
-    "schedule": ("rescaled", "released"),
-    "learning_rates": ("cosine", "released"),
-    "solver": ("ddpm", "ddim", "dpm++2m"),
-}
-
-PAPER = LDCQSettings()
-
-# Sizes and budgets are ours, chosen so that a run takes minutes on one core. What was tuned (on seed 100, never on a
-# reported seed) is in results/tuning/README.md.
-FAST = dataclasses.replace(
-    PAPER,
-    vae_hidden=128,
-    encoder="mlp",
-    decoder="joint",
-    denoiser_hidden=128,
-    denoiser_widths=(128, 64),
-    critic_hidden=128,
-    learning_rates="cosine",
-    vae_learning_rate=1e-3,
-    vae_batch_size=256,
-    vae_steps=4_000,
-    decoded_steps=5,
-    standardize_latents=True,
-    diffusion_steps=200,
-    prior_learning_rate=1e-3,
-    prior_batch_size=256,
-    prior_steps=4_000,
-    solver_steps=10,
-    noise_scale=1.5,  # tuned: wider candidates stay at the goal for longer
-    candidates_stored=16,
-    candidates_per_target=16,
-    candidates_acting=100,
-    q_windows=65_536,
-    q_steps=10_000,
-)
-
-PRESETS = {"fast": FAST, "paper": PAPER}
-
-# What differs between families of data sets, in either preset: the released code divides the returns of locomotion [C].
-FAMILY: dict[str, dict[str, Any]] = {}
-
-_RELEASED_EVERYWHERE: dict[str, Any] = {
-    "windows_past_terminals": False,
-    "sample_actions": True,
-    "reward_scale": 1.0,
-    "next_state": "s_{t+H-1}",
-    "importance_weights": "averaged",
-    "schedule": "released",
-    "learning_rates": "released",
-    "diffusion_steps": 100,
-    "solver": "ddpm",
-    "extra_steps": 5,
-    "reward_discount": 1.0,
-    "q_learning_rate": 1e-3,
-    "priority_alpha": 0.6,
-    "candidates_stored": 1000,
-    "candidates_per_target": 100,
-    "candidates_acting": 50,
-}
-_RELEASED_MAZES = _RELEASED_EVERYWHERE | {"bootstrap_exponent": 1, "reward_stops_bootstrap": True}
-
-# what commit 7ec96f3 does where it differs from the paper: LDCQ(..., **RELEASED_CODE["maze2d"])
-RELEASED_CODE: dict[str, dict[str, Any]] = {
-    "maze2d": _RELEASED_MAZES | {"redraw_at_predicted_state": True},
-    "antmaze": _RELEASED_MAZES | {"success_fills_window": True},
-    "kitchen": _RELEASED_EVERYWHERE | {"bootstrap_exponent": 1, "extra_steps": 4, "exec_horizon": 30},
-    "locomotion": _RELEASED_EVERYWHERE | {"bootstrap_exponent": 10, "reward_scale": 0.1, "exec_horizon": 30},
-}

@@ -18,14 +18,14 @@ Differences from the authors' code, which CORL's `rebrac.py` repeats:
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from ld_agents.baselines.td3_bc import TD3BC, TD3BCPolicy, TD3BCSettings
-from ld_agents.common.offline_algorithm import check_settings
+from ld_agents.common.settings import STRICT, NonNegative, Widths
 
 
 class ReBRACPolicy(TD3BCPolicy):
@@ -86,20 +86,16 @@ class ReBRAC(TD3BC):
         return self.settings.actor_penalty * penalty - self.settings.alpha / q.detach().abs().mean() * q.mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ReBRACSettings(TD3BCSettings):
     """Settings of ReBRAC, from CORL's configurations of `rebrac`. Defaults are those for Maze2D."""
 
-    alpha: float = 1.0  # fixed: the penalty has a weight of its own
-    actor_penalty: float = 0.003  # beta_1
-    critic_penalty: float = 0.001  # beta_2
-    hidden: tuple[int, ...] = (256, 256, 256)
+    alpha: NonNegative = 1.0  # fixed: the penalty has a weight of its own
+    actor_penalty: NonNegative = 0.003  # beta_1
+    critic_penalty: NonNegative = 0.001  # beta_2
+    hidden: Widths = (256, 256, 256)
     critic_layer_norm: bool = True
     normalize_observations: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_settings(self, {}, dict.fromkeys(("actor_penalty", "critic_penalty"), (0.0, 1e6)), {})
 
 
 PAPER = ReBRACSettings()

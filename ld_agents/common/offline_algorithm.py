@@ -22,6 +22,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from ld_agents.common import agent_file
 from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.settings import explained
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
 
@@ -236,7 +238,10 @@ class OfflineAlgorithm(BaseAlgorithm):
         unknown = sorted(set(settings) - set(known))
         if unknown:
             raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
-        return dataclasses.replace(presets[preset], **settings)
+        try:
+            return dataclasses.replace(presets[preset], **settings)
+        except ValidationError as error:
+            raise ValueError(explained(error)) from None
 
     @property
     def full_budget(self) -> int:
@@ -613,43 +618,6 @@ def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[s
     shapes = {name: (value.shape, value.dtype) for name, value in found.items()}
     if shapes != {name: (value.shape, value.dtype) for name, value in expected.items()}:
         raise ValueError(f"The training state of this agent does not fit its networks at {where}. Train it anew.")
-
-
-def check_settings(
-    settings: Any,
-    whole: dict[str, tuple[int, int]],
-    real: dict[str, tuple[float, float]],
-    choices: dict[str, tuple[str, ...]],
-) -> None:
-    """Checks fields of a settings class against ranges (inclusive) and choices. None passes where it is the default.
-
-    Fields whose default is a bool or a tuple are checked without being named: a tuple holds the widths of 1 to 16
-    layers, and a list (as JSON has it) is made one.
-
-    Raises:
-        ValueError: names the setting, what it may be, and what it is.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    for name, default in defaults.items():
-        value = getattr(settings, name)
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {value!r}.")
-        if isinstance(default, tuple):
-            widths = tuple(value) if isinstance(value, list | tuple) else ()
-            if not 1 <= len(widths) <= 16 or not all(type(width) is int and 1 <= width <= 8192 for width in widths):
-                raise ValueError(f"{name} must be 1 to 16 widths, whole numbers in 1..8192, got {str(value)[:80]}.")
-            object.__setattr__(settings, name, widths)
-    for kind, ranges in ((int, whole), ((int, float), real)):
-        for name, (low, high) in ranges.items():
-            value = getattr(settings, name)
-            if value is None and defaults[name] is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                wanted = "a whole number" if kind is int else "a number"
-                raise ValueError(f"{name} must be {wanted} in {low}..{high}, got {value!r}.")
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}.")
 
 
 def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
