@@ -20,21 +20,24 @@ only: that is the batch constraint. To act: draw candidate latents, score them w
 Where the paper and the released code (commit 7ec96f3) differ, the default follows the paper. What can move a score is
 a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's values. The other differences:
 
-1. Windows: all starts with a known s_{t+H}, never across an episode end. So of the last H steps before a terminal only
-   one window tells that it comes, which makes falls and goals that end an episode rare for Q-learning. The code drops
-   the last start of each sequence, joins maze episodes, and in locomotion lets windows run over a terminal into the
-   next episode and cuts at multiples of 1000 steps.
+1. Windows: all starts with a known s_{t+H}, never into another episode. They may run past a terminal
+   (`windows_past_terminals`): the state stays what it became, reward is zero, and the actions there have no likelihood.
+   Otherwise only one window per terminal would tell of it, and where only terminals pay (AntMaze) nothing would be
+   learned. The paper says nothing of it. The code drops the last start of each sequence, joins maze episodes, and in
+   locomotion lets windows run over a terminal into the next episode and cuts at multiples of 1000 steps.
 2. AntMaze: the code drops the rest of a trajectory after its first success from stages 1 and 3. Here it is kept.
 3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
 4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
-5. Acting: `deterministic=True` executes mean actions; the code always samples. `deterministic=False` samples.
-   Actions are clipped to the action space, as the environments do anyway.
+5. Acting: `deterministic=True` executes mean actions, or with `sample_actions` samples whose noise repeats with the
+   observation; `deterministic=False` samples. The code always samples. Actions are clipped to the action space, as the
+   environments do anyway.
 6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
    environment's return and that number side by side.
 7. Sampling: DPM-Solver++ with few steps instead of the full chain; tests/diffusion/test_diffusion.py shows how
    close it is.
 8. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
-9. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
+9. Rewards are divided by the spread of the returns in the data (`reward_scale`); the code divides locomotion's by ten.
+10. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
    (`exec_horizon`; the code's other families hold it for 30).
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
@@ -81,6 +84,7 @@ class LDCQPolicy(OfflinePolicy):
 
     latent_mean: Tensor
     latent_std: Tensor
+    reward_scale: Tensor  # of the rewards that the critics learned from
 
     def __init__(self, *spaces: Any, settings: LDCQSettings, **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
@@ -97,12 +101,13 @@ class LDCQPolicy(OfflinePolicy):
         if s.prior == "diffusion":
             self.denoiser = ResidualMLPUNet(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
         critic_sizes = (self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
-        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
-        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(2))
+        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
+        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
         self.register_buffer("latent_std", torch.ones(s.latent_dim))
+        self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
 
     def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
         """The candidate with the highest min(Q_1, Q_2). Shapes [n, S], [n] noise keys -> [n, Z]."""
@@ -134,8 +139,9 @@ class LDCQPolicy(OfflinePolicy):
             return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), steps, start, noise)
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
-        """min(Q_1, Q_2) of the online critics. Shapes [..., S], [..., Z] -> [...]."""
-        return torch.minimum(*(critic(states, latents) for critic in self.critics))
+        """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
+        critics = self.target_critics if self.settings.acting_critics == "averaged" else self.critics
+        return torch.stack([critic(states, latents) for critic in critics]).amin(0)
 
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
@@ -157,7 +163,8 @@ class LDCQPolicy(OfflinePolicy):
             held[replan] = self.choose_latent(states[rows], keys[rows]).cpu().numpy()
             steps_left[replan] = self.settings.exec_horizon
         steps_left -= 1
-        epsilon = None if deterministic else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
+        mean = deterministic and not self.settings.sample_actions
+        epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
         latents = torch.as_tensor(held, device=states.device)
         return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left, keys.cpu().numpy())
 
@@ -213,7 +220,7 @@ class LDCQ(OfflineAlgorithm):
     def train_vae(self) -> Iterator[Losses]:
         """L = action likelihood + beta KL(q_phi || p_omega) + state decoder, all divided by H."""
         s = self.settings
-        starts = self.data.window_starts(s.horizon)
+        starts = self._window_starts()
         parameters = list(self.policy.vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
@@ -222,7 +229,10 @@ class LDCQ(OfflineAlgorithm):
             states, actions = self.data.windows(batch, s.horizon)
             final_states = self.data.observation_rows[self._next_rows(batch)]
             epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
-            losses = self.policy.vae.losses(states, actions, final_states, epsilon, self._decoded_steps(len(batch)))
+            recorded = self.data.window_steps(batch, s.horizon)
+            losses = self.policy.vae.losses(
+                states, actions, final_states, epsilon, self._decoded_steps(recorded), recorded
+            )
             loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
             _descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -231,18 +241,23 @@ class LDCQ(OfflineAlgorithm):
             self.policy.latent_mean.copy_(latents.mean(0))
             self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
 
-    def _decoded_steps(self, n: int) -> Tensor | None:
+    def _window_starts(self) -> Tensor:
+        return self.data.window_starts(self.settings.horizon, past_terminals=self.settings.windows_past_terminals)
+
+    def _decoded_steps(self, recorded: Tensor) -> Tensor | None:
+        """Steps for the action likelihood, drawn from the recorded ones of each window. Shapes [B] -> [B, n]."""
         s = self.settings
         if s.decoded_steps is None or s.decoded_steps >= s.horizon:
             return None
-        return torch.randint(s.horizon, (n, s.decoded_steps), generator=self.generator, device=self.device)
+        uniform = torch.rand(len(recorded), s.decoded_steps, generator=self.generator, device=self.device)
+        return (uniform * recorded[:, None]).long()
 
     # ------------------------------------------------- stage 2: diffusion prior over latents (paper section 4.2)
 
     def train_prior(self) -> Iterator[Losses]:
         """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
         s = self.settings
-        starts = self.data.window_starts(s.horizon)
+        starts = self._window_starts()
         latents = self._standardised(self._encode(starts))  # [W, Z]
         diffuser = Diffuser(_schedule(s), self.device)
         denoiser = self.policy.denoiser
@@ -297,6 +312,8 @@ class LDCQ(OfflineAlgorithm):
         starts = self._q_windows()
         states = self.data.observations[starts]
         latents = self._standardised(self._encode(starts))
+        if s.reward_scale is None:
+            self.policy.reward_scale.copy_(1 / self.data.returns_to_go(s.discount).std().clamp(min=1e-6))
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)
@@ -317,7 +334,7 @@ class LDCQ(OfflineAlgorithm):
             targets = self.q_targets(
                 returns[indices], bootstraps[indices], next_states[indices], self._some(candidates[indices])
             )
-            td_errors = self.td_errors(states[indices], latents[indices], targets)  # [2, B]
+            td_errors = self.td_errors(states[indices], latents[indices], targets)  # [C, B]
             loss = self.q_loss(td_errors, weights / weights.max())
             optimizer.zero_grad()
             loss.backward()
@@ -332,7 +349,7 @@ class LDCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def q_targets(self, returns: Tensor, bootstraps: Tensor, next_states: Tensor, candidates: Tensor) -> Tensor:
-        """y_i = R + bootstrap min(Q'_1, Q'_2)(s', z*_i), where z*_1 maximises Q'_2 and z*_2 maximises Q'_1.
+        """y_i = R + bootstrap min_j Q'_j(s', z*_i), where z*_i maximises the next critic, Q'_{i+1} (cyclically).
 
         Args:
             returns: R of each window. Shape [B].
@@ -341,18 +358,20 @@ class LDCQ(OfflineAlgorithm):
             candidates: latents drawn at s_{t+H}. Shape [B, K, Z].
 
         Returns:
-            targets of the two critics, [2, B].
+            targets of the C critics, [C, B].
         """
-        q1, q2 = (critic(next_states[:, None], candidates) for critic in self.policy.target_critics)  # [B, K]
-        chosen = torch.stack([q2.argmax(1), q1.argmax(1)], dim=1)  # [B, 2]
-        return returns + bootstraps * torch.minimum(q1, q2).gather(1, chosen).T
+        q = torch.stack(
+            [critic(next_states[:, None], candidates) for critic in self.policy.target_critics]
+        )  # [C, B, K]
+        chosen = q.argmax(2).roll(-1, 0)  # [C, B]
+        return returns + bootstraps * q.amin(0).gather(1, chosen.T).T
 
     def td_errors(self, states: Tensor, latents: Tensor, targets: Tensor) -> Tensor:
-        """Q_i(s, z) - y_i of both critics. Shapes [B, S], [B, Z], [2, B] -> [2, B]."""
+        """Q_i(s, z) - y_i of each critic. Shapes [B, S], [B, Z], [C, B] -> [C, B]."""
         return torch.stack([critic(states, latents) for critic in self.policy.critics]) - targets
 
     def q_loss(self, td_errors: Tensor, weights: Tensor) -> Tensor:
-        """Sum over both critics of the weighted mean squared error. Shapes [2, B], [B] -> scalar."""
+        """Sum over critics of the weighted mean squared error. Shapes [C, B], [B] -> scalar."""
         if self.settings.importance_weights == "averaged":
             # the released code multiplies shapes (B, 1) and (B,): the weights only scale the whole loss
             return (td_errors**2).mean(1).sum() * weights.mean()
@@ -360,7 +379,7 @@ class LDCQ(OfflineAlgorithm):
 
     def _q_windows(self) -> Tensor:
         """Starts of the windows that Q-learning uses: all, or a random subset drawn once. Shape [M] int64."""
-        starts = self.data.window_starts(self.settings.horizon).long()
+        starts = self._window_starts().long()
         if self.settings.q_windows is None or self.settings.q_windows >= len(starts):
             return starts
         order = torch.randperm(len(starts), generator=self.derived_generator("q windows"), device=self.device)
@@ -378,13 +397,13 @@ class LDCQ(OfflineAlgorithm):
         if s.reward_stops_bootstrap:
             stops = stops | (returns != 0)
         discount = s.discount ** (s.horizon if s.bootstrap_exponent is None else s.bootstrap_exponent)
-        return returns * s.reward_scale, discount * (~stops).float()
+        return returns * self.policy.reward_scale, discount * (~stops).float()
 
     def _next_rows(self, starts: Tensor) -> Tensor:
         """Rows of s_{t+H}, or of s_{t+H-1} as in the released code. Shapes [B] -> [B]."""
         s = self.settings
         if s.next_state == "s_{t+H-1}":
-            return starts + s.horizon - 1
+            return self.data.next_rows(starts, s.horizon - 1)
         return self.data.next_rows(starts, s.horizon)
 
     def _some(self, candidates: Tensor) -> Tensor:

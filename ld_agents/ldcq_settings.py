@@ -38,19 +38,23 @@ class LDCQSettings:
     denoiser_widths: Widths = (128, 32, 16, 8)
     critic_hidden: Width = 256
     critic_latent_hidden: Width = 128
+    n_critics: Annotated[int, Field(ge=2, le=16)] = 2  # paper
 
     # where the paper and the released code differ; the code's values are in RELEASED_CODE
     prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
+    windows_past_terminals: bool = True
     next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"
     bootstrap_exponent: EnvironmentSteps | None = None  # of the discount; None is H
     reward_discount: Fraction = 0.995  # within a window
     reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
     success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
-    reward_scale: Real = 1.0
+    reward_scale: Real | None = None  # None: 1 / standard deviation of the discounted returns-to-go in the data
     importance_weights: Literal["per-sample", "averaged"] = "per-sample"
     schedule: Literal["rescaled", "released"] = "rescaled"
     learning_rates: Literal["cosine", "released"] = "released"
     redraw_at_predicted_state: bool = False
+    acting_critics: Literal["online", "averaged"] = "online"  # "averaged": the target networks
+    sample_actions: bool = False  # also with deterministic=True, with noise that repeats
     exec_horizon: EnvironmentSteps = 10  # environment steps between decisions: H in the paper, 10 in the code's mazes
 
     # stage 1
@@ -140,10 +144,13 @@ FAST = dataclasses.replace(
 
 PRESETS = {"fast": FAST, "paper": PAPER}
 
-# What differs between families of data sets, in either preset: the released code divides the returns of locomotion [C].
-FAMILY: dict[str, dict[str, Any]] = {"locomotion": {"reward_scale": 0.1}}
+# What differs between families of data sets, in either preset.
+FAMILY: dict[str, dict[str, Any]] = {}
 
 _RELEASED_EVERYWHERE: dict[str, Any] = {
+    "windows_past_terminals": False,
+    "sample_actions": True,
+    "reward_scale": 1.0,
     "next_state": "s_{t+H-1}",
     "importance_weights": "averaged",
     "schedule": "released",
