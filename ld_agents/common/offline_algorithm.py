@@ -35,6 +35,7 @@ from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import explained
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.evaluation import scores
 
 Losses = dict[str, Tensor]
 
@@ -94,17 +95,24 @@ class OfflineAlgorithm(BaseAlgorithm):
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
         dataset: a Minari id, the path of a D4RL .hdf5 file, or an `OfflineDataset`.
         preset: "fast" (minutes on a CPU) or "paper" (published sizes). None: "paper" on a GPU, else "fast".
+        family: the benchmark family whose settings (`family_settings`) go on top of the preset. "auto": that of the
+            dataset's name, if it has one; None: no family's.
         seed: of weights, training and acting. None draws one.
         device: "auto", "cpu", "cuda", ...
         verbose: 0 silent, 1 logs to the terminal.
         tensorboard_log: folder of TensorBoard logs, or None.
         cpu_bf16: on a CPU, compute the matrix products of training in bfloat16. Weights stay float32, and so does all
             acting. Faster where the processor has AMX or AVX512-BF16; needs torch 2.9.
-        **settings: override single settings of the preset; see the settings class of the agent.
+        **settings: override single settings of preset and family; see the settings class of the agent.
+
+    Attributes:
+        settings: the resolved settings.
+        settings_origin: for each setting, where its value comes from: "preset", "family" or "user".
+        family: the family whose settings apply, or None.
 
     Raises:
         TypeError: for an unknown setting.
-        ValueError: for a setting out of range, or a policy name that does not fit the observations.
+        ValueError: for an unknown family, a setting out of range, or a policy name that does not fit the observations.
     """
 
     settings: Any
@@ -118,6 +126,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         dataset: str | pathlib.Path | OfflineDataset,
         *,
         preset: str | None = None,
+        family: str | None = "auto",
         seed: int | None = None,
         device: torch.device | str = "auto",
         verbose: int = 0,
@@ -134,6 +143,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             observation_keys=dataset.observation_keys,
             state_dim=dataset.observation_dim,
             preset=preset,
+            family=scores.family(dataset.info.id) if family == "auto" else family,
             seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed,
             device=device,
             verbose=verbose,
@@ -158,6 +168,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         observation_keys: tuple[str, ...] | None,
         state_dim: int,
         preset: str | None,
+        family: str | None,
         seed: int,
         device: torch.device | str,
         verbose: int,
@@ -181,7 +192,8 @@ class OfflineAlgorithm(BaseAlgorithm):
             raise ValueError(f"cpu_bf16 needs torch 2.9 or newer, this is {torch.__version__}. Leave it out.")
         self.cpu_bf16 = cpu_bf16
         self.preset = preset or ("paper" if self.device.type == "cuda" else "fast")
-        self.settings = self._resolve(self.preset, settings)
+        self.family = family
+        self.settings, self.settings_origin = self._resolve(self.preset, family, settings)
         self.dataset = None
         self._dataset_identity = {}
         self.stage_budget: dict[str, int] = {}
@@ -207,11 +219,7 @@ class OfflineAlgorithm(BaseAlgorithm):
 
     @classmethod
     def family_settings(cls) -> dict[str, dict[str, Any]]:
-        """What published configurations set otherwise for a family of data sets (`scores.family`). By default nothing.
-
-        An agent does not look up its family by itself: hand them over, `IQL(..., **IQL.family_settings()["antmaze"])`.
-        The suite does.
-        """
+        """What is set otherwise for each family of datasets (`scores.family`). By default nothing."""
         return {}
 
     def _make_policy(self) -> OfflinePolicy:
@@ -230,7 +238,8 @@ class OfflineAlgorithm(BaseAlgorithm):
         """The training stages in order."""
 
     @classmethod
-    def _resolve(cls, preset: str, settings: dict[str, Any]) -> Any:
+    def _resolve(cls, preset: str, family: str | None, settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+        """The settings, and where each comes from."""
         presets = cls.presets()
         if preset not in presets:
             raise ValueError(f"Unknown preset {preset!r}. {cls.__name__} has {sorted(presets)}.")
@@ -238,8 +247,15 @@ class OfflineAlgorithm(BaseAlgorithm):
         unknown = sorted(set(settings) - set(known))
         if unknown:
             raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
+        families = {*cls.family_settings(), *scores.FAMILIES}
+        if family is not None and family not in families:
+            raise ValueError(
+                f"Unknown family {family!r}. Choose from {sorted(families)}, or None for the plain preset."
+            )
+        of_family = cls.family_settings().get(family or "", {})
+        origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(settings, "user")
         try:
-            return dataclasses.replace(presets[preset], **settings)
+            return dataclasses.replace(presets[preset], **{**of_family, **settings}), origin
         except ValidationError as error:
             raise ValueError(explained(error)) from None
 
@@ -254,9 +270,11 @@ class OfflineAlgorithm(BaseAlgorithm):
             "class": type(self).__name__,
             "policy": self.policy_name,
             "preset": self.preset,
+            "family": self.family,
             "seed": self.seed,
             "cpu_bf16": self.cpu_bf16,
             "settings": dataclasses.asdict(self.settings),
+            "settings_origin": self.settings_origin,
         }
 
     def derived_generator(self, purpose: str) -> torch.Generator:
@@ -537,6 +555,7 @@ class OfflineAlgorithm(BaseAlgorithm):
                 observation_keys=tuple(description["observation_keys"]) if description["observation_keys"] else None,
                 state_dim=int(description["state_dim"]),
                 preset=description["preset"],
+                family=None,
                 seed=int(description["seed"]),
                 device=device,
                 verbose=verbose,
@@ -544,6 +563,7 @@ class OfflineAlgorithm(BaseAlgorithm):
                 cpu_bf16=description.get("cpu_bf16") is True,
                 settings=description["settings"],
             )
+            agent.family, agent.settings_origin = agent._origins_in(description)
             # shapes are compared before any memory is taken for them
             with torch.device("meta"):
                 agent.policy = agent._make_policy()
@@ -574,6 +594,17 @@ class OfflineAlgorithm(BaseAlgorithm):
         if env is not None:
             agent.set_env(env)
         return agent
+
+    def _origins_in(self, description: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+        """Family and origins of settings in a saved agent. Of one saved without them, only the preset's are told."""
+        preset = self.presets()[self.preset]
+        compared = {
+            n: "preset" if getattr(preset, n) == getattr(self.settings, n) else "user" for n in self.settings_origin
+        }
+        family, origin = description.get("family"), description.get("settings_origin", compared)
+        if not isinstance(family, str | None) or origin.keys() != self.settings_origin.keys():
+            raise KeyError("family or origins of settings")
+        return family, {name: str(value) for name, value in origin.items()}
 
     def _check_progress(self) -> None:
         names = {stage.name for stage in self.stages()} if self.stage_budget else set()
