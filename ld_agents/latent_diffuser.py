@@ -420,6 +420,7 @@ class LatentDiffuser(OfflineAlgorithm):
             self.policy_name,
             self.dataset,
             preset=self.preset,
+            family=self.family,
             seed=self.seed,
             device=self.device,
             verbose=self.verbose,
@@ -427,6 +428,7 @@ class LatentDiffuser(OfflineAlgorithm):
             cpu_bf16=self.cpu_bf16,
             **{**dataclasses.asdict(self.settings), **settings},
         )
+        other.settings_origin = self.settings_origin | dict.fromkeys(settings, "user")
         fresh = other.policy.state_dict()
         kept = {n: v for n, v in self.policy.state_dict().items() if n in fresh and not n.startswith(_NOT_KEPT)}
         other.policy.load_state_dict({**fresh, **kept})

@@ -131,10 +131,7 @@ class SquashedGaussianActor(nn.Module):
 
 
 class CQL(OfflineAlgorithm):
-    """Conservative Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `CQLSettings` for settings.
-
-    Settings of a family of data sets: `CQL("MlpPolicy", dataset, **CQL.family_settings()["antmaze"])`.
-    """
+    """Conservative Q-Learning, one stage (`train`). See `OfflineAlgorithm` and `CQLSettings`."""
 
     policy: CQLPolicy
     settings: "CQLSettings"

@@ -114,10 +114,7 @@ class IQLActor(nn.Module):
 
 
 class IQL(OfflineAlgorithm):
-    """Implicit Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `IQLSettings` for settings.
-
-    Settings of a family of data sets: `IQL("MlpPolicy", dataset, **IQL.family_settings()["antmaze"])`.
-    """
+    """Implicit Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `IQLSettings` for settings."""
 
     policy: IQLPolicy
     settings: "IQLSettings"

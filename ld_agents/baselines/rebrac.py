@@ -51,8 +51,7 @@ def _initialise(net: nn.Sequential, last: float) -> None:
 class ReBRAC(TD3BC):
     """ReBRAC, one stage (`train`). See `OfflineAlgorithm` for arguments, `ReBRACSettings` for settings.
 
-    Settings of a family of data sets: `ReBRAC(..., **ReBRAC.family_settings()["antmaze"])`. The paper tunes both
-    penalties for every data set; those values are in `PENALTIES`.
+    The paper tunes both penalties for every dataset; those values are in `PENALTIES`.
     """
 
     policy: ReBRACPolicy
@@ -114,8 +113,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "adroit": {"actor_penalty": 0.1, "critic_penalty": 0.01},
 }
 
-# The penalties that the paper tuned for each data set, from the same configurations:
-# ReBRAC(..., **FAMILY["locomotion"] | PENALTIES["hopper-medium"])
+# The penalties that the paper tuned for each dataset, from the same configurations:
+# ReBRAC("MlpPolicy", "mujoco/hopper/medium-v0", **PENALTIES["hopper-medium"])
 PENALTIES: dict[str, dict[str, float]] = {
     name: {"actor_penalty": actor, "critic_penalty": critic}
     for name, (actor, critic) in {

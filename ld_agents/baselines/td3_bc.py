@@ -63,10 +63,7 @@ class TD3BCPolicy(OfflinePolicy):
 
 
 class TD3BC(OfflineAlgorithm):
-    """TD3+BC, one stage (`train`). See `OfflineAlgorithm` for arguments, `TD3BCSettings` for settings.
-
-    Settings of a family of data sets: `TD3BC(..., **TD3BC.family_settings()["antmaze"])`.
-    """
+    """TD3+BC, one stage (`train`). See `OfflineAlgorithm` for arguments, `TD3BCSettings` for settings."""
 
     policy: TD3BCPolicy
     settings: "TD3BCSettings"

@@ -36,11 +36,12 @@ Real = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 def explained(error: ValidationError) -> str:
     """What is wrong with each setting, without pydantic's links."""
-    problems = []
+    problems: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         if problem["type"] == "value_error":  # raised in __post_init__, whose message names the settings
-            problems.append(str(problem["ctx"]["error"]))
-        else:
-            where = ".".join(map(str, problem["loc"]))
-            problems.append(f"{where}: {problem['msg']}, got {problem['input']!r:.80}.")
-    return " ".join(problems)
+            return str(problem["ctx"]["error"])
+        setting, *_ = problem["loc"]
+        where = ".".join(map(str, problem["loc"]))
+        # a tuple without its bad item may be too short as well
+        problems.setdefault(str(setting), f"{where}: {problem['msg']}, got {problem['input']!r:.80}.")
+    return " ".join(problems.values())

@@ -53,6 +53,7 @@ def test_unknown_names_are_refused(name: str) -> None:
         ("discount", math.nan, "discount: Input should be a finite number, got nan."),
         ("encoder", "lstm", "encoder: Input should be 'gru' or 'mlp', got 'lstm'."),
         ("denoiser_widths", (8, 2.5), "denoiser_widths.1: Input should be a valid integer, got 2.5."),
+        ("denoiser_widths", (True,), "denoiser_widths.0: Input should be a valid integer, got True."),
         ("exec_horizon", 6, "exec_horizon (6) must not exceed horizon (5)."),
     ],
 )
