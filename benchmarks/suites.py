@@ -34,11 +34,11 @@ ALL_AGENTS = (
 
 # Data sets of each family that are made on this machine (`make_datasets.py`), costliest first.
 MAZE2D = tuple(f"ld-agents/pointmaze/{maze}-v0" for maze in ("large", "medium", "umaze"))
-ANTMAZE = tuple(f"ld-agents/antmaze/{name}-v0" for name in ("large-diverse", "medium-diverse", "umaze"))
+ANTMAZE = tuple(f"ld-agents/antmaze/{name}-v1" for name in ("large-diverse", "medium-diverse", "umaze"))
 LOCOMOTION = tuple(
-    f"ld-agents/locomotion/{robot}-{level}-v0"
+    f"ld-agents/locomotion/{robot}-{level}"
     for robot in ("walker2d", "halfcheetah", "hopper")
-    for level in ("medium-replay", "medium", "medium-expert", "expert")
+    for level in ("medium-replay-v1", "medium-v1", "medium-expert-v1", "expert-v0")
 )
 ADROIT = tuple(
     f"ld-agents/adroit/{task}-{level}-v0"
@@ -68,7 +68,7 @@ KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial"
 # The same families in D4RL's own files.
 MAZE2D_D4RL = tuple(f"maze2d-{maze}-v1" for maze in ("large", "medium", "umaze"))
 ANTMAZE_D4RL = tuple(name.removeprefix("D4RL/").replace("/", "-").replace("-v1", "-v2") for name in ANTMAZE_MINARI)
-LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v2" for name in LOCOMOTION)
+LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1][:-3]}-v2" for name in LOCOMOTION)
 ADROIT_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v1" for name in ADROIT)
 KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "complete"))
 
@@ -76,11 +76,11 @@ KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "comp
 CORE = (
     "ld-agents/kitchen/mixed-v0",
     "ld-agents/kitchen/partial-v0",
-    "ld-agents/antmaze/large-diverse-v0",
-    "ld-agents/antmaze/medium-diverse-v0",
-    "ld-agents/locomotion/walker2d-medium-replay-v0",
-    "ld-agents/locomotion/halfcheetah-medium-expert-v0",
-    "ld-agents/locomotion/hopper-medium-v0",
+    "ld-agents/antmaze/large-diverse-v1",
+    "ld-agents/antmaze/medium-diverse-v1",
+    "ld-agents/locomotion/walker2d-medium-replay-v1",
+    "ld-agents/locomotion/halfcheetah-medium-expert-v1",
+    "ld-agents/locomotion/hopper-medium-v1",
     "ld-agents/pointmaze/large-v0",
     "ld-agents/adroit/pen-human-v0",
     "ld-agents/adroit/pen-cloned-v0",
@@ -141,8 +141,8 @@ SUITES: dict[str, Suite] = {
     "families": Suite(
         agents=("LDCQ", "IQL", "TD3BC", "BC"),
         datasets=(
-            "ld-agents/antmaze/umaze-v0",
-            "ld-agents/locomotion/hopper-medium-v0",
+            "ld-agents/antmaze/umaze-v1",
+            "ld-agents/locomotion/hopper-medium-v1",
             "ld-agents/adroit/door-human-v0",
             "ld-agents/kitchen/complete-v0",
         ),

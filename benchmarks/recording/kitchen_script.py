@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from recording.behaviours import Array, Behaviour
+from recording.behaviors import Array, Behavior
 
 Vector = tuple[float, float, float]
 
@@ -117,7 +117,7 @@ LAST = "hinge cabinet"  # its open door is in the way of the slide cabinet and o
 
 
 @dataclass(frozen=True)
-class KitchenScript(Behaviour):
+class KitchenScript(Behavior):
     """Tasks of the kitchen one after the other, each tried until it is done; then the episode is finished.
 
     An episode does `n_tasks` of `tasks` in an order that is drawn evenly from `orders`, or, in a share `example_share`

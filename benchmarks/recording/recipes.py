@@ -1,6 +1,6 @@
 """The recipes of the data sets that are made on this machine; `make_datasets.py` follows them.
 
-What D4RL did is repeated where its behaviour policy or its demonstrations are at hand ("regenerated"). Elsewhere
+What D4RL did is repeated where its behavior policy or its demonstrations are at hand ("regenerated"). Elsewhere
 something else stands in, which the recipe says ("stand-in").
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from ld_agents.evaluation import environments
-from recording.behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor
+from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor
 from recording.kitchen_script import KitchenScript
 from recording.recorder import Demonstrations
 
@@ -31,7 +31,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Clone:
-    """A part of a data set that is recorded from behaviour cloning of another local set."""
+    """A part of a data set that is recorded from behavior cloning of another local set."""
 
     dataset_id: str
 
@@ -42,18 +42,20 @@ class Recipe:
 
     `env_id`: the evaluation environment; made with `env_kwargs`, names and values, it is that of the recording.
     `parts` follow each other and share `steps`, the default size, equally; None: the parts with all that they hold.
-    `original_steps`: size of D4RL's set. `demonstrations`: what they are where the set holds any.
+    `original_steps`: size of D4RL's set. `demonstrations`: what they are where the set holds any. `seeded_as`: the id
+    that seeds the recording, where the set had another one before or extends another one; None: its own.
     """
 
     env_id: str
     provenance: Literal["regenerated", "stand-in", "recorded"]
     description: str
-    parts: Sequence[Behaviour | Copy | Clone | Demonstrations]
+    parts: Sequence[Behavior | Copy | Clone | Demonstrations]
     steps: int | None = 200_000
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     past_terminals: bool = False
     demonstrations: Literal["real", "scripted"] | None = None
     original_steps: int | None = None
+    seeded_as: str | None = None
 
 
 def episode_steps(env_id: str) -> int:
@@ -65,17 +67,18 @@ def episode_steps(env_id: str) -> int:
 
 
 def recipes(policies: Path = Path()) -> dict[str, Recipe]:
-    """All recipes by the ids of their data sets; `policies` is the folder with the behaviour policies."""
+    """All recipes by the ids of their datasets; `policies`: the folder with the behavior policies of other projects."""
     return {
         **_antmaze(policies / "antmaze"),
         **_locomotion(policies / "locomotion"),
+        **_locomotion_noised(policies / "locomotion"),
         **_adroit(policies / "adroit"),
         **_kitchen(policies / "kitchen"),
     }
 
 
-def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behaviour]]:
-    """By D4RL's task: the evaluation environment, and name and behaviour of the policy whose data are the task's best.
+def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
+    """By D4RL's task: the evaluation environment, and name and behavior of the policy whose data are the task's best.
 
     `reference_policies.py` measures what these policies return, beside uniformly random actions.
     """
@@ -116,9 +119,63 @@ def _experts(folder: Path) -> dict[str, LocomotionActor]:
     }
 
 
+# What a million steps of Walker2d cost, two busy cores and a quarter of an hour, the expert's set does not spend.
+_EXPERT_STEPS = {"halfcheetah": MILLION, "hopper": MILLION, "walker2d": 200_000}
+_REPLAY_STEPS = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
+_SIMULATOR = "The simulator is Gymnasium's -v4, which is D4RL's -v2 with today's bindings of MuJoCo. "
+_ZOO = "The behavior is an agent of RL Baselines3 Zoo, not D4RL's SAC. " + _SIMULATOR
+
+
 def _locomotion(folder: Path) -> dict[str, Recipe]:
+    recipes = {}
+    sac = (
+        "D4RL's recipe with Stable-Baselines3's SAC, whose training stopped when its stochastic policy returned what "
+        "D4RL's medium data do. " + _SIMULATOR
+    )
+    for robot, expert in _experts(folder).items():
+        env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
+        file = POLICIES / f"{robot}_sac.npz"
+        sampling = "sampling its own actions" if expert.stochastic else "acting deterministically"
+        recipes[f"{name}-medium-replay-v1"] = Recipe(
+            env_id,
+            "regenerated",
+            sac + "The replay buffer is recorded anew: snapshots of the actor, taken every 10,000 steps of the "
+            "training, act in turn for equal shares of the steps.",
+            [SacActor(expert.action_size, file=file, snapshot=None)],
+            steps=_REPLAY_STEPS[robot],
+            original_steps=_REPLAY_STEPS[robot],
+        )
+        recipes[f"{name}-medium-v1"] = Recipe(
+            env_id,
+            "regenerated",
+            sac + "The last snapshot of the actor samples its own actions.",
+            [SacActor(expert.action_size, file=file)],
+            steps=MILLION,
+            original_steps=MILLION,
+        )
+        recipes[f"{name}-expert-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            f"{_ZOO}The expert is {expert.file.stem}, {sampling}.",
+            [expert],
+            steps=_EXPERT_STEPS[robot],
+            original_steps=MILLION,
+        )
+        recipes[f"{name}-medium-expert-v1"] = Recipe(
+            env_id,
+            "stand-in",
+            "As many steps of the medium set, which a half-trained SAC agent recorded, as of the expert set, whose "
+            "agent is of RL Baselines3 Zoo. " + _SIMULATOR,
+            [Copy(f"{name}-medium-v1"), Copy(f"{name}-expert-v0")],
+            steps=2 * _EXPERT_STEPS[robot],
+            original_steps=2 * MILLION,
+        )
+    return recipes
+
+
+def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
+    """Experts with action noise, which cloning undoes: what medium sets were before SAC agents recorded them."""
     actor = partial(_actor, folder)
-    expert = _experts(folder)
     # Noise for which 20 episodes come near the mean returns of D4RL's medium sets (4,770, 1,420 and 2,850).
     medium = {
         "halfcheetah": actor("halfcheetah", "sac", 0.4),
@@ -126,9 +183,9 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
         "walker2d": actor("walker2d", "sac", 0.3),
     }
     # Mean returns of D4RL's sets are about 3,100, 470 and 680; the means of these levels come to about as much.
-    rising: dict[str, list[Behaviour]] = {
+    rising: dict[str, list[Behavior]] = {
         "halfcheetah": [
-            Behaviour(6),
+            Behavior(6),
             actor("halfcheetah", "a2c", 0.3),
             *(actor("halfcheetah", "sac", noise) for noise in (0.6, 0.5, 0.4)),
         ],
@@ -143,43 +200,34 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
             *(actor("walker2d", "sac", noise) for noise in (0.6, 0.3)),
         ],
     }
-    # A million steps of Walker2d take two busy cores a quarter of an hour.
-    steps = {"halfcheetah": MILLION, "hopper": MILLION, "walker2d": 200_000}
-    original = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
-    zoo = (
-        "The behaviour is an agent of RL Baselines3 Zoo, not D4RL's SAC. The simulator is Gymnasium's -v4, which is "
-        "D4RL's -v2 with today's bindings of MuJoCo. "
-    )
     recipes = {}
     for robot, env_id in _ROBOTS.items():
         name = f"ld-agents/locomotion/{robot}"
-        sampling = "sampling its own actions" if expert[robot].stochastic else "acting deterministically"
-        levels = {
-            "medium": (
-                medium[robot],
-                f"An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
-                f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
-            ),
-            "expert": (expert[robot], f"The expert is {expert[robot].file.stem}, {sampling}."),
-        }
-        for level, (policy, what) in levels.items():
-            recipes[f"{name}-{level}-v0"] = Recipe(
-                env_id, "stand-in", zoo + what, [policy], steps=steps[robot], original_steps=MILLION
-            )
-        recipes[f"{name}-medium-replay-v0"] = Recipe(
+        recipes[f"{name}-medium-noised-v0"] = Recipe(
             env_id,
             "stand-in",
-            zoo + "Five behaviours of rising skill, the last that of the medium set, stand in for what an agent saw "
+            f"{_ZOO}An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
+            f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
+            [medium[robot]],
+            steps=_EXPERT_STEPS[robot],
+            original_steps=MILLION,
+            seeded_as=f"{name}-medium-v0",
+        )
+        recipes[f"{name}-medium-replay-noised-v0"] = Recipe(
+            env_id,
+            "stand-in",
+            f"{_ZOO}Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw "
             "while it trained.",
             rising[robot],
-            steps=original[robot],
-            original_steps=original[robot],
+            steps=_REPLAY_STEPS[robot],
+            original_steps=_REPLAY_STEPS[robot],
+            seeded_as=f"{name}-medium-replay-v0",
         )
-        recipes[f"{name}-medium-expert-v0"] = Recipe(
+        recipes[f"{name}-medium-expert-noised-v0"] = Recipe(
             env_id,
             "stand-in",
-            zoo + "The medium set and the expert set, one after the other.",
-            [Copy(f"{name}-medium-v0"), Copy(f"{name}-expert-v0")],
+            f"{_ZOO}The medium set and the expert set, one after the other.",
+            [Copy(f"{name}-medium-noised-v0"), Copy(f"{name}-expert-v0")],
             steps=None,
             original_steps=2 * MILLION,
         )
@@ -195,7 +243,7 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
     for name in ("umaze", "medium-diverse", "large-diverse"):
         maze, _, anywhere = name.partition("-")
         where = "a start and a goal cell drawn from all cells" if anywhere else "the fixed start and goal cell"
-        recipes[f"ld-agents/antmaze/{name}-v0"] = Recipe(
+        recipes[f"ld-agents/antmaze/{name}-v1"] = Recipe(
             f"ld_agents/AntMaze-{maze}-v0",
             "regenerated",
             "D4RL's recipe with D4RL's policy and its ant's physics in a rebuilt maze: a goal-reaching ant is sent "
@@ -204,9 +252,11 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
             "goal, the mean of those that evaluations draw; every step within 0.5 m of it is a terminal, also inside "
             "episodes.",
             [AntNavigator(8, 0.2, folder / _ANT_FILE, maze, bool(anywhere))],
+            steps=MILLION,
             env_kwargs=(("goal", environments.typical_goal(environments.ANTMAZE_GOALS[maze])),),
             past_terminals=True,
             original_steps=MILLION,
+            seeded_as=f"ld-agents/antmaze/{name}-v0",  # of which the first fifth was made
         )
     return recipes
 
@@ -259,7 +309,7 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
         recipes[f"{name}-cloned-v0"] = Recipe(
             env_id,
             "regenerated" if real else "stand-in",
-            "D4RL's recipe with our behaviour cloning: half of the steps come from a policy cloned from "
+            "D4RL's recipe with our behavior cloning: half of the steps come from a policy cloned from "
             f"{'the human demonstrations' if real else 'the stand-in for the human demonstrations'}, the other half "
             "repeats the demonstrations.",
             [Clone(f"{name}-human-v0"), Copy(f"{name}-human-v0")],

@@ -1,7 +1,5 @@
 """Train the SAC agents whose actors record our locomotion data, as D4RL's medium and medium-replay sets were made.
 
-    python benchmarks/recording/train_sac.py hopper halfcheetah walker2d
-
 One training of Stable-Baselines3's SAC per robot, with its default settings, ends when the stochastic policy returns
 what D4RL's medium data return on average. Actors are stored along the way in benchmarks/policies/ROBOT_sac.npz: the
 last one is the medium policy, all of them in turn record what the replay buffer of such a training holds. A killed
@@ -10,8 +8,8 @@ training goes on from its last evaluation.
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
-POLICIES = Path(__file__).resolve().parent.parent / "policies"
+from recording.behaviors import POLICIES
 
 # Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
 ROBOTS = {
@@ -136,15 +134,15 @@ class Training:
         return bool(self.returns and self.returns[-1] >= self.target) or self.agent.num_timesteps >= LIMIT
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("robots", nargs="+", choices=ROBOTS)
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "ld_agents" / "sac")
-    arguments = parser.parse_args()
+def train(robots: Sequence[str]) -> None:
+    """Train the agents of the robots, of all where none is named, and write their actors.
+
+    Raises:
+        ValueError: an unknown robot.
+    """
+    unknown = sorted(set(robots) - set(ROBOTS))
+    if unknown:
+        raise ValueError(f"There is no robot {unknown[0]!r}. Choose from: {', '.join(ROBOTS)}.")
     torch.set_num_threads(1)
-    for robot in arguments.robots:
-        Training(robot, arguments.work).run()
-
-
-if __name__ == "__main__":
-    main()
+    for robot in robots or ROBOTS:
+        Training(robot, Path.home() / ".cache" / "ld_agents" / "sac").run()

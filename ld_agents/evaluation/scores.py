@@ -115,11 +115,13 @@ _LATER_TASKS: dict[str, str] = {
     **{f"D4RL/kitchen/{name}-v2": f"kitchen-{name}" for name in _KITCHENS},
     **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}" for maze in _MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": "maze2d-umaze",
-    **{f"ld-agents/antmaze/{name}-v0": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES},
+    **{f"ld-agents/antmaze/{name}-{v}": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES for v in ("v0", "v1")},
+    **{f"ld-agents/locomotion/{robot}-expert-v0": robot for robot in _ROBOTS},
     **{
-        f"ld-agents/locomotion/{robot}-{level}-v0": robot
+        f"ld-agents/locomotion/{robot}-{level}-{v}": robot
         for robot in _ROBOTS
-        for level in ("medium", "medium-replay", "medium-expert", "expert")
+        for level in ("medium", "medium-replay", "medium-expert")
+        for v in ("v0", "v1", "noised-v0")
     },
     **{f"ld-agents/adroit/{hand}-{level}-v0": hand for hand in _HANDS for level in _DEMONSTRATIONS},
     **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
@@ -228,7 +230,7 @@ def _measured_scores() -> dict[str, dict[str, MeasuredScore]]:
 
 MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = _measured_scores()
 """Local reference scores, by D4RL's task and by policy: "random" (uniform actions) and the policy that records the best
-data of the task, "expert" or "controller". Measured by benchmarks/reference_policies.py; the mazes of maze2d carry
+data of the task, "expert" or "controller". Measured by `make_datasets.py --reference-scores`; the mazes of maze2d carry
 theirs with the data (`DatasetInfo.controller`)."""
 
 

@@ -1,10 +1,11 @@
-"""Recording: behaviours by hand, chunks that do not depend on processes or interruptions, what ends up in Minari."""
+"""Recording: behaviors by hand, chunks that do not depend on processes or interruptions, what ends up in Minari."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from gymnasium import spaces
 import make_datasets
 from ld_agents import OfflineDataset, load_dataset
 from ld_agents.baselines import bc
+from ld_agents.data import recording
+from ld_agents.data.recording import Episode, merge_checks, replay
 from ld_agents.evaluation import environments
 from ld_agents.evaluation.scores import TASKS, MeasuredScore
-from make_datasets import make
-from recording import recorder, reference_policies
-from recording.behaviours import AntNavigator, Behaviour, DapgPolicy, LocomotionActor, SavedAgent
+from recording import behaviors, recorder, reference_policies
+from recording import recipes as recipes_module
+from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor, SavedAgent
 from recording.kitchen_script import KitchenScript
+from recording.making import make
 from recording.recipes import Clone, Copy, Recipe, recipes
-from recording.recorder import Demonstrations, Episode, Recording
+from recording.recorder import Demonstrations, Recording
+from recording.train_sac import ROBOTS
 from reporting import datasets_table
 
 ROBOTICS = pytest.importorskip("gymnasium_robotics")
@@ -62,7 +67,7 @@ class Walk(gym.Env[Any, Any]):
 gym.register("test/Walk-v0", f"{__name__}:Walk", max_episode_steps=12)
 gym.register("test/UnseededWalk-v0", f"{__name__}:Walk", max_episode_steps=12, kwargs={"unseeded": True})
 
-WALK = Recipe("test/Walk-v0", "stand-in", "A walk.", [Behaviour(2)], steps=1_000, original_steps=5_000)
+WALK = Recipe("test/Walk-v0", "stand-in", "A walk.", [Behavior(2)], steps=1_000, original_steps=5_000)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +91,7 @@ def streams(n: int) -> list[np.random.Generator]:
     return [np.random.default_rng(i) for i in range(n)]
 
 
-# -- behaviours ----------------------------------------------------------------------------------------------------
+# -- behaviors ----------------------------------------------------------------------------------------------------
 
 
 def test_locomotion_actor_by_hand(tmp_path: Path) -> None:
@@ -121,6 +126,71 @@ def test_locomotion_actor_by_hand(tmp_path: Path) -> None:
     squashed = LocomotionActor(1, file=tmp_path / "c.npz", stochastic=True)
     actions = np.arctanh(squashed.act(np.full((20_000, 2), [3.0, 9.0]), streams(20_000), [{}] * 20_000))
     assert actions.std() == pytest.approx(math.exp(0.3 - 9.0), rel=0.03)
+
+
+def write_sac(file: Path, biases: list[float]) -> None:
+    """Snapshots of an actor that ignores what it sees: tanh of N(bias, exp(-9)) in both actions."""
+    n = len(biases)
+    arrays: dict[str, Any] = {
+        "w0": np.zeros((n, 4, 2)),
+        "b0": np.ones((n, 4)),
+        "w1": np.zeros((n, 2, 4)),
+        "b1": np.repeat(biases, 2).reshape(n, 2),
+        "log_std_w": np.zeros((n, 2, 4)),
+        "log_std_b": np.full((n, 2), -9.0),
+    }
+    half = {name: value.astype(np.float16) for name, value in arrays.items()}
+    about = {"steps": 10_000 * np.arange(1, n + 1), "returns": np.arange(n, dtype=float), "n_layers": np.array(2)}
+    np.savez(file, **half, **about, activation=np.array("relu"), squash=np.array("tanh"))
+
+
+def test_snapshots_of_a_sac_actor(folder: Path) -> None:
+    write_sac(folder / "walk_sac.npz", [-0.5, 0.25, 1.0])
+    for snapshot, bias in ((0, -0.5), (1, 0.25), (-1, 1.0)):
+        actor = SacActor(2, file=folder / "walk_sac.npz", snapshot=snapshot)
+        assert actor.weights["w0"].dtype == np.float32
+        actions = np.arctanh(actor.act(np.ones((4_000, 2)), streams(4_000), [{}] * 4_000))
+        assert actions.mean() == pytest.approx(bias, abs=1e-5)
+        assert actions.std() == pytest.approx(math.exp(-9), rel=0.03)  # it samples
+    assert SacActor(2, file=folder / "walk_sac.npz").snapshot == -1
+    # In turn, each for its share of the steps: 320 = 106 + 107 + 107.
+    turns = SacActor(2, file=folder / "walk_sac.npz", snapshot=None)
+    data = quiet("test/replay-v0", dataclasses.replace(WALK, parts=[turns], steps=320))
+    means = np.arctanh(data.actions.numpy() / [2.0, 1.0])
+    np.testing.assert_allclose(means, np.repeat([-0.5, 0.25, 1.0], [106, 107, 107])[:, None] * np.ones(2), atol=1e-3)
+    about = metadata(folder, "test/replay-v0")["ld_agents"]
+    assert [(part["behaviour"], part["snapshot"]) for part in about["parts"]] == [("SacActor", None)]
+    assert about["replay_check"]["passed"]
+    assert set(about["policy_sha256"]) == {"walk_sac.npz"}
+
+
+def test_the_policies_of_this_repository_need_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sac(folder / "hopper_sac.npz", [0.0, 0.1])
+    for module in (behaviors, recipes_module):
+        monkeypatch.setattr(module, "POLICIES", folder)
+    known = recipes()
+    assert known["ld-agents/locomotion/hopper-medium-v1"].parts[0].describe()["snapshot"] == -1
+    assert len(known["ld-agents/locomotion/hopper-medium-replay-v1"].parts[0].stages) == 2
+    with pytest.raises(
+        SystemExit, match=r"no file .*walker2d_sac\.npz\. Run: .*make_datasets\.py --train-sac walker2d"
+    ):
+        make_datasets.main(["walker2d-medium", "--steps", "10", "--processes", "1"])
+    with pytest.raises(SystemExit, match=r"no file .*hopper_trpo_actor\.npz.*--policies DIR"):
+        make_datasets.main(["hopper-expert", "--steps", "10", "--processes", "1"])
+
+
+def test_a_renamed_set_keeps_its_data(folder: Path) -> None:
+    old = quiet("test/old-v0", steps=300)
+    renamed = quiet("test/renamed-v0", dataclasses.replace(WALK, seeded_as="test/old-v0"), steps=300)
+    longer = quiet("test/longer-v1", dataclasses.replace(WALK, seeded_as="test/old-v0"), steps=500)
+    assert renamed.content_hash == old.content_hash
+    np.testing.assert_array_equal(longer.observations[:300], old.observations)
+    known = recipes()
+    for dataset_id, recipe in known.items():
+        assert recipe.seeded_as is None or (recipe.seeded_as in TASKS and recipe.seeded_as not in known)
+        assert (recipe.seeded_as is None) == ("antmaze" not in dataset_id and "noised" not in dataset_id) or any(
+            isinstance(part, Copy) for part in recipe.parts
+        )
 
 
 def test_dapg_policy_by_hand(tmp_path: Path) -> None:
@@ -209,8 +279,8 @@ def test_missing_policies_are_reported(tmp_path: Path) -> None:
 
 
 def test_played_episodes_do_not_depend_on_their_number() -> None:
-    few = recorder.play("test/Walk-v0", Behaviour(2), 3, (5,))
-    many = recorder.play("test/Walk-v0", Behaviour(2), 25, (5,))
+    few = recorder.play("test/Walk-v0", Behavior(2), 3, (5,))
+    many = recorder.play("test/Walk-v0", Behavior(2), 25, (5,))
     assert len(many) == 25
     for a, b in zip(few, many, strict=False):
         np.testing.assert_array_equal(a.observations, b.observations)
@@ -222,13 +292,12 @@ def test_played_episodes_do_not_depend_on_their_number() -> None:
 
 def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
-        "walk": ("test/Walk-v0", "expert", Behaviour(2, noise=9.0)),
-        "other": ("test/Walk-v0", "expert", Behaviour(2)),
+        "walk": ("test/Walk-v0", "expert", Behavior(2, noise=9.0)),
+        "other": ("test/Walk-v0", "expert", Behavior(2)),
     }
     monkeypatch.setattr(reference_policies, "reference_policies", lambda _: known)
     out = folder / "measured.json"
-    arguments = ["--policies", "p", "--episodes", "40", "--processes", "1", "--out", str(out)]
-    reference_policies.main([*arguments, "--tasks", "walk"])
+    reference_policies.measure_missing(Path("p"), ["walk"], n_episodes=40, out=out)
     found = json.loads(out.read_text())
     assert list(found) == ["walk"]
     assert set(found["walk"]) == {"random", "expert"}
@@ -240,22 +309,22 @@ def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.
     assert found["walk"]["random"]["policy"]["noise"] == 0.0
     assert 0.05 < found["walk"]["random"]["mean_return"] < found["walk"]["expert"]["mean_return"]
     out.write_text(out.read_text().replace("0.", "7."))
-    reference_policies.main(arguments)
+    reference_policies.measure_missing(Path("p"), n_episodes=40, out=out)
     again = json.loads(out.read_text())
     assert again["walk"]["random"]["mean_return"] > 7
     assert again["other"]["random"]["mean_return"] < 1
-    with pytest.raises(SystemExit):
-        reference_policies.main([*arguments, "--tasks", "nothing"])
+    with pytest.raises(SystemExit, match=r"no task 'nothing'. Choose from: walk, other"):
+        make_datasets.main(["--reference-scores", "nothing"])
 
 
 def test_reference_policies_act_in_the_environments_of_the_data() -> None:
     known = reference_policies.reference_policies(Path("policies"))
     for dataset_id, recipe in recipes(Path("policies")).items():
-        env_id, _, behaviour = known[TASKS[dataset_id]]
+        env_id, _, behavior = known[TASKS[dataset_id]]
         assert env_id == recipe.env_id
         for part in recipe.parts:
-            if isinstance(part, Behaviour):
-                assert behaviour.action_size == part.action_size
+            if isinstance(part, Behavior):
+                assert behavior.action_size == part.action_size
 
 
 # -- recording -----------------------------------------------------------------------------------------------------
@@ -276,10 +345,10 @@ def test_episodes_and_statistics(folder: Path) -> None:
     whole = [i for i, e in enumerate(episodes) if e.terminations[-1] or len(e.rewards) == 12]
     assert 0 <= len(episodes) - len(whole) <= 1
     about = metadata(folder, "test/walk-v0")
-    behaviour = about["ld_agents"]["behaviour"]
-    assert behaviour["episodes"] == len(whole)
-    assert behaviour["mean_return"] == behaviour["success_rate"] == pytest.approx(np.mean([returns[i] for i in whole]))
-    assert 0.05 < behaviour["success_rate"] < 0.9
+    behavior = about["ld_agents"]["behaviour"]
+    assert behavior["episodes"] == len(whole)
+    assert behavior["mean_return"] == behavior["success_rate"] == pytest.approx(np.mean([returns[i] for i in whole]))
+    assert 0.05 < behavior["success_rate"] < 0.9
     actions = data.actions.numpy()
     assert actions[:, 0].min() < -1.9
     assert actions[:, 0].max() > 1.9  # scaled to the range of the environment
@@ -293,7 +362,7 @@ def test_episodes_and_statistics(folder: Path) -> None:
 
 
 def test_data_do_not_depend_on_processes_but_on_seed_and_id() -> None:
-    recipe = dataclasses.replace(WALK, env_id="Pendulum-v1", parts=[Behaviour(1)], steps=5_000)
+    recipe = dataclasses.replace(WALK, env_id="Pendulum-v1", parts=[Behavior(1)], steps=5_000)
     one = quiet("test/pendulum-v0", recipe, chunk_steps=2_000)
     minari.delete_dataset("test/pendulum-v0")
     two = quiet("test/pendulum-v0", recipe, chunk_steps=2_000, processes=2)
@@ -307,7 +376,7 @@ def test_data_do_not_depend_on_processes_but_on_seed_and_id() -> None:
 def test_a_run_that_was_killed_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quiet("test/walk-v0")
     minari.delete_dataset("test/walk-v0")
-    record, recorded = recorder.record_chunk, []
+    record, recorded = recording.record_chunk, []
 
     def killed_in_chunk_3(part: Recording, entropy: tuple[int, ...], file: Path) -> None:
         recorded.append(entropy[-1])
@@ -316,7 +385,7 @@ def test_a_run_that_was_killed_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         record(part, entropy, file)
 
-    monkeypatch.setattr(recorder, "record_chunk", killed_in_chunk_3)
+    monkeypatch.setattr(recording, "record_chunk", killed_in_chunk_3)
     with pytest.raises(KeyboardInterrupt):
         quiet("test/walk-v0")
     assert minari.list_local_datasets() == {}
@@ -331,19 +400,19 @@ def test_killed_while_it_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.os, "rename", killed)
+        patch.setattr(os, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             quiet("test/walk-v0")
     assert minari.list_local_datasets() == {}
     with monkeypatch.context() as patch:
-        patch.setattr(recorder, "record_chunk", killed)
+        patch.setattr(recording, "record_chunk", killed)
         assert quiet("test/walk-v0").n_steps == 1_000
     # Is there: nothing happens, but a record that is missing is written; and nothing else can take its place.
     quiet("test/walk-v0", records=folder)
     for change, what in (
         ({"seed": 5}, "seed"),
         ({"steps": 900}, "steps"),
-        ({"recipe": dataclasses.replace(WALK, parts=[Behaviour(2, noise=0.1)])}, "parts"),
+        ({"recipe": dataclasses.replace(WALK, parts=[Behavior(2, noise=0.1)])}, "parts"),
         ({"recipe": dataclasses.replace(WALK, env_id="test/UnseededWalk-v0")}, "env"),
         ({"recipe": dataclasses.replace(WALK, past_terminals=True)}, "past_terminals"),
     ):
@@ -357,17 +426,17 @@ def test_killed_while_it_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_killed_recording_does_not_go_on_in_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = recorder.record_chunk
+    record = recording.record_chunk
 
     def killed_in_chunk_3(part: Recording, entropy: tuple[int, ...], file: Path) -> None:
         if entropy[-1] == 3:
             raise KeyboardInterrupt
         record(part, entropy, file)
 
-    monkeypatch.setattr(recorder, "record_chunk", killed_in_chunk_3)
+    monkeypatch.setattr(recording, "record_chunk", killed_in_chunk_3)
     with pytest.raises(KeyboardInterrupt):
         quiet("test/walk-v0", dataclasses.replace(WALK, env_kwargs=(("max_episode_steps", 30),)))
-    monkeypatch.setattr(recorder, "record_chunk", record)
+    monkeypatch.setattr(recording, "record_chunk", record)
     quiet("test/walk-v0")
     assert max(len(e.rewards) for e in minari.load_dataset("test/walk-v0").iterate_episodes()) == 12
 
@@ -381,12 +450,12 @@ def test_past_terminals(folder: Path) -> None:
     for e in inside:
         assert e.rewards.tolist() == e.terminations.astype(float).tolist()
     # A return ends at the first terminal.
-    behaviour = metadata(folder, "test/past-v0")["ld_agents"]["behaviour"]
-    assert behaviour["mean_return"] == np.mean([e.rewards.max() for e in episodes])
+    behavior = metadata(folder, "test/past-v0")["ld_agents"]["behaviour"]
+    assert behavior["mean_return"] == np.mean([e.rewards.max() for e in episodes])
     assert data.terminals.sum() > len(inside)
 
 
-class Tired(Behaviour):
+class Tired(Behavior):
     """Random actions for five steps."""
 
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -401,17 +470,17 @@ class Tired(Behaviour):
         return super().mean_actions(observations, rngs, episodes)
 
 
-def test_an_episode_ends_when_its_behaviour_has_finished() -> None:
+def test_an_episode_ends_when_its_behavior_has_finished() -> None:
     episodes, check = Recording("test/Walk-v0", Tired(2), 200).record((0,))
     lengths = {len(e.actions) for e in episodes if not e.terminals[-1]}
     assert lengths == {5}
     assert max(len(e.actions) for e in episodes) == 5
-    assert recorder.merge_checks([check])["passed"]
+    assert merge_checks([check])["passed"]
 
 
 def test_the_step_limit_of_a_recording(folder: Path) -> None:
     for limit, expected in ((None, 12), (7, 7), (20, 20)):
-        part = Recording("test/Walk-v0", Behaviour(2), 400, env_kwargs=(("max_episode_steps", limit),))
+        part = Recording("test/Walk-v0", Behavior(2), 400, env_kwargs=(("max_episode_steps", limit),))
         assert max(len(e.actions) for e in part.record((0,))[0]) == expected
     quiet("test/long-v0", dataclasses.replace(WALK, env_kwargs=(("max_episode_steps", 20),)))
     assert max(len(e.rewards) for e in minari.load_dataset("test/long-v0").iterate_episodes()) == 20
@@ -432,9 +501,9 @@ def test_an_environment_that_does_not_replay_gets_no_reference_scores(folder: Pa
 
 
 def test_replay_counts_wrong_rewards_states_and_terminals() -> None:
-    part = Recording("test/Walk-v0", Behaviour(2), 240)
+    part = Recording("test/Walk-v0", Behavior(2), 240)
     episodes, check = part.record((0, 1))
-    assert recorder.merge_checks([check])["passed"]
+    assert merge_checks([check])["passed"]
     env = part.make_env()
     for change, name in (
         ({"rewards": episodes[0].rewards + 0.01}, "max_reward_error"),
@@ -442,10 +511,10 @@ def test_replay_counts_wrong_rewards_states_and_terminals() -> None:
         ({"terminals": ~episodes[0].terminals}, "terminal_mismatches"),
         ({"rewards": episodes[0].rewards * np.nan}, "max_reward_error"),
     ):
-        wrong = recorder.replay(env, [dataclasses.replace(episodes[0], **change)])
+        wrong = replay(env, [dataclasses.replace(episodes[0], **change)])
         assert wrong[name] >= 0.009 or math.isnan(wrong[name])
-        assert not recorder.merge_checks([check, wrong])["passed"]
-    assert not recorder.merge_checks([recorder.replay(env, [])])["passed"]
+        assert not merge_checks([check, wrong])["passed"]
+    assert not merge_checks([replay(env, [])])["passed"]
 
 
 # -- sets made of other sets and of demonstrations -----------------------------------------------------------------
@@ -464,11 +533,11 @@ def test_joined_sets(folder: Path) -> None:
     assert check["steps"] == sum(parts)
     # What the parts say of their episodes is kept: which of them are whole, which succeeded.
     abouts = [metadata(folder, f"test/{name}-v0")["ld_agents"] for name in ("first", "second", "joined")]
-    behaviours, seconds = ([about[key] for about in abouts] for key in ("behaviour", "seconds"))
-    counts = [behaviour["episodes"] for behaviour in behaviours]
+    behaviors, seconds = ([about[key] for about in abouts] for key in ("behaviour", "seconds"))
+    counts = [behavior["episodes"] for behavior in behaviors]
     assert counts[2] == counts[0] + counts[1]
     for name in ("mean_return", "success_rate"):
-        values = [behaviour[name] for behaviour in behaviours]
+        values = [behavior[name] for behavior in behaviors]
         assert values[2] == pytest.approx((values[0] * counts[0] + values[1] * counts[1]) / counts[2])
     assert seconds[2] == pytest.approx(seconds[0] + seconds[1], abs=0.11)
 
@@ -512,7 +581,7 @@ def test_demonstrations_are_replayed_from_their_starts(folder: Path) -> None:
 def test_recipes_fit_environments_scores_and_labels() -> None:
     environments.register()
     known = recipes(Path("policies"))
-    assert len(known) == 3 + 12 + 12 + 3
+    assert len(known) == 3 + 12 + 9 + 12 + 3
     for dataset_id, recipe in known.items():
         assert dataset_id in TASKS
         assert recipe.env_id in gym.registry
@@ -520,10 +589,14 @@ def test_recipes_fit_environments_scores_and_labels() -> None:
         for part in recipe.parts:
             if isinstance(part, Copy | Clone):
                 assert part.dataset_id in known
-            elif type(part) not in (Behaviour, KitchenScript):
-                assert part.file.parts[0] == "policies"  # type: ignore[union-attr]
+            elif type(part) not in (Behavior, KitchenScript):
+                assert part.file.parent == POLICIES or part.file.parts[0] == "policies"  # type: ignore[union-attr]
     stand_ins = {i for i, recipe in known.items() if recipe.provenance == "stand-in"}
-    assert {i for i in known if "/locomotion/" in i or "/kitchen/" in i} < stand_ins
+    of_sac = {f"ld-agents/locomotion/{r}-{level}-v1" for r in ROBOTS for level in ("medium", "medium-replay")}
+    assert {i for i in known if "/locomotion/" in i or "/kitchen/" in i} - of_sac < stand_ins
+    assert not of_sac & stand_ins
+    assert {known[i].steps for i in of_sac} == {1_000_000, 402_000, 202_000, 302_000}
+    assert all(known[f"ld-agents/antmaze/{name}-v1"].steps == 1_000_000 for name in ("umaze", "large-diverse"))
     assert {i for i in stand_ins if "/adroit/" in i} == {
         f"ld-agents/adroit/{task}-{level}-v0" for task in ("pen", "hammer", "relocate") for level in ("human", "cloned")
     }
@@ -534,14 +607,16 @@ def test_recipes_fit_environments_scores_and_labels() -> None:
 def test_names_on_the_command_line(capsys: Any) -> None:
     select = make_datasets.select
     assert select(["pen-expert"]) == ["ld-agents/adroit/pen-expert-v0"]
-    assert select(["antmaze-umaze", "ld-agents/antmaze/umaze-v0"]) == ["ld-agents/antmaze/umaze-v0"]
+    assert select(["antmaze-umaze", "ld-agents/antmaze/umaze-v1"]) == ["ld-agents/antmaze/umaze-v1"]
     assert select(["hopper-medium-expert"]) == [
-        f"ld-agents/locomotion/hopper-{level}-v0" for level in ("medium", "expert", "medium-expert")
+        f"ld-agents/locomotion/hopper-{level}" for level in ("medium-v1", "expert-v0", "medium-expert-v1")
     ]
     assert select(["door-cloned"]) == [f"ld-agents/adroit/door-{level}-v0" for level in ("human", "cloned")]
     assert len(select(["locomotion"])) == 12
-    assert sorted(select(["all"])) == sorted(recipes())
-    with pytest.raises(ValueError, match=r"no recipe for 'pen-mixed'. Choose from: ld-agents/antmaze/umaze-v0"):
+    noised = ["ld-agents/locomotion/hopper-medium-noised-v0"]
+    assert select(["hopper-medium-noised"]) == select(noised) == noised
+    assert sorted(select(["all"])) == sorted(i for i in recipes() if not i.endswith("-noised-v0"))
+    with pytest.raises(ValueError, match=r"no recipe for 'pen-mixed'. Choose from: ld-agents/antmaze/umaze-v1"):
         select(["pen-mixed"])
     for arguments in (
         [],
@@ -552,6 +627,9 @@ def test_names_on_the_command_line(capsys: Any) -> None:
         ["all", "--policies", "p", "--seed", "-1"],
         ["all", "--policies", "p", "--noise", "0.1"],
         ["all", "--policies", "p", "--trust"],
+        ["--train-sac", "--reference-scores"],
+        ["--train-sac", "--env", "Hopper-v5"],
+        ["--train-sac", "humanoid"],
     ):
         with pytest.raises(SystemExit):
             make_datasets.main(arguments)

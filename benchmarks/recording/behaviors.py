@@ -1,6 +1,6 @@
-"""Behaviours: the policies that data sets are recorded with.
+"""Behaviors: the policies that data sets are recorded with.
 
-A behaviour acts for many environments at once with one forward pass in numpy. Its randomness comes from one generator
+A behavior acts for many environments at once with one forward pass in numpy. Its randomness comes from one generator
 per environment, so what happens in one environment does not depend on the others.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from ld_agents.evaluation.mazes import maze_map
 
 Array = NDArray[Any]
 
+POLICIES = Path(__file__).resolve().parent.parent / "policies"
+"""The policies that belong to this repository: the actors of `train_sac.py`."""
+
 
 @dataclass(frozen=True)
-class Behaviour:
-    """Uniformly random actions in [-1, 1]; the base of all other behaviours.
+class Behavior:
+    """Uniformly random actions in [-1, 1]; the base of all other behaviors.
 
     Args:
         action_size: number of actions A.
@@ -38,8 +41,13 @@ class Behaviour:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the behaviour is read from."""
+        """The files that the behavior is read from."""
         return tuple(value for field in fields(self) if isinstance(value := getattr(self, field.name), Path))
+
+    @property
+    def stages(self) -> Sequence[Behavior]:
+        """The behaviors that follow each other in this one, with equal shares of the steps."""
+        return (self,)
 
     def describe(self) -> dict[str, Any]:
         """Class, settings and the hashes of the files, as JSON."""
@@ -55,7 +63,7 @@ class Behaviour:
         return {}
 
     def finished(self, episode: dict[str, Any]) -> bool:
-        """Whether the behaviour has done what it came for, so that the recording of the episode ends."""
+        """Whether the behavior has done what it came for, so that the recording of the episode ends."""
         return False
 
     def act(
@@ -90,8 +98,11 @@ def sha256(file: Path) -> str:
 
 
 def _existing(file: Path) -> Path:
+    if not file.is_file() and file.parent == POLICIES:
+        robot = file.stem.removesuffix("_sac")
+        raise FileNotFoundError(f"There is no file {file}. Run: python benchmarks/make_datasets.py --train-sac {robot}")
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}. Give the folder with the behaviour policies: --policies DIR")
+        raise FileNotFoundError(f"There is no file {file}. Give the folder with the behavior policies: --policies DIR")
     return file
 
 
@@ -106,7 +117,7 @@ def read_arrays(file: Path) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class StoredPolicy(Behaviour):
+class StoredPolicy(Behavior):
     """A policy whose weights are the arrays of an .npz file."""
 
     file: Path = Path()
@@ -145,6 +156,32 @@ class LocomotionActor(StoredPolicy):
                 log_std = w["log_std"]
             actions = actions + np.exp(log_std) * self.normal(rngs)
         return np.tanh(actions) if w["squash"] else np.clip(actions, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SacActor(LocomotionActor):
+    """The stochastic actor of a SAC training at one of its snapshots (`train_sac.py`), the last one unless told.
+
+    The arrays of the file are stacked over snapshots, weights and biases in half precision. With `snapshot` None all
+    snapshots act in turn, each for its share of the steps, as the actor did that filled the training's replay buffer.
+    """
+
+    stochastic: bool = True
+    snapshot: int | None = -1
+
+    @property
+    def stages(self) -> Sequence[Behavior]:
+        if self.snapshot is not None:
+            return (self,)
+        return [replace(self, snapshot=index) for index in range(len(read_arrays(self.file)["steps"]))]
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        assert self.snapshot is not None, "take the stages"
+        return {
+            name: value[self.snapshot].astype(np.float32) if value.dtype == np.float16 else value
+            for name, value in read_arrays(self.file).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -237,7 +274,7 @@ class AntNavigator(StoredPolicy):
 
 
 @dataclass(frozen=True)
-class SavedAgent(Behaviour):
+class SavedAgent(Behavior):
     """An agent from a zip, acting deterministically before `noise`: of ld_agents, Stable-Baselines3 or sb3-contrib.
 
     Zips of the latter two hold pickles, which can run any code when they are read: only with `trusted`.

@@ -1,0 +1,362 @@
+"""Recording: episodes in chunks that survive a killed process, and the local Minari dataset that they become.
+
+What is recorded is a `Part`: so many steps that are cut in chunks. A chunk is a function of the part, a seed sequence
+and its own number, whatever process records it and whatever else runs. Finished chunks stay in a hidden folder of
+Minari's root until the dataset is whole, so a killed recording resumes. A chunk comes with a replay check: stored
+actions are replayed open loop, and every next observation, reward and terminal is compared with what was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from ld_agents.data.storage import is_local, move_in
+
+Array = NDArray[Any]
+
+TOLERANCE = 1e-5  # of the replay, absolute; most observations are stored as float32
+
+
+@dataclass
+class Episode:
+    """One recorded episode of T steps.
+
+    observations [T + 1, S] (or a dictionary of such arrays), actions [T, A], rewards [T] float64, terminals [T] bool.
+    `success`: whether any step reported success, None where the environment reports none. `reached`: whether the
+    behavior reached its own target, None where it has none. `options`: what the reset was given.
+    """
+
+    observations: Any
+    actions: Array
+    rewards: Array
+    terminals: Array
+    seed: int | None = None
+    options: dict[str, Any] | None = None
+    success: bool | None = None
+    reached: bool | None = None
+    whole: bool = True
+
+    def cut(self, steps: int) -> Episode:
+        """The first `steps` steps."""
+        if steps >= len(self.actions):
+            return self
+        rows = {name: getattr(self, name)[:steps] for name in ("actions", "rewards", "terminals")}
+        return replace(self, observations=self.observations[: steps + 1], whole=False, **rows)
+
+
+Check = dict[str, Any]
+
+
+class Part(Protocol):
+    """What is recorded. `chunks` are enough for `steps` in any case; long last episodes may make some unnecessary."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def chunks(self) -> int: ...
+
+    def record(self, entropy: tuple[int, ...]) -> tuple[list[Episode], Check]:
+        """The episodes of a chunk, whose number ends `entropy`, and the result of the replay check."""
+        ...
+
+
+# -- replay --------------------------------------------------------------------------------------------------------
+
+
+def replay(
+    env: gym.Env[Any, Any],
+    episodes: Iterable[Episode],
+    begin: Callable[[gym.Env[Any, Any], Episode], Any] | None = None,
+) -> Check:
+    """Replay the actions of episodes open loop and compare what follows.
+
+    Args:
+        env: a fresh environment.
+        episodes: with observations [T + 1, S].
+        begin: brings the environment to an episode's start and returns its first observation; None: reset with the
+            episode's seed and options.
+    """
+    check = {"max_next_state_error": 0.0, "max_reward_error": 0.0, "terminal_mismatches": 0, "steps": 0, "episodes": 0}
+    for episode in episodes:
+        start = begin(env, episode) if begin else env.reset(seed=episode.seed, options=episode.options)[0]
+        after, rewards = [start], []
+        for action, terminal in zip(episode.actions, episode.terminals, strict=True):
+            observation, reward, terminated, _, _ = env.step(action)
+            after.append(observation)
+            rewards.append(float(reward))
+            check["terminal_mismatches"] += bool(terminated) != bool(terminal)
+        # np.maximum keeps a NaN, which then fails.
+        for name, errors in (
+            ("max_next_state_error", np.stack(after) - episode.observations),
+            ("max_reward_error", np.array(rewards) - episode.rewards),
+        ):
+            check[name] = float(np.maximum(check[name], np.abs(errors).max()))
+        check["steps"] += len(rewards)
+        check["episodes"] += 1
+    return check
+
+
+def merge_checks(checks: Sequence[Check], tolerance: float = TOLERANCE) -> Check:
+    """One replay check from several: the largest errors, the sums of the counts, and whether it is passed."""
+    largest = {
+        name: float(np.max([check[name] for check in checks])) for name in ("max_next_state_error", "max_reward_error")
+    }
+    sums = {name: int(sum(check[name] for check in checks)) for name in ("terminal_mismatches", "steps", "episodes")}
+    passed = all(error <= tolerance for error in largest.values()) and sums["terminal_mismatches"] == 0 < sums["steps"]
+    return {"passed": passed, "tolerance": tolerance, **largest, **sums}
+
+
+# -- chunks --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a chunk file holds; `seconds` of one core were spent on it."""
+
+    episodes: list[Episode]
+    check: Check
+    seconds: float
+
+
+def record_chunk(part: Part, entropy: tuple[int, ...], file: Path) -> None:
+    """Record a chunk into an .npz file that appears whole or not at all."""
+    started = time.perf_counter()
+    episodes, check = part.record(entropy)
+    rows = {name: [getattr(e, name) for e in episodes] for name in ("observations", "actions", "rewards", "terminals")}
+    about = [{"steps": len(e.actions), "seed": e.seed, "success": e.success, "reached": e.reached} for e in episodes]
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as out:
+        np.savez(
+            out,
+            allow_pickle=False,
+            about=json.dumps(about),
+            check=json.dumps(check),
+            seconds=time.perf_counter() - started,
+            **{name: np.concatenate(arrays) for name, arrays in rows.items() if arrays},
+        )
+    os.replace(temporary, file)
+
+
+def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
+    if not file.exists():
+        record_chunk(part, entropy, file)
+    return file
+
+
+def read_chunk(file: Path) -> Chunk:
+    """Read a chunk file."""
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    episodes, row = [], 0
+    for index, about in enumerate(json.loads(str(arrays["about"]))):
+        steps = about.pop("steps")
+        observations = arrays["observations"][row + index : row + index + steps + 1]
+        columns = (arrays[name][row : row + steps] for name in ("actions", "rewards", "terminals"))
+        episodes.append(Episode(observations, *columns, **about))
+        row += steps
+    return Chunk(episodes, json.loads(str(arrays["check"])), float(arrays["seconds"]))
+
+
+def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, pool: Executor) -> Iterator[Chunk]:
+    """The chunks of a part in order, until they hold its steps; those that are missing in `folder` are recorded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(part.chunks)
+    files = [folder / f"chunk{number}.npz" for number in numbers]
+    left = part.steps
+    # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
+    for file in pool.map(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
+        chunk = read_chunk(file)
+        yield chunk
+        left -= sum(len(episode.actions) for episode in chunk.episodes)
+        if left <= 0:
+            break
+
+
+class _ThisProcess(Executor):
+    """Does what it is given in this process; what is mapped, one by one as results are asked for."""
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        return map(fn, *iterables)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class _Workers(ProcessPoolExecutor):
+    """Processes with one thread each that do not run the user's main module again, which may have no guard."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            with patch.dict(os.environ, threads):
+                return super().submit(fn, *args, **kwargs)  # which starts the processes
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches the workers too, but it is the parent's to say what happens: chunks that are begun are finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[Executor]:
+    """Processes that record chunks; this process alone where one is enough. Chunks not begun at the end are dropped."""
+    pool = _ThisProcess() if processes == 1 else _Workers(processes, get_context("spawn"), _begin_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# -- the dataset ---------------------------------------------------------------------------------------------------
+
+
+def _root() -> Path:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path())
+
+
+def target_folder(dataset_id: str) -> Path:
+    """Where Minari keeps the dataset.
+
+    Raises:
+        ValueError: the id is malformed.
+        FileExistsError: a folder of that name is there, but it holds no dataset.
+    """
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    if match is None or match.group("version") is None:
+        raise ValueError(f"{dataset_id!r} is not a Minari id. Ids look like me/hopper/medium-v0.")
+    folder = _root() / dataset_id
+    if folder.exists() and not is_local(dataset_id):
+        raise FileExistsError(f"{folder} exists but holds no dataset. Delete that folder and try again.")
+    return folder
+
+
+def read_metadata(dataset_id: str) -> dict[str, Any]:
+    """The metadata of a local dataset."""
+    found: dict[str, Any] = json.loads((target_folder(dataset_id) / "data" / "metadata.json").read_text())
+    return found
+
+
+@contextmanager
+def work_folder(dataset_id: str, description: dict[str, Any]) -> Iterator[Path]:
+    """A hidden folder in Minari's root where a dataset grows, for one process at a time.
+
+    Another description means another folder. What recordings of the dataset have left goes once the dataset is local.
+    """
+    from filelock import FileLock
+
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+    name = f".ld-agents-recording-{dataset_id.replace('/', '-')}"
+    folder = _root() / f"{name}-{digest}"
+    try:
+        with FileLock(folder.with_suffix(".lock")):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+    finally:
+        for path in _root().glob(f"{name}-*") if is_local(dataset_id) else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a recording depends on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")}
+
+
+def store(
+    dataset_id: str,
+    env: gym.Env[Any, Any],
+    episodes: Iterable[Episode],
+    metadata: Callable[[], dict[str, Any]],
+    work: Path,
+) -> None:
+    """Write a dataset into the local Minari folder; it appears whole or not at all.
+
+    Args:
+        dataset_id: Minari id.
+        env: its spaces become the dataset's; it is the evaluation environment, unless the metadata name another.
+        episodes: read once.
+        metadata: makes further metadata; it is called after all episodes were read.
+        work: a folder on the same file system for the unfinished dataset.
+    """
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    def buffers() -> Iterator[Any]:
+        for episode in episodes:
+            truncations = np.zeros(len(episode.actions), dtype=bool)
+            truncations[-1] = not episode.terminals[-1]
+            yield EpisodeBuffer(
+                seed=episode.seed,
+                observations=episode.observations,
+                actions=episode.actions,
+                rewards=episode.rewards,
+                terminations=episode.terminals,
+                truncations=truncations,
+            )
+
+    assert env.spec is not None
+    eval_env_spec = env.spec.to_json()  # before the work, because not every environment can be written down
+    whole = work / "dataset"
+    shutil.rmtree(whole, ignore_errors=True)
+    (whole / "data").mkdir(parents=True)
+    storage = MinariStorage.new(
+        whole / "data", observation_space=env.observation_space, action_space=env.action_space, env_spec=env.spec
+    )
+    storage.update_episodes(buffers())
+    storage.update_metadata(
+        {
+            "dataset_id": dataset_id,
+            "minari_version": minari.__version__,
+            "author": {"ld_agents"},
+            "eval_env_spec": eval_env_spec,
+            **metadata(),
+        }
+    )
+    target_folder(dataset_id)  # raises where something else has appeared there
+    move_in(whole, dataset_id)
