@@ -57,7 +57,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
@@ -148,25 +148,21 @@ class LDCQPolicy(OfflinePolicy):
     ) -> tuple[Tensor, State]:
         """Holds each environment's latent for `exec_horizon` steps.
 
-        state: latents [n, Z], steps that they are still held [n], noise keys [n].
+        state: latents [n, Z], steps that they are still held [n].
         """
-        n = len(states)
-        if state is None:
-            held, steps_left = np.zeros((n, self.settings.latent_dim), np.float32), np.zeros(n, np.int64)
-        else:
-            held, steps_left = state[0].copy(), state[1].copy()
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[2], device=states.device)))
-        replan = np.flatnonzero(episode_start | (steps_left <= 0))
-        if len(replan):
-            rows = torch.as_tensor(replan, device=states.device)
-            held[replan] = self.choose_latent(states[rows], keys[rows]).cpu().numpy()
-            steps_left[replan] = self.settings.exec_horizon
-        steps_left -= 1
-        mean = deterministic and not self.settings.sample_actions
+        s = self.settings
+        latents, _, state = self.hold(
+            self.choose_latent,
+            width=s.latent_dim,
+            steps=s.exec_horizon,
+            states=states,
+            keys=keys,
+            state=state,
+            episode_start=episode_start,
+        )
+        mean = deterministic and not s.sample_actions
         epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
-        latents = torch.as_tensor(held, device=states.device)
-        return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left, keys.cpu().numpy())
+        return self.vae.action.act(states, self._raw(latents), epsilon), state
 
     def _raw(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std + self.latent_mean

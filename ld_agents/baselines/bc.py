@@ -37,7 +37,7 @@ class BCPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
-        return self.actor(states), state
+        return self.actor(states), None
 
 
 class BC(OfflineAlgorithm):

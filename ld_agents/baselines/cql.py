@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.keyed_noise import keyed_normal, next_keys
+from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
@@ -68,14 +68,10 @@ class CQLPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State]:
-        """state: noise keys [n]."""
-        if state is not None:
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[0], device=states.device)))
         means, log_std = self.actor(states)
         if not deterministic:
             means = means + log_std.exp() * keyed_normal(keys, (self.action_dim,))
-        return torch.tanh(means), (keys.cpu().numpy(),)
+        return torch.tanh(means), ()
 
 
 def _initialise(net: nn.Sequential) -> None:

@@ -59,7 +59,7 @@ class TD3BCPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
-        return self.actor(states), state
+        return self.actor(states), None
 
 
 class TD3BC(OfflineAlgorithm):
