@@ -313,8 +313,8 @@ class LDCQ(OfflineAlgorithm):
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)
-        # every window starts with the same priority, so that its first draw is uniform
-        priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), 100.0, device=self.device))
+        unseen = lambda: torch.full((len(starts),), torch.inf, device=self.device)  # noqa: E731
+        priorities = self.resumable("q.priorities", unseen)
         if not (priorities > 0).all():
             raise ValueError("The training state of this agent holds priorities that are not positive. Train it anew.")
         sampler = PrioritizedSampler(priorities, s.priority_alpha)

@@ -144,7 +144,7 @@ FAST = dataclasses.replace(
 
 PRESETS = {"fast": FAST, "paper": PAPER}
 
-# What differs between families of data sets, in either preset.
+# What differs between families of datasets, in either preset.
 FAMILY: dict[str, dict[str, Any]] = {}
 
 _RELEASED_EVERYWHERE: dict[str, Any] = {

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.data.pointmaze import maze_map
 from ld_agents.evaluation.environments import ANTMAZE_GOALS, CELL_SIZE, cell_position, draw_goal
+from ld_agents.evaluation.mazes import maze_map
 
 Array = NDArray[Any]
 

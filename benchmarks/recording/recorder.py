@@ -31,8 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ld_agents.data.minari import move_in
-from ld_agents.data.pointmaze import register_robotics
+from ld_agents.data.storage import move_in
 from ld_agents.evaluation import environments
 from recording.behaviours import Behaviour, read_arrays, sha256
 
@@ -200,7 +199,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
             ) from None
     environments.register()
     if env_id not in gym.registry:
-        register_robotics()
+        environments.register_robotics()
     if env_id not in gym.registry:
         raise ValueError(f"Gymnasium knows no environment {env_id!r}. Write module:id to import the module first.")
     return environments.make(env_id, disable_env_checker=True, **kwargs)

@@ -424,7 +424,7 @@ class OfflineDataset:
                 f"The data set {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
                 "evaluate(agent, make_env=...)."
             )
-        from ld_agents.data.minari import build_eval_env
+        from ld_agents.evaluation.eval_env import build_eval_env
 
         return build_eval_env(self.info.eval_env)
 

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.data.pointmaze import MAZES, evaluation_spec, maze_map
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.eval_env import evaluation_spec
+from ld_agents.evaluation.mazes import MAZES, maze_map
 from ld_agents.evaluation.scores import TASKS, family
 
 Terminals = Literal["as stored", "are timeouts", "not at timeouts", "all tasks done"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.storage import is_local
 from ld_agents.evaluation.scores import D4RL_TASKS
 
 __all__ = ["load_dataset"]
@@ -39,7 +40,7 @@ def load_dataset(
         return load_d4rl_file(find_d4rl_file(source) if source in D4RL_TASKS else source, goal=goal)
     from ld_agents.data import minari, pointmaze
 
-    if source in pointmaze.BUILT_IN and not minari.is_local(source):
+    if source in pointmaze.BUILT_IN and not is_local(source):
         maze, n_steps, episodes = pointmaze.BUILT_IN[source]
         pointmaze.generate(maze, source, n_steps, evaluation_episodes=episodes)
     return minari.load_minari(source, goal=goal, download=download)

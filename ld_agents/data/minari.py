@@ -19,8 +19,8 @@ from gymnasium import spaces
 
 from ld_agents.data import families, hdf5
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset, Provenance
-from ld_agents.data.pointmaze import FixedGoal, register_robotics
-from ld_agents.evaluation import environments
+from ld_agents.data.storage import is_local
+from ld_agents.evaluation.eval_env import FIXED_GOAL_ENTRY_POINTS, FixedGoal, build_eval_env
 from ld_agents.evaluation.scores import REFERENCE_SCORES
 
 _CACHE_NAME = ".ld-agents-arrays.npz"
@@ -28,27 +28,6 @@ _CACHE_FORMAT = 2
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _LARGEST_SPACE = 1_000_000  # numbers
 _GOAL_SEEDS = (0, 1, 2, 3)
-_FIXED_GOAL = "ld_agents.data.pointmaze:FixedGoal"
-
-
-def is_local(dataset_id: str) -> bool:
-    """Whether the data set lies in the local Minari folder."""
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    return (Path(get_dataset_path(dataset_id)) / "data" / "metadata.json").is_file()
-
-
-def move_in(folder: Path, dataset_id: str) -> None:
-    """Move a whole new data set, a folder with ``data/``, to its place in the local Minari folder in one step."""
-    import minari
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    namespace, target = parse_dataset_id(dataset_id)[0], Path(get_dataset_path(dataset_id))
-    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
-        minari.namespace.create_namespace(namespace)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(folder, target)
 
 
 def load_minari(
@@ -564,68 +543,7 @@ def _spec(text: Any) -> dict[str, Any] | None:
         "max_episode_steps": limit if type(limit) is int and limit > 0 else None,
     }
     for wrapper in wrappers if isinstance(wrappers, list) else ():
-        if isinstance(wrapper, dict) and wrapper.get("entry_point") == _FIXED_GOAL:
+        if isinstance(wrapper, dict) and wrapper.get("entry_point") in FIXED_GOAL_ENTRY_POINTS:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 found["goal"] = [float(x) for x in wrapper["kwargs"]["goal"]]
     return found
-
-
-def build_eval_env(spec: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Build an evaluation environment from its registered id, without running anything that the data name.
-
-    Args:
-        spec: ``{"id", "kwargs", "max_episode_steps"}`` and, for mazes, ``"goal"`` [2], where the goal is held, and
-            ``"observation_columns"``, the columns of a flat observation that are kept.
-
-    Raises:
-        ValueError: the id is not in Gymnasium's registry, or names a module.
-        ImportError: the id belongs to gymnasium-robotics, which is not installed.
-    """
-    name = str(spec["id"])
-    # "module:id" makes Gymnasium import the module, and the compatibility ids load an environment by such a name.
-    if ":" in name or name.startswith(("GymV21Environment", "GymV26Environment")):
-        raise ValueError(
-            f"The evaluation environment {name!r} would load code that the data set names. It is refused. Make the "
-            "environment yourself and hand it to evaluate(agent, make_env=...)."
-        )
-    environments.register()
-    robotics = True
-    try:
-        register_robotics()
-    except ImportError:
-        robotics = False
-    if name not in gym.registry:
-        if not robotics:
-            raise ImportError(
-                f"The evaluation environment {name} is not registered. If it comes from gymnasium-robotics, install it "
-                'with: pip install "ld_agents[bench]"'
-            )
-        raise ValueError(
-            f"The evaluation environment {name!r} is not in Gymnasium's registry. Import the package that registers it "
-            "before you load the data set, or make the environment yourself."
-        )
-    kwargs = {key: value for key, value in spec.get("kwargs", {}).items() if key != "render_mode"}
-    try:
-        env = environments.make(name, max_episode_steps=spec.get("max_episode_steps"), **kwargs)
-    except Exception as error:
-        raise ValueError(
-            f"The evaluation environment {name} cannot be built with {kwargs}: {type(error).__name__}: {error}. Make "
-            "the environment yourself and hand it to evaluate(agent, make_env=...)."
-        ) from error
-    if spec.get("observation_columns") is not None:
-        env = _Columns(env, spec["observation_columns"])
-    return FixedGoal(env, spec["goal"]) if spec.get("goal") is not None else env
-
-
-class _Columns(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
-    """Some columns of a flat observation."""
-
-    def __init__(self, env: gym.Env[Any, Any], columns: list[int]) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, spaces.Box)
-        self.columns = columns
-        self.observation_space = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation[self.columns]

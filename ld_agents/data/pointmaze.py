@@ -12,7 +12,7 @@ and a planner has to see what it looks like to arrive and turn round. LDCQ's rel
 
 The steps are cut in chunks of 100,000. Every chunk is a trajectory of its own with its own random stream, so that the
 data do not depend on the number of processes. This file also runs as a script: that is how the worker processes start,
-which needs neither torch nor a guard in the user's main module.
+which needs no guard in the user's main module.
 """
 
 from __future__ import annotations
@@ -27,53 +27,26 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from ld_agents.data.storage import move_in
+from ld_agents.evaluation.environments import register_robotics
+from ld_agents.evaluation.eval_env import build_eval_env, evaluation_spec
+from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
+
 CHUNK_STEPS = 100_000
 EPISODE_STEPS = 1_000
 SEGMENTS_CHECKED = 60
 SEGMENT_STEPS = 200  # replayed open loop
 REPLAY_TOLERANCE = 1e-6
-GOAL_RADIUS = 0.45
 _REPORT_EVERY = 1_000
 _WAYPOINT_RADIUS = 0.1
 _JITTER = 0.1
 
-
-@dataclass(frozen=True)
-class MazeTask:
-    """One maze: environment id, D4RL's map and evaluation cell, time limit, D4RL's (minimum, maximum) return."""
-
-    env_id: str
-    d4rl_map: str
-    goal_cell: tuple[int, int]
-    episode_steps: int
-    reference_scores: tuple[float, float]
-
-
-MAZES: dict[str, MazeTask] = {
-    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300, (23.85, 161.86)),
-    "medium": MazeTask(
-        "PointMaze_Medium-v3",
-        "########/#OO##OO#/#OO#OOO#/##OOO###/#OO#OOO#/#O#OO#O#/#OOO#OG#/########",
-        (6, 6),
-        600,
-        (13.13, 277.39),
-    ),
-    "large": MazeTask(
-        "PointMaze_Large-v3",
-        "############/#OOOO#OOOOO#/#O##O#O#O#O#/#OOOOOO#OOO#/#O####O###O#/#OO#O#OOOOO#/##O#O#O#O###/#OO#OOO#OGO#/"
-        "############",
-        (7, 9),
-        800,
-        (6.7, 273.99),
-    ),
-}
 
 # id -> (maze, steps, evaluation episodes of the reference policies)
 BUILT_IN: dict[str, tuple[str, int, int]] = {
@@ -82,82 +55,6 @@ BUILT_IN: dict[str, tuple[str, int, int]] = {
     "ld-agents/pointmaze/large-v0": ("large", 1_000_000, 100),
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
 }
-
-
-class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Hold the goal of a gymnasium-robotics maze at one place, where the environment alone would jitter it.
-
-    Args:
-        env: a maze environment (PointMaze or AntMaze).
-        goal: the goal's position [2] in metres.
-
-    Raises:
-        TypeError: the environment is not a maze.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], goal: Any) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, goal=[float(g) for g in goal])
-        gym.Wrapper.__init__(self, env)
-        if not hasattr(env.unwrapped, "update_target_site_pos"):
-            raise TypeError(f"{env} is not a maze of gymnasium-robotics, so its goal cannot be held fixed.")
-        self.goal = np.asarray(goal, dtype=np.float64)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment and put the goal back in its place."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        maze: Any = self.env.unwrapped
-        maze.goal = self.goal.copy()
-        maze.update_target_site_pos()
-        observation["desired_goal"] = self.goal.copy()
-        if "success" in info:
-            info["success"] = bool(np.linalg.norm(observation["achieved_goal"] - self.goal) <= GOAL_RADIUS)
-        return observation, info
-
-
-def maze_map(maze: str) -> list[list[int]]:
-    """D4RL's map as rows of 1 (wall) and 0 (free)."""
-    return [[int(cell == "#") for cell in row] for row in MAZES[maze].d4rl_map.split("/")]
-
-
-def cell_centre(maze: str, cell: tuple[int, int]) -> tuple[float, float]:
-    """Position (x, y) in metres of the centre of a cell (row, column)."""
-    grid = maze_map(maze)
-    return cell[1] + 0.5 - len(grid[0]) / 2, len(grid) / 2 - (cell[0] + 0.5)
-
-
-def evaluation_spec(maze: str) -> dict[str, Any]:
-    """Evaluation environment: D4RL's fixed goal, start in any other cell, no termination at the goal."""
-    task = MAZES[maze]
-    grid: list[list[int | str]] = [list(row) for row in maze_map(maze)]
-    grid[task.goal_cell[0]][task.goal_cell[1]] = "g"
-    return {
-        "id": task.env_id,
-        "kwargs": {"maze_map": grid, "continuing_task": True, "reset_target": False},
-        "max_episode_steps": task.episode_steps,
-        "goal": list(cell_centre(maze, task.goal_cell)),
-    }
-
-
-def register_robotics() -> None:
-    """Put gymnasium-robotics' environments into Gymnasium's registry.
-
-    Raises:
-        ImportError: gymnasium-robotics is not installed.
-    """
-    try:
-        import gymnasium_robotics
-    except ImportError as error:
-        raise ImportError(
-            'This environment needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
-        ) from error
-    gym.register_envs(gymnasium_robotics)
-
-
-def _evaluation_env(maze: str) -> gym.Env[Any, Any]:
-    register_robotics()
-    spec = evaluation_spec(maze)
-    env = gym.make(spec["id"], max_episode_steps=spec["max_episode_steps"], **spec["kwargs"])
-    return FixedGoal(env, spec["goal"])
 
 
 class _Controller:
@@ -222,7 +119,7 @@ def _make_chunk(
     maze: str, seed: int, chunk: int, n_steps: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2]."""
-    env = _evaluation_env(maze)
+    env = build_eval_env(evaluation_spec(maze))
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     point = maze_env.point_env
@@ -274,7 +171,7 @@ def _play_reference(
     maze: str, seed: int, policy: str, episodes: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """Returns and first contacts [episodes] of the noise-free controller, or of uniform actions, in evaluation."""
-    env = _evaluation_env(maze)
+    env = build_eval_env(evaluation_spec(maze))
     task = MAZES[maze]
     controller = _Controller(maze)
     goal = cell_centre(maze, task.goal_cell)
@@ -333,7 +230,13 @@ def _run_tasks(maze: str, seed: int, tasks: list[dict[str, Any]], processes: int
         if processes <= 1:
             _worker({"maze": maze, "seed": seed, "tasks": tasks}, advance)
             return
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        }
         try:
             followers = []
             for index in range(processes):
@@ -366,7 +269,7 @@ def _run_tasks(maze: str, seed: int, tasks: list[dict[str, Any]], processes: int
 
 def _replay_check(maze: str, chunks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """Replay stored actions in the evaluation environment, step by step from each stored state, and compare."""
-    env = _evaluation_env(maze)
+    env = build_eval_env(evaluation_spec(maze))
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     goal = np.array(evaluation_spec(maze)["goal"])
@@ -452,8 +355,6 @@ def generate(
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    from ld_agents.data.minari import move_in  # which imports this file
-
     if maze not in MAZES:
         raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(MAZES)}.")
     if n_steps < 1:
@@ -534,7 +435,7 @@ def _store(
     unwrapped: Any = env.unwrapped
     if unwrapped.maze.maze_map != maze_map(maze):
         raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
-    eval_env = _evaluation_env(maze)
+    eval_env = build_eval_env(evaluation_spec(maze))
     assert env.spec is not None
     assert eval_env.spec is not None
 

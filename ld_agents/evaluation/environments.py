@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.data.pointmaze import maze_map, register_robotics
+from ld_agents.evaluation.mazes import maze_map
 
 ANTMAZE_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
 CELL_SIZE = 4.0  # metres
@@ -59,6 +59,21 @@ def register() -> None:
                 kwargs=kwargs,
                 max_episode_steps=steps,
             )
+
+
+def register_robotics() -> None:
+    """Put gymnasium-robotics' environments into Gymnasium's registry.
+
+    Raises:
+        ImportError: gymnasium-robotics is not installed.
+    """
+    try:
+        import gymnasium_robotics
+    except ImportError as error:
+        raise ImportError(
+            'This environment needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
+        ) from error
+    gym.register_envs(gymnasium_robotics)
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -116,7 +116,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     actions = spaces.Box(-1, 1, (2,), np.float32)
     dictionary = spaces.Dict({"observation": box, "achieved_goal": place, "desired_goal": place})
-    from ld_agents.data.pointmaze import evaluation_spec, register_robotics
+    from ld_agents.evaluation.environments import register_robotics
+    from ld_agents.evaluation.eval_env import evaluation_spec
 
     register_robotics()
     spec = evaluation_spec("umaze")

@@ -16,7 +16,7 @@ from minari.data_collector import EpisodeBuffer
 
 from ld_agents.data import families
 from ld_agents.data.load import load_dataset
-from ld_agents.data.pointmaze import MAZES, cell_centre, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
 from ld_agents.evaluation.scores import TASKS, family
 
 pytest.importorskip("gymnasium_robotics")

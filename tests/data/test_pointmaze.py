@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from ld_agents.data import pointmaze
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
 
 robotics = pytest.importorskip("gymnasium_robotics")
 
@@ -73,12 +75,12 @@ module.generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, proce
 @pytest.mark.parametrize("maze", ["umaze", "medium", "large"])
 def test_maps_and_goals_are_d4rls(maze: str) -> None:
     gym.register_envs(robotics)
-    task = pointmaze.MAZES[maze]
+    task = MAZES[maze]
     env: Any = gym.make(task.env_id).unwrapped
-    assert env.maze.maze_map == pointmaze.maze_map(maze)
+    assert env.maze.maze_map == maze_map(maze)
     rows = task.d4rl_map.split("/")
     assert [(i, row.index("G")) for i, row in enumerate(rows) if "G" in row] == [task.goal_cell]
-    assert pointmaze.cell_centre(maze, task.goal_cell) == tuple(env.maze.cell_rowcol_to_xy(np.array(task.goal_cell)))
+    assert cell_centre(maze, task.goal_cell) == tuple(env.maze.cell_rowcol_to_xy(np.array(task.goal_cell)))
     assert gym.spec(task.env_id).max_episode_steps == task.episode_steps
     env.close()
 
@@ -87,10 +89,10 @@ def test_maps_and_goals_are_d4rls(maze: str) -> None:
 def test_the_controller_reaches_every_cell_along_a_shortest_path(maze: str) -> None:
     controller = pointmaze._Controller(maze)
     for start in controller.free:
-        x, y = pointmaze.cell_centre(maze, start)
+        x, y = cell_centre(maze, start)
         assert controller.cell(x + 0.3, y - 0.3) == start
         for goal in controller.free:
-            controller.aim(x, y, goal, pointmaze.cell_centre(maze, goal), lambda: 0.0)
+            controller.aim(x, y, goal, cell_centre(maze, goal), lambda: 0.0)
             points = [(x, y), *controller._path]
             steps = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.pairwise(points)]
             assert steps == ([0.0] if start == goal else [1.0] * len(steps))
@@ -222,6 +224,25 @@ def test_minari_itself_can_use_the_set(data: OfflineDataset) -> None:
     assert SMALL in minari.list_local_datasets()
     assert "ld-agents/pointmaze" in minari.namespace.list_local_namespaces()
     env.close()
+
+
+@pytest.mark.parametrize("room", ["sources.pointmaze", "data.pointmaze", "evaluation.eval_env"])
+def test_goals_that_earlier_versions_stored_are_read(
+    data: OfflineDataset, folder: Path, empty: Path, room: str
+) -> None:
+    shutil.copytree(folder / SMALL, empty / SMALL)
+    file = empty / SMALL / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    spec = json.loads(metadata["eval_env_spec"])
+    (wrapper,) = spec["additional_wrappers"]
+    assert wrapper["entry_point"] == "ld_agents.evaluation.eval_env:FixedGoal"
+    wrapper["entry_point"] = f"ld_agents.{room}:FixedGoal"
+    wrapper["kwargs"]["goal"] = [-1.0, 1.25]
+    file.write_text(json.dumps({**metadata, "eval_env_spec": json.dumps(spec)}))
+    moved = load_dataset(SMALL)
+    observation, _ = moved.make_eval_env().reset(seed=0)
+    assert observation["desired_goal"].tolist() == [-1.0, 1.25]
+    assert moved.rewards.sum() != data.rewards.sum()
 
 
 def test_minari_show(folder: Path, data: OfflineDataset) -> None:

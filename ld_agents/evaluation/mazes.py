@@ -1,0 +1,47 @@
+"""Maps of D4RL's mazes and their tasks in gymnasium-robotics' PointMaze."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MazeTask:
+    """One maze: environment id, D4RL's map and evaluation cell, time limit, D4RL's (minimum, maximum) return."""
+
+    env_id: str
+    d4rl_map: str
+    goal_cell: tuple[int, int]
+    episode_steps: int
+    reference_scores: tuple[float, float]
+
+
+MAZES: dict[str, MazeTask] = {
+    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300, (23.85, 161.86)),
+    "medium": MazeTask(
+        "PointMaze_Medium-v3",
+        "########/#OO##OO#/#OO#OOO#/##OOO###/#OO#OOO#/#O#OO#O#/#OOO#OG#/########",
+        (6, 6),
+        600,
+        (13.13, 277.39),
+    ),
+    "large": MazeTask(
+        "PointMaze_Large-v3",
+        "############/#OOOO#OOOOO#/#O##O#O#O#O#/#OOOOOO#OOO#/#O####O###O#/#OO#O#OOOOO#/##O#O#O#O###/#OO#OOO#OGO#/"
+        "############",
+        (7, 9),
+        800,
+        (6.7, 273.99),
+    ),
+}
+
+
+def maze_map(maze: str) -> list[list[int]]:
+    """D4RL's map as rows of 1 (wall) and 0 (free)."""
+    return [[int(cell == "#") for cell in row] for row in MAZES[maze].d4rl_map.split("/")]
+
+
+def cell_centre(maze: str, cell: tuple[int, int]) -> tuple[float, float]:
+    """Position (x, y) in metres of the centre of a cell (row, column)."""
+    grid = maze_map(maze)
+    return cell[1] + 0.5 - len(grid[0]) / 2, len(grid) / 2 - (cell[0] + 0.5)
