@@ -59,7 +59,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -676,9 +675,8 @@ class LatentDiffuser(OfflineAlgorithm):
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> float:
         learning_rate = peak
         if self.settings.learning_rates == "cosine":
-            learning_rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            learning_rate *= self.cosine_decay(stage, step)
+        self.set_learning_rate(optimizer, learning_rate)
         return learning_rate
 
 

@@ -70,7 +70,7 @@ from ld_agents.diffusion.sampling import (
     solver_steps,
 )
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
-from ld_agents.networks.critics import LatentCritic, polyak_update
+from ld_agents.networks.critics import LatentCritic, descend, polyak_update
 from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
@@ -220,7 +220,7 @@ class LDCQ(OfflineAlgorithm):
         parameters = list(self.policy.vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
-            _set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
+            self.set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
             batch = starts[self._random_indices(len(starts), s.vae_batch_size)].long()
             states, actions = self.data.windows(batch, s.horizon)
             final_states = self.data.observation_rows[self._next_rows(batch)]
@@ -230,7 +230,7 @@ class LDCQ(OfflineAlgorithm):
                 states, actions, final_states, epsilon, self._decoded_steps(recorded), recorded
             )
             loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
-            _descend(optimizer, loss)
+            descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         if s.standardize_latents:
             latents = self._encode(starts)
@@ -259,14 +259,14 @@ class LDCQ(OfflineAlgorithm):
         denoiser = self.policy.denoiser
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
-            _set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
+            self.set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
             indices = self._random_indices(len(starts), s.prior_batch_size)
             z = latents[indices]
             j = diffuser.random_steps(len(z), self.generator)
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
             prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.data.observations[starts[indices].long()])
             loss = diffuser.min_snr_loss(z, prediction, j, gamma=5.0)
-            _descend(optimizer, loss)
+            descend(optimizer, loss)
             yield {"loss": loss.detach()}
 
     @torch.no_grad()
@@ -323,7 +323,7 @@ class LDCQ(OfflineAlgorithm):
         online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
         epoch_steps = max(1, len(starts) // s.q_batch_size)
         for step in self.remaining_steps("q"):
-            _set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
+            self.set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
             indices, probabilities = sampler.draw(s.q_batch_size, self.generator)
             importance_beta = min(1.0, 0.3 + 0.01 * (step // epoch_steps))
             weights = (len(starts) * probabilities) ** -importance_beta
@@ -418,7 +418,7 @@ class LDCQ(OfflineAlgorithm):
     def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
         """Factor of the learning rate at a gradient step of a stage."""
         if self.settings.learning_rates == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
+            return self.cosine_decay(stage, step)
         epoch = step // epoch_steps
         if stage == "vae":
             return 1.0
@@ -432,14 +432,3 @@ def _schedule(settings: LDCQSettings) -> NoiseSchedule:
 @functools.cache
 def _sampler_steps(settings: LDCQSettings) -> list[SolverStep]:
     return solver_steps(_schedule(settings), settings.solver, settings.solver_steps, extra_steps=settings.extra_steps)
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()

@@ -24,7 +24,7 @@ from ld_agents.baselines.transitions import episode_of_steps, episode_returns
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths
-from ld_agents.networks.critics import TanhActor
+from ld_agents.networks.critics import TanhActor, descend
 
 
 class BCPolicy(OfflinePolicy):
@@ -62,9 +62,7 @@ class BC(OfflineAlgorithm):
         for _ in self.remaining_steps("train"):
             batch = rows[torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)]
             loss = F.mse_loss(self.policy.actor(self.data.observations[batch]), self.data.actions[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, loss)
             yield {"loss": loss.detach()}
 
     def best_rows(self) -> Tensor:

@@ -142,8 +142,7 @@ class IQL(OfflineAlgorithm):
             value_loss, critic_loss = self.value_loss(advantages), self.critic_loss(batch)
             actor_loss = self.actor_loss(batch, advantages.detach())
             descend(critic_optimizer, value_loss + critic_loss)
-            decay = 0.5 * (1 + math.cos(math.pi * step / self.stage_budget["train"]))
-            actor_optimizer.param_groups[0]["lr"] = s.actor_learning_rate * decay
+            self.set_learning_rate(actor_optimizer, s.actor_learning_rate * self.cosine_decay("train", step))
             descend(actor_optimizer, actor_loss)
             polyak_update(online, target, s.target_rate)
             yield {

@@ -245,6 +245,11 @@ class StagedTraining(BaseAlgorithm):
         """Factor of a learning rate that falls from 1 to 0 over the budget of a stage."""
         return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
 
+    @staticmethod
+    def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
     def training_state(self) -> dict[str, Tensor]:
         """What `learn` needs to go on: optimisers, resumable tensors, the state of the generator."""
         state = {**self._resumed, **self._resumable, "generator": self.generator.get_state()}
