@@ -206,6 +206,12 @@ class LDCQ(OfflineAlgorithm):
     def family_settings(cls) -> dict[str, dict[str, Any]]:
         return FAMILY
 
+    @classmethod
+    def complete_older_file(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        if "windows_past_terminals" not in settings:
+            settings["windows_past_terminals"] = False
+            weights.setdefault("reward_scale", torch.tensor(float(settings["reward_scale"])))
+
     def stages(self) -> list[Stage]:
         s = self.settings
         vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q)

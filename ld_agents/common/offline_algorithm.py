@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
 
 from ld_agents.common import agent_file
 from ld_agents.common.offline_policy import OfflinePolicy, State
@@ -172,6 +173,10 @@ class OfflineAlgorithm(StagedTraining):
     def family_settings(cls) -> dict[str, dict[str, Any]]:
         """What is set otherwise for each family of datasets (`scores.family`). By default nothing."""
         return {}
+
+    @classmethod
+    def complete_older_file(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Adds, in place, what an agent saved by an earlier version lacks, so that it acts as it did then."""
 
     def _make_policy(self) -> OfflinePolicy:
         """The networks, freshly initialised from torch's global generator, which the seed has just set."""
@@ -334,6 +339,7 @@ class OfflineAlgorithm(StagedTraining):
             print(f"Saved with {description.get('versions')}")
         agent = cls.__new__(cls)
         try:
+            cls.complete_older_file(description["settings"], weights)
             agent._initialise(
                 description["policy"],
                 observation_space=agent_file.space_from_json(description["observation_space"]),

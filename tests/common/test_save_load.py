@@ -525,6 +525,23 @@ def test_number_of_blocks_is_limited(blob: bytes) -> None:
         load("LDCQ", crafted)
 
 
+def test_ldcq_of_before_its_rewards_were_scaled_loads_and_acts(blob: bytes) -> None:
+    """Windows ended at terminals, and the scale was a setting alone."""
+
+    def older(description: dict[str, Any]) -> None:
+        for added in ("windows_past_terminals", "sample_actions", "acting_critics", "n_critics"):
+            del description["settings"][added]
+        description["settings"]["reward_scale"] = 0.25
+
+    old = with_tensors(with_description(blob, older), "weights.safetensors", lambda t: t.pop("reward_scale"))
+    agent, today = load("LDCQ", old), load("LDCQ", blob)
+    assert not agent.settings.windows_past_terminals
+    assert float(agent.policy.reward_scale) == 0.25
+    np.testing.assert_array_equal(
+        agent.predict(OBSERVATIONS, deterministic=True)[0], today.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+
+
 @pytest.mark.parametrize("name_of", ["vae.prior.mean.0.weight", "latent_mean", "critics.1.head.3.bias"])
 def test_weights_that_do_not_fit(blob: bytes, name_of: str) -> None:
     def crafted(change: Callable[[dict[str, Tensor]], Any]) -> bytes:
