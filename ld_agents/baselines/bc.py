@@ -1,11 +1,11 @@
-"""BC: behaviour cloning with a deterministic actor, as in CORL's `any_percent_bc`.
+"""BC: behavior cloning with a deterministic actor, as in CORL's `any_percent_bc`.
 
 The actor is TD3's: two layers of 256 and a tanh. The loss is the squared error to the actions of the data, so where
 the data go both ways the actor goes the mean way: what the planners are compared with.
 
 `best_fraction=0.1` is 10 % BC (Chen et al. 2021, arXiv 2106.01345, section 5.1): it clones the best tenth of the
 episodes, by discounted return as in CORL. CORL ends its trajectories at terminals and every 1000 steps, and so joins
-episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalises observations by the
+episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalizes observations by the
 kept episodes, we by all.
 """
 
@@ -41,7 +41,7 @@ class BCPolicy(OfflinePolicy):
 
 
 class BC(OfflineAlgorithm):
-    """Behaviour cloning, one stage (`train`). See `OfflineAlgorithm` for arguments, `BCSettings` for settings."""
+    """Behavior cloning, one stage (`train`). See `OfflineAlgorithm` for arguments, `BCSettings` for settings."""
 
     policy: BCPolicy
     settings: "BCSettings"

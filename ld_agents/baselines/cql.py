@@ -58,7 +58,7 @@ class CQLPolicy(OfflinePolicy):
         self.critics, self.target_critics = (nn.ModuleList(QFunction(*sizes) for _ in range(2)) for _ in range(2))
         if settings.orthogonal_critics:
             for critic in self.critics:
-                _initialise(critic.net)  # type: ignore[arg-type]
+                _initialize(critic.net)  # type: ignore[arg-type]
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
         self.log_entropy = nn.Parameter(torch.zeros(()))
@@ -74,7 +74,7 @@ class CQLPolicy(OfflinePolicy):
         return torch.tanh(means), ()
 
 
-def _initialise(net: nn.Sequential) -> None:
+def _initialize(net: nn.Sequential) -> None:
     """Orthogonal weights, no biases, values near zero: [C]."""
     *hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in hidden:

@@ -87,7 +87,7 @@ class IQLActor(nn.Module):
         """Mean actions. Shapes [..., S] -> [..., A].
 
         Args:
-            observations: normalised.
+            observations: normalized.
             generator: of the units that are dropped. None: no unit is.
         """
         hidden = observations

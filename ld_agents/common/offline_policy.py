@@ -55,7 +55,7 @@ class OfflinePolicy(BasePolicy):
         """Actions in [-1, 1] for a batch.
 
         Args:
-            states: normalised observations, [n, S].
+            states: normalized observations, [n, S].
             keys: what the noise of this step is drawn from (`keyed_noise.py`), [n].
             state: what the last call returned, one row per environment; None at the very start.
             episode_start: [n], True where an episode begins.
@@ -101,7 +101,7 @@ class OfflinePolicy(BasePolicy):
         return torch.as_tensor(held, device=states.device), steps - steps_left, (held, steps_left - 1)
 
     def normalize(self, observations: Tensor) -> Tensor:
-        """Raw to normalised observations, [..., S]. The identity unless the agent normalises observations."""
+        """Raw to normalized observations, [..., S]. The identity unless the agent normalizes observations."""
         return (observations - self.observation_mean) / self.observation_std
 
     def action_bounds(self) -> tuple[Tensor, Tensor]:
