@@ -11,6 +11,7 @@ import numpy as np
 
 from ld_agents.data import families, hdf5
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.evaluation.eval_env import file_environment
 from ld_agents.evaluation.scores import D4RL_TASKS, REFERENCE_SCORES, d4rl_name, family
 
 _ROWS_PER_READ = 262_144
@@ -101,7 +102,7 @@ def load_d4rl_file(path: str | Path, *, goal: Literal["relabel", "keep"] = "rela
         observations = np.concatenate([observations, goals], axis=1)
         final = None if final is None else np.concatenate([final, goals[last]], axis=1)
     elif task is not None and goal == "relabel":
-        eval_env = families.file_environment(task)
+        eval_env = file_environment(task)
         if final is not None:
             final, _ = families.file_arrays(task, final, actions[last])
         observations, actions = families.file_arrays(task, observations, actions)
@@ -114,7 +115,7 @@ def load_d4rl_file(path: str | Path, *, goal: Literal["relabel", "keep"] = "rela
         timeouts,
         final_observations=final,
         # The mazes of gymnasium-robotics observe dictionaries.
-        observation_keys=("observation",) if eval_env is not None and "goal" in eval_env else None,
+        observation_keys=("observation",) if eval_env is not None and eval_env.goal is not None else None,
         info=DatasetInfo(
             id=name or path.stem,
             provenance="d4rl-file",

@@ -8,15 +8,12 @@ generation scripts (Fu et al. 2020) and Minari's. Data sets that ld_agents makes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.evaluation import environments
-from ld_agents.evaluation.eval_env import evaluation_spec
-from ld_agents.evaluation.mazes import MAZES, maze_map
+from ld_agents.evaluation.mazes import from_d4rl_frame
 from ld_agents.evaluation.scores import TASKS, family
 
 Terminals = Literal["as stored", "are timeouts", "not at timeouts", "all tasks done"]
@@ -131,87 +128,5 @@ def fixed_length(terminals: Bools, steps: int) -> Bools:
 def file_arrays(task: str, observations: Floats, actions: Floats) -> tuple[Floats, Floats]:
     """Observations and actions of a D4RL file as the evaluation environment has them, without the goal."""
     if family(task) == "maze2d":
-        return to_robotics_maze(task, observations, actions)
+        return from_d4rl_frame(task.split("-")[1], observations, actions)
     return observations[:, : rules(task).file_observation], actions
-
-
-def to_robotics_maze(task: str, observations: Floats, actions: Floats) -> tuple[Floats, Floats]:
-    """Observations [N, 4] and actions [N, 2] of D4RL's maze2d in the frame of gymnasium-robotics' PointMaze.
-
-    D4RL's x runs down the rows and its y along the columns of the map, and the centre of cell (i, j) is at
-    (i - 0.2, j - 0.2). PointMaze has its origin in the middle, x along the columns and y up the rows.
-    """
-    grid = maze_map(task.split("-")[1])
-    x, y, vx, vy = observations.T
-    turned = np.stack([y + 0.7 - len(grid[0]) / 2, len(grid) / 2 - 0.7 - x, vy, -vx], axis=1)
-    return turned.astype(np.float32), np.stack([actions[:, 1], -actions[:, 0]], axis=1)
-
-
-# -- evaluation environments ---------------------------------------------------------------------------------------
-
-_ENVIRONMENTS: dict[str, str] = {
-    "antmaze-umaze": "ld_agents/AntMaze-umaze-v0",
-    "antmaze-medium": "ld_agents/AntMaze-medium-v0",
-    "antmaze-large": "ld_agents/AntMaze-large-v0",
-    # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
-    # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
-    "halfcheetah": "HalfCheetah-v4",
-    "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
-    "pen": "ld_agents/AdroitPen-v0",
-    "hammer": "ld_agents/AdroitHammer-v0",
-    "door": "ld_agents/AdroitDoor-v0",
-    "relocate": "ld_agents/AdroitRelocate-v0",
-    "kitchen-complete": "ld_agents/Kitchen-complete-v0",
-    "kitchen-partial": "ld_agents/Kitchen-partial-v0",
-    "kitchen-mixed": "ld_agents/Kitchen-mixed-v0",
-}
-# D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
-_KITCHEN_POSITIONS = [*range(9), *range(18, 39)]
-# Cells (row, column) of start and goal. Minari's umaze is D4RL's upside down.
-_MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
-
-
-def _registered(name: str) -> dict[str, Any]:
-    environments.register()
-    return {"id": name, "kwargs": {}, "max_episode_steps": gym.registry[name].max_episode_steps}
-
-
-def file_environment(task: str) -> dict[str, Any] | None:
-    """Evaluation environment of the D4RL files of a task, as in `DatasetInfo.eval_env`; None if there is none."""
-    if family(task) == "maze2d":
-        maze = task.split("-")[1]
-        spec = evaluation_spec(maze)
-        if task.endswith("-dense"):
-            spec["kwargs"]["reward_type"] = "dense"
-        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the centre of the cell
-        return {**spec, "goal": to_robotics_maze(task, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()}
-    if task not in _ENVIRONMENTS:
-        return None
-    spec = _registered(_ENVIRONMENTS[task])
-    return {**spec, "observation_columns": _KITCHEN_POSITIONS} if family(task) == "kitchen" else spec
-
-
-def hub_environment(dataset_id: str, named: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Evaluation environment of a data set from Minari's hub, with what its metadata get wrong put right.
-
-    Args:
-        dataset_id: Minari id.
-        named: what the metadata name, see `DatasetInfo.eval_env`.
-    """
-    task = TASKS.get(dataset_id)
-    if task is None:
-        return named
-    # The metadata of Adroit and Kitchen name the environment of the recording: 625 steps for a human's demonstration,
-    # and in the kitchen a reward in every step for each task that is done.
-    if family(task) in ("adroit", "kitchen"):
-        return _registered(_ENVIRONMENTS[task])
-    if family(task) == "antmaze" and named is not None:
-        # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
-        # the episode goes on at the goal, where D4RL ends it.
-        maze = task.removeprefix("antmaze-")
-        grid: list[list[int | str]] = [list(row) for row in maze_map(maze)]
-        for (i, j), mark in zip(_MINARI_ANTMAZE[maze], "rg", strict=True):
-            grid[i][j] = mark
-        return {**named, "kwargs": {**named["kwargs"], "maze_map": grid, "continuing_task": False}}
-    return named

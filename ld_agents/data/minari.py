@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from gymnasium import spaces
 from ld_agents.data import families, hdf5
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset, Provenance
 from ld_agents.data.storage import is_local
-from ld_agents.evaluation.eval_env import FIXED_GOAL_ENTRY_POINTS, FixedGoal, build_eval_env
+from ld_agents.evaluation.eval_env import EvalEnvSpec, FixedGoal, hub_environment
 from ld_agents.evaluation.scores import REFERENCE_SCORES
 
 _CACHE_NAME = ".ld-agents-arrays.npz"
@@ -64,9 +65,9 @@ def load_minari(
     metadata = _read_metadata(dataset_id, data)
     ours = metadata.get("ld_agents")
     observation_space, action_space = _checked_spaces(dataset_id, metadata)
-    eval_env = _eval_spec(metadata)
+    eval_env = EvalEnvSpec.from_json(metadata.get("eval_env_spec") or metadata.get("env_spec"))
     if not isinstance(ours, dict):
-        eval_env = families.hub_environment(dataset_id, eval_env)
+        eval_env = hub_environment(dataset_id, eval_env)
     arrays = _flat_arrays(dataset_id, data, metadata, observation_space, action_space)
 
     rewards, terminals, ends = arrays["rewards"], arrays["terminals"], arrays["ends"]
@@ -111,7 +112,7 @@ def load_minari(
     )
 
 
-def _info(dataset_id: str, metadata: dict[str, Any], eval_env: dict[str, Any] | None) -> DatasetInfo:
+def _info(dataset_id: str, metadata: dict[str, Any], eval_env: EvalEnvSpec | None) -> DatasetInfo:
     """What the metadata tell about the data; values of the wrong kind count as missing."""
     ours = metadata.get("ld_agents")
     ours = ours if isinstance(ours, dict) else {}
@@ -139,8 +140,8 @@ def _holds_tasks(space: spaces.Dict) -> bool:
 
 def _counts_tasks(metadata: dict[str, Any]) -> bool:
     """Whether a recording of Kitchen was paid in every step for each task that is done."""
-    recorded = _spec(metadata.get("env_spec"))
-    return recorded is not None and recorded["kwargs"].get("remove_task_when_completed") is False
+    recorded = EvalEnvSpec.from_json(metadata.get("env_spec"))
+    return recorded is not None and recorded.kwargs.get("remove_task_when_completed") is False
 
 
 # -- finding the data ----------------------------------------------------------------------------------------------
@@ -462,12 +463,12 @@ def _final_after_splits(
 
 
 def _relabel(
-    dataset_id: str, eval_env: dict[str, Any] | None, next_achieved: np.ndarray, terminals: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    dataset_id: str, eval_env: EvalEnvSpec | None, next_achieved: np.ndarray, terminals: np.ndarray
+) -> tuple[EvalEnvSpec, np.ndarray, np.ndarray]:
     """Rewards (and terminals, if the task ends at its goal) for the evaluation environment's one goal."""
     if eval_env is None:
         raise ValueError(f'{dataset_id} names no evaluation environment to take the goal from. Use goal="keep".')
-    env = build_eval_env(eval_env)
+    env = eval_env.make()
     try:
         unwrapped: Any = env.unwrapped
         goal = _fixed_goal(dataset_id, env)
@@ -475,12 +476,12 @@ def _relabel(
             rewards = np.asarray(unwrapped.compute_reward(next_achieved, goal, {}), dtype=np.float32)
         except Exception as error:
             raise ValueError(
-                f"The evaluation environment of {dataset_id} ({eval_env['id']}) cannot compute rewards for its goals "
+                f"The evaluation environment of {dataset_id} ({eval_env.id}) cannot compute rewards for its goals "
                 f'({type(error).__name__}: {error}). Use goal="keep".'
             ) from None
         if rewards.shape != (len(next_achieved),):
             raise ValueError(
-                f"The evaluation environment of {dataset_id} ({eval_env['id']}) cannot compute the rewards of "
+                f"The evaluation environment of {dataset_id} ({eval_env.id}) cannot compute the rewards of "
                 'many steps at once. Use goal="keep".'
             )
         if not getattr(unwrapped, "continuing_task", True):
@@ -491,7 +492,7 @@ def _relabel(
                 )
             terminals = rewards > 0
         if hasattr(unwrapped, "maze"):
-            eval_env = {**eval_env, "goal": goal.tolist()}
+            eval_env = replace(eval_env, goal=tuple(goal.tolist()))
         return eval_env, rewards, terminals
     finally:
         env.close()
@@ -517,33 +518,3 @@ def _fixed_goal(dataset_id: str, env: gym.Env[Any, Any]) -> np.ndarray:
             'relabelled for one goal. Use goal="keep".'
         )
     return goals[0]
-
-
-# -- environments --------------------------------------------------------------------------------------------------
-
-
-def _eval_spec(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """Id, keyword arguments and step limit of the evaluation environment that the metadata name; nothing is built."""
-    return _spec(metadata.get("eval_env_spec") or metadata.get("env_spec"))
-
-
-def _spec(text: Any) -> dict[str, Any] | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        spec = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
-        return None
-    kwargs, limit, wrappers = spec.get("kwargs"), spec.get("max_episode_steps"), spec.get("additional_wrappers")
-    found: dict[str, Any] = {
-        "id": spec["id"],
-        "kwargs": kwargs if isinstance(kwargs, dict) else {},
-        "max_episode_steps": limit if type(limit) is int and limit > 0 else None,
-    }
-    for wrapper in wrappers if isinstance(wrappers, list) else ():
-        if isinstance(wrapper, dict) and wrapper.get("entry_point") in FIXED_GOAL_ENTRY_POINTS:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                found["goal"] = [float(x) for x in wrapper["kwargs"]["goal"]]
-    return found

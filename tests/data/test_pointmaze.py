@@ -141,9 +141,9 @@ def test_information(data: OfflineDataset) -> None:
     assert info.reference_scores == (23.85, 161.86)
     assert "D4RL's maze2d recipe" in info.description
     assert info.eval_env is not None
-    assert info.eval_env["id"] == "PointMaze_UMaze-v3"
-    assert info.eval_env["max_episode_steps"] == 300
-    assert info.eval_env["goal"] == [-1.0, 1.0]
+    assert info.eval_env.id == "PointMaze_UMaze-v3"
+    assert info.eval_env.max_episode_steps == 300
+    assert info.eval_env.goal == (-1.0, 1.0)
     check = info.replay_check
     assert check is not None
     assert check["passed"]
@@ -275,8 +275,8 @@ def test_other_mazes(empty: Path) -> None:
     pointmaze.generate("large", "test/large-v0", 1000, evaluation_episodes=1, show_progress=False)
     data = load_dataset("test/large-v0")
     assert data.info.eval_env is not None
-    assert data.info.eval_env["goal"] == [3.5, -3.0]
-    assert data.info.eval_env["max_episode_steps"] == 800
+    assert data.info.eval_env.goal == (3.5, -3.0)
+    assert data.info.eval_env.max_episode_steps == 800
     assert data.info.reference_scores == (6.7, 273.99)
 
 
