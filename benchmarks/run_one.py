@@ -35,8 +35,8 @@ import ld_agents
 import provenance
 from ld_agents.data.replay import replay_check
 from ld_agents.evaluation.rollouts import evaluate
-from ld_agents.evaluation.scores import family
-from ld_agents.latent_diffuser import ENERGY_SETTINGS, LatentDiffuser
+from ld_agents.latent_diffuser import LatentDiffuser
+from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
 
 SCHEMA = 1
@@ -324,8 +324,7 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
 
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
-    of_family = cls.family_settings().get(family(run.dataset) or "", {})
-    agent = cls(policy, dataset, preset=preset, seed=run.seed, **of_family | settings)
+    agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
     base = Files(files.out, dataclasses.replace(run, agent=f"{name}[guidance=none]").name)
     sharing = shared_agent(base, agent, dataset) if base != files and run.budget == 1 else None
     if sharing is not None:
@@ -358,7 +357,9 @@ def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
     of_energy = {name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
     if dataclasses.replace(unguided.settings, **of_energy) != agent.settings:
         return None
-    return unguided.with_energy(**of_energy)
+    shared = unguided.with_energy(**of_energy)
+    shared.settings_origin = agent.settings_origin
+    return shared
 
 
 def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:
@@ -419,6 +420,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "agent": run.agent,
         "agent_class": f"{type(agent).__module__}.{type(agent).__qualname__}",
         "settings": agent.config()["settings"],
+        "settings_origin": {name: origin for name, origin in agent.settings_origin.items() if origin != "preset"},
         "preset": run.preset,
         "dataset": {
             "id": run.dataset,

@@ -61,7 +61,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -72,18 +71,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.diffusion.guidance import (
     EnergyNet,
     Guidance,
-    Weights,
     contrastive_loss,
     posterior_mean_gradient,
     support_weights,
 )
-from ld_agents.diffusion.sampling import SolverStep, VPSchedule, VPSolver, sample, vp_solver_steps, x0_from_noise
+from ld_agents.diffusion.sampling import SolverStep, VPSchedule, sample, vp_solver_steps, x0_from_noise
+from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PRESETS, LatentDiffuserSettings
 from ld_agents.networks.critics import descend, polyak_update
 from ld_agents.networks.denoisers import Dense, TemporalUNet
 from ld_agents.networks.trajectory_transformer import Decoded, TrajectoryTransformer
@@ -98,6 +97,7 @@ _SCALE_BATCH = 512
 _SCALE_LEARNING_RATE = 1e-3
 _LOG_STD_MIN = -9.0  # of the standard deviation over all states
 _ENERGY_GUIDED = ("exact", "mse")
+_NOT_KEPT = ("energy", "scale_of_state")  # weights that `with_energy` trains anew
 
 
 class Plans(NamedTuple):
@@ -121,7 +121,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
     return_mean: Tensor
     return_std: Tensor
 
-    def __init__(self, *spaces: Any, settings: "LatentDiffuserSettings", **kwargs: Any) -> None:
+    def __init__(self, *spaces: Any, settings: LatentDiffuserSettings, **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
         s = self.settings = settings
         self.vae = TrajectoryTransformer(
@@ -381,11 +381,11 @@ class LatentDiffuser(OfflineAlgorithm):
     """
 
     policy: LatentDiffuserPolicy
-    settings: "LatentDiffuserSettings"
+    settings: LatentDiffuserSettings
     policy_aliases: ClassVar = {"MlpPolicy": LatentDiffuserPolicy, "MultiInputPolicy": LatentDiffuserPolicy}
 
     @classmethod
-    def presets(cls) -> dict[str, "LatentDiffuserSettings"]:
+    def presets(cls) -> dict[str, LatentDiffuserSettings]:
         return PRESETS
 
     @classmethod
@@ -420,6 +420,7 @@ class LatentDiffuser(OfflineAlgorithm):
             self.policy_name,
             self.dataset,
             preset=self.preset,
+            family=self.family,
             seed=self.seed,
             device=self.device,
             verbose=self.verbose,
@@ -427,6 +428,7 @@ class LatentDiffuser(OfflineAlgorithm):
             cpu_bf16=self.cpu_bf16,
             **{**dataclasses.asdict(self.settings), **settings},
         )
+        other.settings_origin = self.settings_origin | dict.fromkeys(settings, "user")
         fresh = other.policy.state_dict()
         kept = {n: v for n, v in self.policy.state_dict().items() if n in fresh and not n.startswith(_NOT_KEPT)}
         other.policy.load_state_dict({**fresh, **kept})
@@ -709,206 +711,9 @@ def returns_to_go(rewards: Tensor, episode_ends: Tensor, discount: float) -> Ten
 
 
 @functools.cache
-def _sampler_steps(settings: "LatentDiffuserSettings") -> tuple[list[SolverStep], list[float], list[float]]:
+def _sampler_steps(settings: LatentDiffuserSettings) -> tuple[list[SolverStep], list[float], list[float]]:
     """The steps of the sampler, with signal and noise at each."""
     s = settings
     steps = vp_solver_steps(_SCHEDULE, s.solver_steps, solver=s.solver, grid=s.solver_grid, tau_end=_TAU_MIN)
     tau = torch.tensor([step.time for step in steps], dtype=torch.float64)
     return steps, _SCHEDULE.signal(tau).tolist(), _SCHEDULE.noise(tau).tolist()
-
-
-@dataclass(frozen=True)
-class LatentDiffuserSettings:
-    """Settings of LatentDiffuser. Defaults: from the closest ancestor, since the paper's are not known.
-
-    [TAP] is ZhengyaoJiang/latentplan, [CEP] ChenDRAG/CEP-energy-guided-diffusion, [DIF] jannerm/diffuser. What differs
-    between families is in `FAMILY`.
-    """
-
-    # sizes
-    horizon: int = 24  # T, environment steps [TAP]
-    steps_per_latent: int = 3  # L [TAP]
-    latent_dim: int = 16  # Z [LDCQ]
-    latent_space: bool = True  # False: the same planner on raw actions
-    width: int = 512  # [TAP], as the next four
-    blocks: int = 4
-    heads: int = 4
-    dropout: float = 0.1
-    decoder: Literal["shared", "separate"] = "shared"
-    return_inputs: Literal["trunk", "step"] = "trunk"  # of the return module; "step": the data's own Q(s, a)
-    return_targets: Literal["data", "bootstrapped"] = "data"  # "bootstrapped": behind the window, its own estimate
-    return_average_rate: float = 0.02  # of the averaged Q that "bootstrapped" looks up; ours
-    denoiser_width: int = 64  # [DIF] with the multipliers of Decision Diffuser
-    denoiser_multipliers: tuple[int, ...] = (1, 2, 4)
-    denoiser_blocks: int = 2
-    denoiser_activation: Literal["mish", "silu"] = "mish"
-    energy_hidden: int = 512  # [CEP]
-    energy_layers: int = 4
-    energy_frequency_scale: float = 30.0  # of the time's features, in cycles per unit of tau [CEP]
-
-    # data
-    discount: float = 0.99  # [TAP]
-    terminal_reward: float | None = None  # in place of the reward at a terminal
-    normalize_observations: bool = True  # [TAP]
-    standardize: bool = True  # actions, rewards and returns-to-go [TAP]
-
-    # stage 1
-    state_weight: float = 1.0  # [TAP], as the next three
-    action_weight: float = 5.0
-    reward_weight: float = 1.0
-    return_weight: float = 1.0
-    kl_weight: float = 1e-3  # ours; the paper says weak
-    vae_learning_rate: float = 2e-4  # [TAP], as the rest of the stage
-    vae_batch_size: int = 512
-    vae_steps: int = 97_656  # 50 epochs of a million windows
-    weight_decay: float = 0.1
-    gradient_clip: float = 1.0
-    learning_rates: Literal["constant", "cosine"] = "constant"  # of all stages
-
-    # stage 2
-    latent_targets: Literal["mean", "sample"] = "mean"
-    prior_windows: int | None = None  # windows that are encoded for it; None is all
-    prior_learning_rate: float = 2e-4  # [DIF]
-    prior_batch_size: int = 512
-    prior_steps: int = 500_000
-    average_rate: float = 1e-3  # of the averaged weights; 5e-3 in [DIF], none in [CEP]
-
-    # stage 3
-    guidance: Guidance = "exact"
-    weights: Weights = "independent"  # "softmax" in [CEP]
-    weight_limit: float | None = None  # largest weight; the log says what share of them it cuts. None is exact
-    inverse_temperature: float = 3.0  # beta [CEP], there in units of its own Q
-    plan_return: Literal["sum", "mean", "tap"] = "sum"  # sum of returns-to-go; "tap": of rewards, with the last return
-    return_scale: Literal["all", "state"] = "all"  # unit of beta: the standard deviation of R, everywhere or at a state
-    return_steps: int | None = None  # steps of the plan that R looks at; None is all, 15 in [TAP]
-    scale_states: int = 50_000  # states at which R is standardised
-    support_states: int | None = 200_000  # None is all; all in [CEP]
-    support_size: int = 16  # M, per set [CEP]
-    energy_learning_rate: float = 3e-4  # [CEP]
-    energy_batch_size: int = 256  # states [CEP]
-    energy_steps: int = 1_000_000  # [CEP]
-
-    # acting
-    guidance_scale: float = 1.0  # only 1 is exact
-    solver: VPSolver = "dpm++2m"  # "dpm++2s" in [CEP]
-    solver_grid: Literal["log-snr", "time"] = "log-snr"  # "time" in [CEP]
-    solver_steps: int = 15  # network evaluations [CEP]
-    n_candidates: int = 1
-    exec_horizon: int = 1  # environment steps between plans [TAP]
-
-    def __post_init__(self) -> None:
-        check_settings(self, _WHOLE, _REAL, _CHOICES)
-        levels = len(self.denoiser_multipliers)
-        if self.horizon % (self.steps_per_latent * 2 ** (levels - 1)):
-            raise ValueError(
-                f"horizon ({self.horizon}) must be a multiple of steps_per_latent ({self.steps_per_latent}) times "
-                f"{2 ** (levels - 1)}, since each of the {levels} levels of denoiser_multipliers but the last halves "
-                "the number of latents."
-            )
-        if self.return_targets == "bootstrapped" and self.return_inputs != "step":
-            raise ValueError('return_targets="bootstrapped" needs return_inputs="step": only Q(s, a) can be looked up.')
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads}).")
-        if self.denoiser_width % 8:
-            raise ValueError(f"denoiser_width must be a multiple of 8, got {self.denoiser_width}.")
-        for name in ("exec_horizon", "return_steps"):
-            if (getattr(self, name) or 1) > self.horizon:
-                raise ValueError(f"{name} ({getattr(self, name)}) must not exceed horizon ({self.horizon}).")
-
-
-_WHOLE = {
-    **dict.fromkeys(("width", "denoiser_width", "energy_hidden"), (1, 8192)),
-    **dict.fromkeys(("horizon", "steps_per_latent", "return_steps", "exec_horizon", "solver_steps"), (1, 1000)),
-    **dict.fromkeys(("blocks", "heads", "denoiser_blocks", "energy_layers"), (1, 64)),
-    **dict.fromkeys(("support_size", "n_candidates"), (1, 10_000)),
-    **dict.fromkeys(("vae_batch_size", "prior_batch_size", "energy_batch_size"), (1, 1_000_000)),
-    **dict.fromkeys(("prior_windows", "scale_states", "support_states"), (1, 1_000_000_000)),
-    **dict.fromkeys(("vae_steps", "prior_steps", "energy_steps"), (0, 1_000_000_000)),
-    "latent_dim": (1, 1024),
-}
-
-_REAL = {
-    **dict.fromkeys(("vae_learning_rate", "prior_learning_rate", "energy_learning_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("discount", "dropout", "average_rate", "return_average_rate", "weight_decay"), (0.0, 1.0)),
-    **dict.fromkeys(("state_weight", "action_weight", "reward_weight", "return_weight", "kl_weight"), (0.0, 1e6)),
-    **dict.fromkeys(("gradient_clip", "inverse_temperature", "guidance_scale"), (0.0, 1e6)),
-    "energy_frequency_scale": (0.0, 1e3),
-    "terminal_reward": (-1e6, 1e6),
-    "weight_limit": (1.0, 1e30),
-}
-
-_CHOICES = {
-    "decoder": ("shared", "separate"),
-    "denoiser_activation": ("mish", "silu"),
-    "learning_rates": ("constant", "cosine"),
-    "latent_targets": ("mean", "sample"),
-    "guidance": ("exact", "mse", "posterior-mean", "none"),
-    "weights": ("independent", "softmax", "unnormalised"),
-    "plan_return": ("sum", "mean", "tap"),
-    "return_inputs": ("trunk", "step"),
-    "return_targets": ("data", "bootstrapped"),
-    "return_scale": ("all", "state"),
-    "solver": ("ddim", "dpm++2m", "dpm++2s"),
-    "solver_grid": ("log-snr", "time"),
-}
-
-# what `LatentDiffuser.with_energy` may change
-ENERGY_SETTINGS = (
-    *("guidance", "weights", "weight_limit", "inverse_temperature", "plan_return", "return_scale", "return_steps"),
-    *("scale_states", "support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
-    *("energy_hidden", "energy_layers", "energy_frequency_scale"),
-    *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),
-)
-
-_NOT_KEPT = ("energy", "scale_of_state")  # weights that `with_energy` trains anew
-
-PAPER = LatentDiffuserSettings()
-
-FAST = dataclasses.replace(
-    PAPER,
-    horizon=32,
-    steps_per_latent=4,
-    latent_dim=8,
-    width=64,
-    blocks=2,
-    heads=2,
-    dropout=0.0,
-    denoiser_width=32,
-    denoiser_blocks=1,
-    denoiser_activation="silu",
-    energy_hidden=128,
-    energy_layers=3,
-    energy_frequency_scale=1.0,
-    discount=0.998,
-    return_inputs="step",
-    return_targets="bootstrapped",
-    vae_learning_rate=2e-3,
-    vae_batch_size=128,
-    vae_steps=2_000,
-    weight_decay=0.0,
-    learning_rates="cosine",
-    prior_windows=131_072,
-    prior_learning_rate=2e-3,
-    prior_batch_size=256,
-    prior_steps=4_000,
-    average_rate=5e-3,
-    weight_limit=16.0,
-    return_scale="state",
-    scale_states=4_096,
-    support_states=8_192,
-    support_size=8,
-    energy_learning_rate=5e-3,
-    energy_batch_size=128,
-    energy_steps=8_000,
-    exec_horizon=4,
-)
-
-PRESETS = {"fast": FAST, "paper": PAPER}
-
-# What differs between families of data sets. TAP also takes AntMaze as it is (normalize_observations, standardize),
-# QGPO 32 support latents there, TAP a fifth of the VAE's steps on Adroit: for the paper preset, hand them over as well.
-FAMILY: dict[str, dict[str, Any]] = {
-    "locomotion": {"terminal_reward": -100.0, "discount": 0.99},  # [TAP]
-    "adroit": {"discount": 0.99},  # [TAP]
-    "antmaze": {"discount": 0.998},  # [TAP]
-}

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import provenance
 from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
-from ld_agents.latent_diffuser import FAST
+from ld_agents.latent_diffuser_settings import FAST
 from run_one import agent_class, load_dataset, write_json
 from timing.speed import write_text
 

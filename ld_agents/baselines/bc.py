@@ -11,18 +11,19 @@ kept episodes, we by all.
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import episode_of_steps, episode_returns
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths
 from ld_agents.networks.critics import TanhActor
 
 
@@ -75,21 +76,17 @@ class BC(OfflineAlgorithm):
         return torch.nonzero(kept[episode_of_steps(self.data)]).reshape(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BCSettings:
     """Settings of BC, from CORL's configurations of `any_percent_bc`."""
 
-    hidden: tuple[int, ...] = (256, 256)
-    learning_rate: float = 3e-4
-    batch_size: int = 256
+    hidden: Widths = (256, 256)
+    learning_rate: Fraction = 3e-4
+    batch_size: BatchSize = 256
     normalize_observations: bool = True
-    best_fraction: float = 1.0  # of the episodes that are cloned
-    return_discount: float = 0.99  # of the returns that episodes are chosen by
-    steps: int = 1_000_000  # gradient steps
-
-    def __post_init__(self) -> None:
-        real = dict.fromkeys(("learning_rate", "best_fraction", "return_discount"), (0.0, 1.0))
-        check_settings(self, {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}, real, {})
+    best_fraction: Fraction = 1.0  # of the episodes that are cloned
+    return_discount: Fraction = 0.99  # of the returns that episodes are chosen by
+    steps: GradientSteps = 1_000_000
 
 
 PAPER = BCSettings()

@@ -30,19 +30,21 @@ Differences from the authors' code [A] and CORL's [C]:
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
 from ld_agents.common.keyed_noise import keyed_normal, next_keys
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
@@ -129,10 +131,7 @@ class SquashedGaussianActor(nn.Module):
 
 
 class CQL(OfflineAlgorithm):
-    """Conservative Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `CQLSettings` for settings.
-
-    Settings of a family of data sets: `CQL("MlpPolicy", dataset, **CQL.family_settings()["antmaze"])`.
-    """
+    """Conservative Q-Learning, one stage (`train`). See `OfflineAlgorithm` and `CQLSettings`."""
 
     policy: CQLPolicy
     settings: "CQLSettings"
@@ -271,43 +270,29 @@ class CQL(OfflineAlgorithm):
         return self.policy.log_multiplier.exp().clamp(max=1e6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CQLSettings:
     """Settings of CQL. Defaults: CORL's configurations of `cql` for locomotion [C]; the authors' code [A] is named."""
 
-    conservative_weight: float = 10.0  # alpha
-    n_actions: int = 10  # N of each of three kinds
-    target_action_gap: float | None = None  # tau of the Lagrange version; None: alpha is fixed
+    conservative_weight: NonNegative = 10.0  # alpha
+    n_actions: Annotated[int, Field(ge=1, le=1000)] = 10  # N of each of three kinds
+    target_action_gap: Real | None = None  # tau of the Lagrange version; None: alpha is fixed
     max_target_backup: bool = False
-    gap_floor: float | None = None  # no gap counts as less
-    cloning_steps: int = 0  # gradient steps at the start; 40,000 in [A]
-    hidden: tuple[int, ...] = (256, 256, 256)  # of the actor
-    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    gap_floor: Real | None = None  # no gap counts as less
+    cloning_steps: GradientSteps = 0  # gradient steps at the start; 40,000 in [A]
+    hidden: Widths = (256, 256, 256)  # of the actor
+    critic_hidden: Widths = (256, 256, 256)
     orthogonal_critics: bool = True  # first weights; False in [A]
-    actor_learning_rate: float = 3e-5  # 1e-4 in [A]
-    critic_learning_rate: float = 3e-4
-    batch_size: int = 256
-    discount: float = 0.99
-    target_rate: float = 0.005
+    actor_learning_rate: Fraction = 3e-5  # 1e-4 in [A]
+    critic_learning_rate: Fraction = 3e-4
+    batch_size: BatchSize = 256
+    discount: Fraction = 0.99
+    target_rate: Fraction = 0.005
     normalize_observations: bool = True  # False in [A]
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0  # added to the scaled reward
-    steps: int = 1_000_000  # gradient steps
+    reward_scale: Real = 1.0
+    reward_shift: Real = 0.0  # added to the scaled reward
+    steps: GradientSteps = 1_000_000
 
-    def __post_init__(self) -> None:
-        check_settings(self, _WHOLE, _REAL, {})
-
-
-_WHOLE = {
-    **dict.fromkeys(("cloning_steps", "steps"), (0, 1_000_000_000)),
-    "n_actions": (1, 1000),
-    "batch_size": (1, 1_000_000),
-}
-_REAL = {
-    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate", "discount", "target_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("target_action_gap", "gap_floor", "reward_scale", "reward_shift"), (-1e6, 1e6)),
-    "conservative_weight": (0.0, 1e6),
-}
 
 PAPER = CQLSettings()
 FAST = dataclasses.replace(PAPER, steps=3_000)  # seven minutes on one core

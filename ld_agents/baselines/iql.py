@@ -29,19 +29,21 @@ Differences from the authors' code and CORL's:
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
 from ld_agents.common.keyed_noise import keyed_normal, next_keys
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
@@ -112,10 +114,7 @@ class IQLActor(nn.Module):
 
 
 class IQL(OfflineAlgorithm):
-    """Implicit Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `IQLSettings` for settings.
-
-    Settings of a family of data sets: `IQL("MlpPolicy", dataset, **IQL.family_settings()["antmaze"])`.
-    """
+    """Implicit Q-Learning, one stage (`train`). See `OfflineAlgorithm` for arguments, `IQLSettings` for settings."""
 
     policy: IQLPolicy
     settings: "IQLSettings"
@@ -187,38 +186,26 @@ class IQL(OfflineAlgorithm):
         return (weights * (means - actions).square().sum(-1)).mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class IQLSettings:
     """Settings of IQL. Defaults: the authors' code for MuJoCo [A]; CORL's configurations of `iql` [C] are named."""
 
-    expectile: float = 0.7  # tau
-    temperature: float = 3.0  # beta: inverse temperature of the weights
+    expectile: Fraction = 0.7  # tau
+    temperature: NonNegative = 3.0  # beta: inverse temperature of the weights
     actor: Literal["gaussian", "deterministic"] = "gaussian"  # [C] has both
-    dropout: float = 0.0  # share of the actor's hidden units that are dropped
-    hidden: tuple[int, ...] = (256, 256)  # of all networks
-    actor_learning_rate: float = 3e-4  # falls to 0 over the budget, as a cosine
-    critic_learning_rate: float = 3e-4  # of the critics and V
-    batch_size: int = 256
-    discount: float = 0.99
-    target_rate: float = 0.005
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.0  # share of the actor's hidden units that are dropped
+    hidden: Widths = (256, 256)  # of all networks
+    actor_learning_rate: Fraction = 3e-4  # falls to 0 over the budget, as a cosine
+    critic_learning_rate: Fraction = 3e-4  # of the critics and V
+    batch_size: BatchSize = 256
+    discount: Fraction = 0.99
+    target_rate: Fraction = 0.005
     normalize_observations: bool = True  # [C]; False in [A]
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0  # added to the scaled reward
+    reward_scale: Real = 1.0
+    reward_shift: Real = 0.0  # added to the scaled reward
     normalize_rewards: bool = False  # to returns that span 1000; see `scaled_rewards`
-    steps: int = 1_000_000  # gradient steps
+    steps: GradientSteps = 1_000_000
 
-    def __post_init__(self) -> None:
-        check_settings(self, _WHOLE, _REAL, {"actor": ("gaussian", "deterministic")})
-
-
-_WHOLE = {"batch_size": (1, 1_000_000), "steps": (0, 1_000_000_000)}
-_REAL = {
-    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("expectile", "discount", "target_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("reward_scale", "reward_shift"), (-1e6, 1e6)),
-    "temperature": (0.0, 1e6),
-    "dropout": (0.0, 0.99),
-}
 
 PAPER = IQLSettings()
 FAST = dataclasses.replace(PAPER, steps=30_000)  # four minutes on one core

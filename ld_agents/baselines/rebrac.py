@@ -18,14 +18,14 @@ Differences from the authors' code, which CORL's `rebrac.py` repeats:
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from ld_agents.baselines.td3_bc import TD3BC, TD3BCPolicy, TD3BCSettings
-from ld_agents.common.offline_algorithm import check_settings
+from ld_agents.common.settings import STRICT, NonNegative, Widths
 
 
 class ReBRACPolicy(TD3BCPolicy):
@@ -51,8 +51,7 @@ def _initialise(net: nn.Sequential, last: float) -> None:
 class ReBRAC(TD3BC):
     """ReBRAC, one stage (`train`). See `OfflineAlgorithm` for arguments, `ReBRACSettings` for settings.
 
-    Settings of a family of data sets: `ReBRAC(..., **ReBRAC.family_settings()["antmaze"])`. The paper tunes both
-    penalties for every data set; those values are in `PENALTIES`.
+    The paper tunes both penalties for every dataset; those values are in `PENALTIES`.
     """
 
     policy: ReBRACPolicy
@@ -86,20 +85,16 @@ class ReBRAC(TD3BC):
         return self.settings.actor_penalty * penalty - self.settings.alpha / q.detach().abs().mean() * q.mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ReBRACSettings(TD3BCSettings):
     """Settings of ReBRAC, from CORL's configurations of `rebrac`. Defaults are those for Maze2D."""
 
-    alpha: float = 1.0  # fixed: the penalty has a weight of its own
-    actor_penalty: float = 0.003  # beta_1
-    critic_penalty: float = 0.001  # beta_2
-    hidden: tuple[int, ...] = (256, 256, 256)
+    alpha: NonNegative = 1.0  # fixed: the penalty has a weight of its own
+    actor_penalty: NonNegative = 0.003  # beta_1
+    critic_penalty: NonNegative = 0.001  # beta_2
+    hidden: Widths = (256, 256, 256)
     critic_layer_norm: bool = True
     normalize_observations: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_settings(self, {}, dict.fromkeys(("actor_penalty", "critic_penalty"), (0.0, 1e6)), {})
 
 
 PAPER = ReBRACSettings()
@@ -118,8 +113,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "adroit": {"actor_penalty": 0.1, "critic_penalty": 0.01},
 }
 
-# The penalties that the paper tuned for each data set, from the same configurations:
-# ReBRAC(..., **FAMILY["locomotion"] | PENALTIES["hopper-medium"])
+# The penalties that the paper tuned for each dataset, from the same configurations:
+# ReBRAC("MlpPolicy", "mujoco/hopper/medium-v0", **PENALTIES["hopper-medium"])
 PENALTIES: dict[str, dict[str, float]] = {
     name: {"actor_penalty": actor, "critic_penalty": critic}
     for name, (actor, critic) in {

@@ -20,18 +20,20 @@ Differences from the authors' code and CORL's:
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage, check_settings
+from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.settings import STRICT, BatchSize, Count, Fraction, GradientSteps, NonNegative, Real, Widths
 from ld_agents.networks.critics import QFunction, TanhActor, descend, polyak_update
 
 
@@ -61,10 +63,7 @@ class TD3BCPolicy(OfflinePolicy):
 
 
 class TD3BC(OfflineAlgorithm):
-    """TD3+BC, one stage (`train`). See `OfflineAlgorithm` for arguments, `TD3BCSettings` for settings.
-
-    Settings of a family of data sets: `TD3BC(..., **TD3BC.family_settings()["antmaze"])`.
-    """
+    """TD3+BC, one stage (`train`). See `OfflineAlgorithm` for arguments, `TD3BCSettings` for settings."""
 
     policy: TD3BCPolicy
     settings: "TD3BCSettings"
@@ -141,39 +140,28 @@ class TD3BC(OfflineAlgorithm):
         return F.mse_loss(chosen, actions) - self.settings.alpha / q.detach().abs().mean() * q.mean()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TD3BCSettings:
     """Settings of TD3+BC: the paper's, which CORL's configurations of `td3_bc` repeat."""
 
-    alpha: float = 2.5  # weight of the critic in the actor's loss
-    hidden: tuple[int, ...] = (256, 256)  # of actor and critics
+    alpha: NonNegative = 2.5  # weight of the critic in the actor's loss
+    hidden: Widths = (256, 256)  # of actor and critics
     actor_layer_norm: bool = False
     critic_layer_norm: bool = False
-    actor_learning_rate: float = 3e-4
-    critic_learning_rate: float = 3e-4
-    batch_size: int = 256
-    discount: float = 0.99
-    target_rate: float = 0.005
-    target_noise: float = 0.2  # standard deviation; actions are in [-1, 1]
-    target_noise_clip: float = 0.5
-    actor_delay: int = 2  # gradient steps of the critics per step of actor and targets
+    actor_learning_rate: Fraction = 3e-4
+    critic_learning_rate: Fraction = 3e-4
+    batch_size: BatchSize = 256
+    discount: Fraction = 0.99
+    target_rate: Fraction = 0.005
+    target_noise: Annotated[float, Field(ge=0, le=2)] = 0.2  # standard deviation; actions are in [-1, 1]
+    target_noise_clip: Annotated[float, Field(ge=0, le=2)] = 0.5
+    actor_delay: Count = 2  # gradient steps of the critics per step of actor and targets
     normalize_observations: bool = True
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0  # added to the scaled reward
+    reward_scale: Real = 1.0
+    reward_shift: Real = 0.0  # added to the scaled reward
     normalize_rewards: bool = False  # to returns that span 1000; see `scaled_rewards`
-    steps: int = 1_000_000  # gradient steps
+    steps: GradientSteps = 1_000_000
 
-    def __post_init__(self) -> None:
-        check_settings(self, _WHOLE, _REAL, {})
-
-
-_WHOLE = {"batch_size": (1, 1_000_000), "actor_delay": (1, 1_000_000), "steps": (0, 1_000_000_000)}
-_REAL = {
-    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate", "discount", "target_rate"), (0.0, 1.0)),
-    **dict.fromkeys(("target_noise", "target_noise_clip"), (0.0, 2.0)),
-    **dict.fromkeys(("reward_scale", "reward_shift"), (-1e6, 1e6)),
-    "alpha": (0.0, 1e6),
-}
 
 PAPER = TD3BCSettings()
 FAST = dataclasses.replace(PAPER, steps=30_000)  # three minutes on one core

@@ -279,7 +279,7 @@ class OfflineDataset:
 
     # -- windows ---------------------------------------------------------------------------------------------------
 
-    def window_starts(self, horizon: int) -> torch.Tensor:
+    def window_starts(self, horizon: int, *, past_terminals: bool = False) -> torch.Tensor:
         """Every row t such that rows t .. t+horizon-1 lie in one episode and s_{t+horizon} is known.
 
         The last window of an episode counts if its final observation is known, or if it ends in a terminal: then
@@ -287,6 +287,9 @@ class OfflineDataset:
 
         Args:
             horizon: window length H in steps, at least 1.
+            past_terminals: windows may also run past a terminal, so that each of the last H steps before it begins a
+                window that tells of it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
+                goal, where every step is an episode of one step, and those windows would tell nothing.
 
         Returns:
             [W] int32, increasing.
@@ -298,8 +301,11 @@ class OfflineDataset:
             raise ValueError(f"The horizon is {horizon}. It must be at least 1.")
         ends = self.episode_ends
         begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-        full = self._final_known | self.terminals[ends - 1]
-        counts = (ends - begins - horizon + full.long()).clamp_(min=0)
+        terminal = self.terminals[ends - 1]
+        counts = ends - begins - horizon + (self._final_known | terminal).long()
+        if past_terminals:
+            counts = torch.where(terminal, ends - begins + 1 - min(2, horizon), counts)
+        counts.clamp_(min=0)
         total = int(counts.sum())
         if total == 0:
             raise ValueError(
@@ -310,29 +316,62 @@ class OfflineDataset:
         starts = torch.arange(total, dtype=torch.int32, device=ends.device)
         return starts.add_(torch.repeat_interleave(offsets, counts))
 
+    def window_steps(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+        """Recorded steps of each window, [B] int64: fewer than ``horizon`` where it runs past a terminal."""
+        starts = starts.long()
+        return (self.episode_ends[self._episodes(starts)] - starts).clamp_(max=horizon)
+
     def next_rows(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
         """Row of s_{t+horizon} in ``observation_rows`` for each start t, [B] int64.
 
-        Where the window ends in a terminal and the final observation is unknown, this is the last row of the window:
-        a place holder that nothing may bootstrap from.
+        Where the episode ends first, this is its final observation. If that is unknown, it is the last row of the
+        episode: a place holder that nothing may bootstrap from.
         """
-        starts = starts.long()
-        after = starts + horizon
-        episode = torch.searchsorted(self.episode_ends, starts, right=True)
-        final_row = torch.where(self._final_known[episode], episode + self._n_steps, after - 1)
-        return torch.where(after < self.episode_ends[episode], after, final_row)
+        after = starts.long() + horizon
+        episode = self._episodes(starts)
+        end = self.episode_ends[episode]
+        final_row = torch.where(self._final_known[episode], episode + self._n_steps, end - 1)
+        return torch.where(after < end, after, final_row)
 
     def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Observations [B, H, S] and actions [B, H, A] of the windows that begin at ``starts`` [B]."""
-        return _gather_windows(self.observation_rows, starts, horizon), _gather_windows(self.actions, starts, horizon)
+        """Observations [B, H, S] and actions [B, H, A] of the windows that begin at ``starts`` [B].
+
+        Past a terminal the state stays what it became there, and actions are zero.
+        """
+        rows, recorded = self._window_rows(starts, horizon)
+        actions = self.actions.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+        if not recorded.all():
+            actions = actions * recorded[..., None]
+            rows = torch.where(recorded, rows, self.next_rows(starts, horizon)[:, None])
+        return self.observation_rows.index_select(0, rows.view(-1)).view(*rows.shape, -1), actions
 
     def window_rewards(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
-        """Rewards [B, H] of the windows that begin at ``starts`` [B]."""
-        return _gather_windows(self.rewards[:, None], starts, horizon)[..., 0]
+        """Rewards [B, H] of the windows that begin at ``starts`` [B]; zero past a terminal."""
+        rows, recorded = self._window_rows(starts, horizon)
+        return self.rewards[rows] * recorded
 
     def window_terminals(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
-        """Whether a terminal lies in the window, [B] bool. It can only be the window's last row."""
-        return self.terminals[starts.long() + horizon - 1]
+        """Whether a terminal lies in the window, [B] bool."""
+        return self.terminals[starts.long() + self.window_steps(starts, horizon) - 1]
+
+    def returns_to_go(self, discount: float) -> torch.Tensor:
+        """Sum over k of discount^k r_{t+k} until the recording of the episode ends, [N] float32."""
+        rows = torch.arange(self.n_steps, device=self.rewards.device)
+        returns, ends, steps = self.rewards.clone(), self.episode_ends[self._episodes(rows)], 1
+        while steps < int((ends - rows).max()):  # sums of 1, 2, 4, ... rewards
+            returns[:-steps] += discount**steps * torch.where(rows[steps:] < ends[:-steps], returns[steps:], 0)
+            steps *= 2
+        return returns
+
+    def _window_rows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the windows, the last one of an episode in place of what would follow it, and which are recorded."""
+        steps = torch.arange(horizon, device=starts.device)
+        recorded = steps < self.window_steps(starts, horizon)[:, None]
+        rows = starts.long()[:, None] + steps
+        return torch.minimum(rows, self.episode_ends[self._episodes(starts)][:, None] - 1), recorded
+
+    def _episodes(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.searchsorted(self.episode_ends, rows.long(), right=True)
 
     def to(self, device: torch.device | str) -> OfflineDataset:
         """The same data on another device; shares memory where nothing has to move."""
@@ -389,17 +428,6 @@ class OfflineDataset:
                 "evaluate(agent, make_env=...)."
             )
         return self.info.eval_env.make(render_mode)
-
-
-def _gather_windows(rows: torch.Tensor, starts: torch.Tensor, horizon: int) -> torch.Tensor:
-    """Rows t .. t+H-1 of [N, D] for each start, [B, H, D].
-
-    A window of contiguous rows is one contiguous stretch of memory, so each is copied in one piece from a view in which
-    windows overlap.
-    """
-    n, width = rows.shape
-    overlapping = rows.contiguous().as_strided((n - horizon + 1, horizon * width), (width, 1))
-    return overlapping.index_select(0, starts).view(len(starts), horizon, width)
 
 
 def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:

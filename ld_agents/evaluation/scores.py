@@ -135,6 +135,8 @@ _FAMILIES = {
     "locomotion": r"\b(halfcheetah|hopper|walker2d|walker|ant)\b",
 }
 
+FAMILIES = tuple(_FAMILIES)
+
 # Names of files on D4RL's server, where they are not the names of the data sets.
 _SERVER_NAMES: dict[str, str] = {
     **{f"maze2d-{maze}-sparse-v1": f"maze2d-{maze}-v1" for maze in _MAZES},

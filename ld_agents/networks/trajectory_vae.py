@@ -163,7 +163,13 @@ class TrajectoryVAE(nn.Module):
         return self.final_state(torch.cat([states, latents], dim=-1))
 
     def losses(
-        self, states: Tensor, actions: Tensor, final_states: Tensor, epsilon: Tensor, steps: Tensor | None
+        self,
+        states: Tensor,
+        actions: Tensor,
+        final_states: Tensor,
+        epsilon: Tensor,
+        steps: Tensor | None,
+        recorded: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the negative ELBO, each divided by H as in the released code.
 
@@ -171,8 +177,10 @@ class TrajectoryVAE(nn.Module):
             states, actions: windows. Shapes [B, H, S], [B, H, A].
             final_states: s_{t+H}. Shape [B, S].
             epsilon: noise of the one reparameterised sample. Shape [B, Z].
-            steps: which steps of each window the action likelihood is taken at, [B, n] int64, drawn uniformly: an
-                unbiased estimate of the mean over all H steps at n / H of its cost. None takes all H.
+            steps: which steps of each window the action likelihood is taken at, [B, n] int64, drawn uniformly from the
+                recorded ones: an unbiased estimate of the sum over all of them at n / H of its cost. None takes all.
+            recorded: how many steps of each window were recorded, [B]; actions past a terminal have no likelihood.
+                None: all H.
 
         Returns:
             scalars "action", "kl" and "final_state". The latent is detached in the last, so that the state decoder
@@ -182,13 +190,21 @@ class TrajectoryVAE(nn.Module):
         posterior = self.encode(states, actions)
         latents = posterior.sample(epsilon)  # [B, Z]
         first = states[:, 0]
+        weights: Tensor | float = 1.0
+        if recorded is not None:
+            weights = recorded[:, None] / horizon if steps is not None else _first(recorded, horizon)
         if steps is not None:
             rows = torch.arange(len(states), device=states.device)[:, None]
             states, actions = states[rows, steps], actions[rows, steps]  # [B, n, .]
         repeated = latents[:, None].expand(-1, states.shape[1], -1)
         return {
-            "action": self.action(states, repeated, actions).negative_log_density(actions).mean(),
+            "action": (weights * self.action(states, repeated, actions).negative_log_density(actions)).mean(),
             "kl": posterior.kl(self.prior(first)).mean() / horizon,
             "final_state": self.predict_final_state(first, latents.detach()).negative_log_density(final_states).mean()
             / horizon,
         }
+
+
+def _first(counts: Tensor, n: int) -> Tensor:
+    """1 for the first `counts` of n columns, else 0. Shapes [B] -> [B, n]."""
+    return (torch.arange(n, device=counts.device) < counts[:, None]).float()

@@ -22,7 +22,8 @@ from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.diffusion.guidance import EnergyNet
 from ld_agents.diffusion.sampling import VPSchedule, vp_solver_steps
-from ld_agents.latent_diffuser import FAMILY, PAPER, PRESETS, returns_to_go
+from ld_agents.latent_diffuser import returns_to_go
+from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PAPER, PRESETS
 from ld_agents.networks.critics import QFunction
 from ld_agents.networks.denoisers import PositionConv, TemporalUNet, sinusoids
 from ld_agents.networks.trajectory_transformer import Decoded
@@ -807,7 +808,7 @@ def test_families_and_presets_fit() -> None:
     for preset in PRESETS.values():
         for changes in FAMILY.values():
             dataclasses.replace(preset, **changes)
-    assert set(module.ENERGY_SETTINGS) < {field.name for field in dataclasses.fields(PAPER)}
+    assert set(ENERGY_SETTINGS) < {field.name for field in dataclasses.fields(PAPER)}
     assert set(TINY_LATENT_DIFFUSER) - {"preset"} < {field.name for field in dataclasses.fields(PAPER)}
 
 

@@ -20,7 +20,7 @@ from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.diffusion.sampling import Diffuser
-from ld_agents.ldcq import FAST, PAPER, RELEASED_CODE
+from ld_agents.ldcq_settings import FAST, PAPER, RELEASED_CODE
 
 Trained = Callable[[str], OfflineAlgorithm]
 
@@ -40,7 +40,15 @@ def by_hand() -> OfflineDataset:
     )
 
 
-BY_HAND = {**TINY_LDCQ, "horizon": 3, "normalize_observations": False, "discount": 0.9, "reward_discount": 0.5}
+BY_HAND = {
+    **TINY_LDCQ,
+    "horizon": 3,
+    "normalize_observations": False,
+    "windows_past_terminals": False,
+    "discount": 0.9,
+    "reward_discount": 0.5,
+    "reward_scale": 1.0,
+}
 
 
 def prepared(dataset: OfflineDataset, **settings: Any) -> LDCQ:
@@ -52,7 +60,7 @@ def prepared(dataset: OfflineDataset, **settings: Any) -> LDCQ:
 
 # ---------------------------------------------------------------- what a window is worth
 
-STARTS = [0, 1, 2, 3, 6, 7, 8]
+STARTS = [0, 1, 2, 3, 6, 7, 8]  # of windows that stay within an episode
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,66 @@ def test_next_states(by_hand: OfflineDataset, next_state: str, rows: list[int]) 
     agent = prepared(by_hand, next_state=next_state)
     found = agent.data.observation_rows[agent._next_rows(agent._q_windows())]
     assert found[:, 0].tolist() == rows
+
+
+def test_windows_past_a_terminal(by_hand: OfflineDataset) -> None:
+    """Rows 9 and 10 are the episode's last; its terminal pays 1 and leads to observation 12."""
+    agent = prepared(by_hand, windows_past_terminals=True)
+    starts = agent._q_windows()
+    assert starts.tolist() == [*STARTS, 9]
+    returns, bootstraps = agent._window_returns(starts)
+    assert returns.tolist() == pytest.approx([0.25, 0.5, 1.5, 1, 0, 0, 0.25, 0.5])
+    assert bootstraps.tolist() == pytest.approx([0.729] * 6 + [0, 0])
+    assert agent.data.observation_rows[agent._next_rows(starts)][:, 0].tolist() == [3, 4, 5, 11, 9, 10, 12, 12]
+    states, actions = agent.data.windows(starts[-2:], 3)
+    assert states[..., 0].tolist() == [[8, 9, 10], [9, 10, 12]]
+    assert actions[..., 0].tolist() == [pytest.approx([0.6, 0.8, 1]), pytest.approx([0.8, 1, 0])]
+    assert agent.data.window_steps(starts, 3).tolist() == [3] * 7 + [2]
+
+
+def test_actions_past_a_terminal_have_no_likelihood(by_hand: OfflineDataset) -> None:
+    agent = prepared(by_hand, windows_past_terminals=True)
+    starts = torch.tensor([8, 9])
+    states, actions = agent.data.windows(starts, 3)
+    recorded = agent.data.window_steps(starts, 3)
+    final_states, epsilon = torch.zeros(2, 1), torch.zeros(2, 3)
+    vae = agent.policy.vae
+
+    def action_loss(steps: Tensor | None, past: float = 0.0) -> float:
+        # what stands past the terminal reaches the encoder, but not the likelihood: latents are held fixed here
+        encoded = vae.encode(states, actions)
+        vae.encode.forward = lambda *_: encoded  # type: ignore[method-assign]
+        changed = actions.clone()
+        changed[1, 2] = past
+        loss = vae.losses(states, changed, final_states, epsilon, steps, recorded)["action"]
+        del vae.encode.forward
+        return float(loss)
+
+    assert action_loss(None) == action_loss(None, past=1.0)
+    # all five recorded steps, each once: the estimate is the sum itself
+    each = [action_loss(torch.tensor([[i], [j]])) for i in range(3) for j in range(2)]
+    assert np.mean(each) == pytest.approx(action_loss(None), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_rewards_are_divided_by_the_spread_of_the_returns(by_hand: OfflineDataset, scale: float) -> None:
+    """Discount 0.9; returns-to-go of the six steps that time out, and of the five that end in a terminal."""
+    data = OfflineDataset(
+        by_hand.observations,
+        by_hand.actions,
+        by_hand.rewards * scale,
+        by_hand.terminals,
+        np.arange(11) == 5,
+        final_observations=[[11.0], [12.0]],
+    )
+    to_go = np.array([0.81 + 2 * 0.9**4, 0.9 + 2 * 0.9**3, 1 + 2 * 0.81, 1.8, 2, 0, *(0.9**k for k in (4, 3, 2, 1, 0))])
+    np.testing.assert_allclose(data.returns_to_go(0.9), to_go * scale, rtol=1e-5)
+    agent = trained_up_to_q(data, reward_scale=None)
+    agent.learn(reset_num_timesteps=False)
+    assert float(agent.policy.reward_scale) == pytest.approx(1 / (to_go.std(ddof=1) * scale), rel=1e-5)
+    agent._prepare_data(data)
+    returns, _ = agent._window_returns(torch.tensor([2]))
+    assert returns.item() == pytest.approx(1.5 / to_go.std(ddof=1), rel=1e-5)
 
 
 def test_subset_of_the_windows(by_hand: OfflineDataset) -> None:
@@ -217,15 +285,17 @@ def test_sampling_weights_and_priorities(by_hand: OfflineDataset, monkeypatch: p
     agent.learn(reset_num_timesteps=False)
     assert len(errors) == len(given) == len(draws) == 12
 
-    priorities = torch.full((7,), 100.0)
+    priorities = torch.full((7,), torch.inf)  # never drawn
     for step, ((indices, _), table, weight, error) in enumerate(zip(draws, tables, given, errors, strict=True)):
-        torch.testing.assert_close(table, priorities**0.7)
-        probability = priorities**0.7 / (priorities**0.7).sum()
+        drawn = priorities.isfinite()
+        standing = torch.where(drawn, priorities, priorities[drawn].max() if drawn.any() else 1.0)
+        torch.testing.assert_close(table, standing**0.7)
+        probability = standing**0.7 / (standing**0.7).sum()
         expected = (7 * probability[indices]) ** -(0.3 + 0.01 * step)
         torch.testing.assert_close(weight, expected / expected.max())
         priorities[indices] = (error.detach() ** 2).mean(0) + 5e-6
     torch.testing.assert_close(agent._resumable["q.priorities"], priorities)
-    assert priorities.max() < 100
+    assert priorities.isfinite().sum() > 4
     assert len({round(float(w.min()), 4) for w in given}) > 3
 
 
@@ -317,7 +387,7 @@ def test_latents_are_standardised(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset).learn()
     assert isinstance(agent, LDCQ)
     agent._prepare_data(dataset)
-    starts = agent.data.window_starts(5)
+    starts = agent._window_starts()
     raw = agent._encode(starts)
     latents = agent._standardised(raw)
     torch.testing.assert_close(latents.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
@@ -386,14 +456,17 @@ def test_loss_of_the_vae_is_its_weighted_terms(dataset: OfflineDataset, kl_weigh
 def test_decoded_steps_are_drawn_from_the_whole_window(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset)
     assert isinstance(agent, LDCQ)
-    steps = agent._decoded_steps(500)
+    steps = agent._decoded_steps(torch.full((500,), 5))
     assert steps is not None
     assert steps.shape == (500, 2)
     assert (steps.flatten().bincount(minlength=5) > 120).all()
+    steps = agent._decoded_steps(torch.tensor([2, 3] * 500))
+    assert steps is not None
+    assert [counts.tolist() for counts in (steps[::2].unique(), steps[1::2].unique())] == [[0, 1], [0, 1, 2]]
     for every in (None, 5, 9):
         agent = make_agent("LDCQ", dataset, decoded_steps=every)
         assert isinstance(agent, LDCQ)
-        assert agent._decoded_steps(500) is None
+        assert agent._decoded_steps(torch.full((500,), 5)) is None
 
 
 def test_learning_rates(by_hand: OfflineDataset) -> None:
@@ -566,7 +639,7 @@ def test_paper_preset_follows_the_paper_where_it_speaks() -> None:
     assert (PAPER.next_state, PAPER.bootstrap_exponent, PAPER.importance_weights) == ("s_{t+H}", None, "per-sample")
     assert (PAPER.kl_weight, PAPER.latent_dim, PAPER.discount, PAPER.reward_discount) == (0.05, 16, 0.995, 0.995)
     assert (PAPER.encoder, PAPER.decoder, PAPER.vae_hidden) == ("gru", "autoregressive", 256)
-    assert (PAPER.target_rate, PAPER.prior, PAPER.schedule, PAPER.reward_scale) == (0.005, "diffusion", "rescaled", 1)
+    assert (PAPER.target_rate, PAPER.prior, PAPER.schedule) == (0.005, "diffusion", "rescaled")
     for name in ("reward_stops_bootstrap", "success_fills_window", "redraw_at_predicted_state"):
         assert not getattr(PAPER, name)
     for name in ("next_state", "bootstrap_exponent", "importance_weights", "schedule", "prior", "reward_scale"):
@@ -585,6 +658,8 @@ def test_released_code_is_a_set_of_settings(family: str) -> None:
     assert code.success_fills_window == (family == "antmaze")
     assert code.redraw_at_predicted_state == (family == "maze2d")
     assert code.reward_scale == (0.1 if family == "locomotion" else 1.0)
+    assert not code.windows_past_terminals
+    assert code.sample_actions
     assert code.extra_steps == (4 if family == "kitchen" else 5)
     assert code.q_learning_rate == 1e-3
     assert code.priority_alpha == 0.6
@@ -633,3 +708,43 @@ def test_one_action_dimension_and_one_step_windows() -> None:
     )
     agent = LDCQ("MlpPolicy", data, seed=0, **{**TINY_LDCQ, "horizon": 1, "exec_horizon": 1, "latent_dim": 1}).learn()
     assert agent.predict(np.zeros(1))[0].shape == (1,)
+
+
+def test_sampled_actions_repeat_with_the_observation(trained: Trained, dataset: OfflineDataset) -> None:
+    agent = trained("LDCQ")
+    assert isinstance(agent, LDCQ)
+    observations = dataset.observations[::40].numpy()
+    means, state = agent.predict(observations, deterministic=True)
+    agent.settings = agent.policy.settings = dataclasses.replace(agent.settings, sample_actions=True)
+    samples, sampled_state = agent.predict(observations, deterministic=True)
+    assert np.abs(samples - means).max() > 1e-3
+    np.testing.assert_array_equal(agent.predict(observations, deterministic=True)[0], samples)
+    np.testing.assert_allclose(agent.predict(observations[3:4], deterministic=True)[0], samples[3:4], atol=1e-6)
+    assert state is not None
+    assert sampled_state is not None
+    np.testing.assert_array_equal(state[0], sampled_state[0])  # the same latents
+    later, _ = agent.predict(observations, sampled_state, np.zeros(len(observations), bool), deterministic=True)
+    assert np.abs(later - samples).min(1).max() > 1e-6  # fresh noise at the next step
+
+
+def test_more_critics(by_hand: OfflineDataset) -> None:
+    """Three critics: each target is taken where the next critic is highest, and is the lowest of the three there."""
+    agent = prepared(by_hand, n_critics=3)
+    agent.policy.target_critics = nn.ModuleList(
+        [Table([[1, 5, 3]]), Table([[4, 2, 3.5]]), Table([[0, 2, 6]])]  # highest at candidates 1, 0, 2
+    )
+    targets = agent.q_targets(torch.tensor([10.0]), torch.tensor([0.5]), torch.zeros(1, 1), torch.zeros(1, 3, 3))
+    assert targets.tolist() == [[10.0], [11.5], [11.0]]
+    assert len(trained_up_to_q(by_hand, n_critics=3).policy.critics) == 3
+
+
+def test_averaged_critics_act(trained: Trained, dataset: OfflineDataset) -> None:
+    agent = trained("LDCQ")
+    assert isinstance(agent, LDCQ)
+    states, latents = agent.policy.normalize(dataset.observations[:7]), torch.randn(7, 3)
+    online = agent.policy.score(states, latents)
+    agent.policy.settings = dataclasses.replace(agent.settings, acting_critics="averaged")
+    averaged = agent.policy.score(states, latents)
+    assert not torch.equal(online, averaged)
+    expected = torch.minimum(*(critic(states, latents) for critic in agent.policy.target_critics))
+    torch.testing.assert_close(averaged, expected)

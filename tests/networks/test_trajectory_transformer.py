@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ld_agents.latent_diffuser import PAPER
+from ld_agents.latent_diffuser_settings import PAPER
 from ld_agents.networks.trajectory_transformer import CausalBlock, TrajectoryTransformer
 
 S, A, T, L, Z = 3, 2, 8, 2, 5

@@ -1,0 +1,283 @@
+"""The training of every agent: stages of gradient steps, behind SB3's `learn`.
+
+A stage is a generator that does one gradient step per `yield`, so that `learn` can count steps, call SB3's callbacks,
+write logs and stop between any two of them. What a stage needs to go on is saved with the agent.
+"""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+from torch import Tensor
+
+from ld_agents.common.offline_policy import OfflinePolicy
+from ld_agents.data.dataset import OfflineDataset
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    Args:
+        name: prefix of its losses in the log.
+        gradient_steps: its full budget in the preset.
+        train: yields the losses (scalars on the device) after each gradient step.
+    """
+
+    name: str
+    gradient_steps: int
+    train: Callable[[], Iterator[Losses]]
+
+
+class _GradientStepBar(ProgressBarCallback):
+    """SB3's bar adds the number of environments at each step; training counts gradient steps."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(1)
+        return True
+
+
+def _with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+    if callback is None:
+        return [_GradientStepBar()]
+    if isinstance(callback, list):
+        return [*callback, _GradientStepBar()]
+    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback), _GradientStepBar()]
+
+
+class StagedTraining(BaseAlgorithm):
+    """The half of `OfflineAlgorithm` that trains.
+
+    Attributes:
+        data: while training, the dataset on the device: observations normalised, actions scaled to [-1, 1].
+        generator: of all random numbers of training that no other generator draws; saved with the agent.
+        stage_budget, stage_steps, stage_seconds: gradient steps to do, those done and their time, by name of the stage.
+    """
+
+    settings: Any
+    policy: OfflinePolicy
+    dataset: OfflineDataset | None
+    data: OfflineDataset
+    generator: torch.Generator
+    cpu_bf16: bool
+    _dataset_identity: dict[str, str]
+
+    def _begin_untrained(self) -> None:
+        self.generator = self.derived_generator("training")
+        self.stage_budget: dict[str, int] = {}
+        self.stage_steps: dict[str, int] = {}
+        self.stage_seconds: dict[str, float] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._resumable: dict[str, Tensor] = {}
+        self._resumed: dict[str, Tensor] = {}  # read from a file and not asked for yet
+        self._show_progress = False
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The training stages in order."""
+
+    @property
+    def full_budget(self) -> int:
+        """Gradient steps of the whole training, all stages together."""
+        return sum(stage.gradient_steps for stage in self.stages())
+
+    def derived_generator(self, purpose: str) -> torch.Generator:
+        """A generator that depends on the agent's seed and on `purpose` alone, so that a resumed run draws the same."""
+        words = np.random.SeedSequence([self.seed or 0, *purpose.encode()]).generate_state(1, np.uint64)
+        return torch.Generator(self.device).manual_seed(int(words[0] >> np.uint64(1)))
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 500,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Trains all stages.
+
+        Args:
+            total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
+                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone.
+            callback: SB3 callbacks; `on_step` is called after every gradient step.
+            log_interval: gradient steps between two log lines. None logs nothing.
+            tb_log_name: name of the TensorBoard run, by default the agent's name.
+            reset_num_timesteps: False continues: stages that are finished are not redone, and the steps go to the
+                unfinished ones (if there are none, to the last). The networks keep their weights either way.
+            progress_bar: show one.
+        """
+        if self.dataset is None:
+            raise ValueError(
+                f"This agent has no data set. Load it with one: {type(self).__name__}.load(path, "
+                f"dataset={self._dataset_identity.get('id', '...')!r})."
+            )
+        if total_timesteps is not None and total_timesteps < 0:
+            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        if log_interval is not None and log_interval < 1:
+            raise ValueError(f"log_interval must be at least 1, or None for no log, got {log_interval}.")
+        self._plan_budget(total_timesteps, reset_num_timesteps)
+        remaining = sum(self.stage_budget.values()) - sum(self.stage_steps.values())
+        if reset_num_timesteps:
+            self._optimizers, self._resumable, self._resumed = {}, {}, {}
+        if progress_bar:
+            callback = _with_progress_bar(callback)
+        total_timesteps, callback = self._setup_learn(
+            remaining, callback, reset_num_timesteps, tb_log_name or type(self).__name__
+        )
+        self._show_progress = progress_bar
+        self._prepare_data(self.dataset)
+        callback.on_training_start(locals(), globals())
+        stages = self.stages()
+        for stage in stages:
+            if self.stage_steps[stage.name] >= self.stage_budget[stage.name]:
+                continue
+            if not self._run_stage(stage, callback, log_interval):
+                break
+            if stage is not stages[-1]:
+                self._optimizers.pop(stage.name, None)
+        self._release_data()
+        callback.on_training_end()
+        return self
+
+    def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
+        self.policy.set_training_mode(True)
+        steps = in_bfloat16(stage.train()) if self.cpu_bf16 else stage.train()
+        while True:
+            started = time.perf_counter()
+            losses = next(steps, None)
+            self.stage_seconds[stage.name] = self.stage_seconds.get(stage.name, 0.0) + time.perf_counter() - started
+            if losses is None:
+                return True
+            self.stage_steps[stage.name] += 1
+            self.num_timesteps += 1
+            if self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+                started = time.perf_counter()
+                next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
+                self.stage_seconds[stage.name] += time.perf_counter() - started
+            self._n_updates += 1
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
+                for name, value in losses.items():
+                    self.logger.record(f"{stage.name}/{name}", value.item())
+                self.logger.record("time/stage_seconds", self.stage_seconds[stage.name])
+                self.logger.dump(self.num_timesteps)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            if not self.policy.training:  # a callback has evaluated
+                self.policy.set_training_mode(True)
+
+    def _plan_budget(self, total: int | None, reset: bool) -> None:
+        full = {stage.name: stage.gradient_steps for stage in self.stages()}
+        if reset or not self.stage_budget:
+            self.stage_budget = _share_out(sum(full.values()) if total is None else total, full)
+            self.stage_steps = dict.fromkeys(full, 0)
+            self.stage_seconds = {}
+        elif total is not None:
+            left = {name: budget - self.stage_steps[name] for name, budget in self.stage_budget.items()}
+            for name, more in _share_out(total, left).items():
+                self.stage_budget[name] = self.stage_steps[name] + more
+
+    def remaining_steps(self, stage: str) -> range:
+        """The gradient steps of a stage that are still to do, counted from the stage's own start."""
+        return range(self.stage_steps[stage], self.stage_budget[stage])
+
+    def _prepare_data(self, dataset: OfflineDataset) -> None:
+        """`self.data`: the data set on the device, observations normalised, actions scaled to [-1, 1]."""
+        self.data = copy(dataset.to(self.device))
+        if getattr(self.settings, "normalize_observations", False):
+            self.data.observation_rows = self.policy.normalize(self.data.observation_rows)
+        low, high = self.policy.action_bounds()
+        if not (torch.all(low == -1) and torch.all(high == 1)):
+            # a dimension that never moves has no width: its scaled action is -1
+            self.data.actions = 2 * (self.data.actions - low) / (high - low).clamp(min=1e-12) - 1
+
+    def _release_data(self) -> None:
+        """Drops what was only needed for training."""
+        del self.data
+
+    def optimizer(self, stage: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        """The Adam optimiser of a stage; continues where an interrupted run of that stage stopped."""
+        if stage in self._optimizers:
+            return self._optimizers[stage]
+        optimizer = torch.optim.Adam(list(parameters), learning_rate, fused=True)
+        prefix = f"{stage}.optimizer."
+        state: dict[int, dict[str, Tensor]] = {}
+        for key in [key for key in self._resumed if key.startswith(prefix)]:
+            index, _, name = key.removeprefix(prefix).partition(".")
+            state.setdefault(int(index) if index.isdigit() else -1, {})[name] = self._resumed.pop(key)
+        if state:
+            for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                _check_training_state(f"{prefix}{i}", state.get(i, {}), like)
+            if len(state) != len(optimizer.param_groups[0]["params"]):
+                raise ValueError(
+                    f"The training state of this agent has too many tensors under {prefix}. Train it anew."
+                )
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self._optimizers[stage] = optimizer
+        return optimizer
+
+    def resumable(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that changes during training and is saved with the agent. `make` is called for a fresh start."""
+        if name not in self._resumable:
+            value = make()
+            if name in self._resumed:
+                resumed = self._resumed.pop(name)
+                _check_training_state(name, {name: resumed}, {name: value})
+                value = resumed.to(self.device)
+            self._resumable[name] = value
+        return self._resumable[name]
+
+    def cosine_decay(self, stage: str, step: int) -> float:
+        """Factor of a learning rate that falls from 1 to 0 over the budget of a stage."""
+        return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What `learn` needs to go on: optimisers, resumable tensors, the state of the generator."""
+        state = {**self._resumed, **self._resumable, "generator": self.generator.get_state()}
+        for stage, optimizer in self._optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                state |= {f"{stage}.optimizer.{index}.{name}": value for name, value in values.items()}
+        return {name: value.contiguous() for name, value in state.items()}
+
+
+def in_bfloat16(steps: Iterator[Any]) -> Iterator[Any]:
+    """The same steps; while one is taken, the CPU computes float32 matrix products in bfloat16."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    while True:
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            losses = next(steps, None)
+        finally:
+            matmul.fp32_precision = before
+        if losses is None:
+            return
+        yield losses
+
+
+def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The fused optimiser writes wherever a wrong shape leads it, so nothing unchecked may reach it."""
+    shapes = {name: (value.shape, value.dtype) for name, value in found.items()}
+    if shapes != {name: (value.shape, value.dtype) for name, value in expected.items()}:
+        raise ValueError(f"The training state of this agent does not fit its networks at {where}. Train it anew.")
+
+
+def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Whole numbers in the proportions of `weights` that add up to `total`. Without weights the last takes all."""
+    if not any(weights.values()):
+        weights = {name: int(name == list(weights)[-1]) for name in weights}
+    ends = np.round(np.cumsum(list(weights.values())) / sum(weights.values()) * total).astype(int)
+    return dict(zip(weights, np.diff(ends, prepend=0).tolist(), strict=True))
