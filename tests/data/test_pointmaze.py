@@ -57,14 +57,9 @@ def states_of(episode: Any) -> np.ndarray:
 
 
 def generate_in_background(folder: Path, dataset_id: str, n_steps: int, processes: int) -> subprocess.Popen[str]:
-    # The module is loaded by its path because importing the package would cost seconds of torch.
     script = f"""
-import importlib.util, sys
-name = "ld_agents.data.pointmaze"
-spec = importlib.util.spec_from_file_location(name, {str(pointmaze.__file__)!r})
-module = sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
+from ld_agents.data.pointmaze import generate
+generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
 """
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(folder)}
     return subprocess.Popen(

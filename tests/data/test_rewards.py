@@ -14,11 +14,11 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from ld_agents.data import families
+from ld_agents.data.d4rl import FILE_SIZES
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.eval_env import EvalEnvSpec, file_environment
 from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
-from ld_agents.evaluation.scores import TASKS, family
+from ld_agents.evaluation.scores import FAMILIES, TASKS, family
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -35,7 +35,7 @@ def flags(n: int, *rows: int) -> np.ndarray:
 
 def write(folder: Path, name: str, n: int, **arrays: Any) -> Path:
     """A D4RL file of n rows, as compressed as D4RL's; its observations count up."""
-    width, actions = families.FILE_SIZES[TASKS[name]]
+    width, actions = FILE_SIZES[TASKS[name]]
     everything = {
         "observations": np.arange(n * width, dtype=np.float32).reshape(n, width),
         "actions": np.linspace(-1, 1, n * actions, dtype=np.float32).reshape(n, actions),
@@ -239,8 +239,8 @@ def test_a_name_that_does_not_fit_the_numbers(tmp_path: Path) -> None:
 
 
 def test_every_task_has_sizes_and_its_family_a_row() -> None:
-    assert set(families.FILE_SIZES) == set(TASKS.values())
-    assert {family(name) for name in TASKS} == set(families.FAMILIES)
+    assert set(FILE_SIZES) == set(TASKS.values())
+    assert {family(name) for name in TASKS} == set(FAMILIES)
     without = {task for task in TASKS.values() if file_environment(task) is None}
     assert without == {"ant"}
 
