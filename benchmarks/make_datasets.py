@@ -305,7 +305,7 @@ def write_record(dataset_id: str, folder: Path) -> None:
     assert dataset.info.eval_env is not None
     record = {
         "id": dataset_id,
-        "env": dataset.info.eval_env["id"],
+        "env": dataset.info.eval_env.id,
         "steps": dataset.n_steps,
         "episodes": metadata["total_episodes"],
         "sha256": dataset.content_hash,

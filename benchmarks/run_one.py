@@ -390,9 +390,9 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     info = dataset.info
     if info.eval_env is None:
         raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
-    if info.eval_env["max_episode_steps"] is None:
+    if info.eval_env.max_episode_steps is None:
         raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the data set")
-    episode_steps = int(info.eval_env["max_episode_steps"])
+    episode_steps = int(info.eval_env.max_episode_steps)
     check = info.replay_check or replay_check(dataset)
     load_seconds = time.perf_counter() - started
 
