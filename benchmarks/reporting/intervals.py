@@ -1,6 +1,6 @@
 """95 % stratified bootstrap intervals, aggregates and performance profiles through rliable, made repeatable.
 
-Scores are fractions here: rliable's optimality gap takes 1 as solved. Matrices are [runs, tasks].
+Scores are fractions: rliable's optimality gap takes 1 as solved. Matrices are [runs, tasks].
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def aggregates(matrix: Matrix) -> dict[str, Estimate]:
     def values(sample: Matrix) -> Matrix:
         return np.array(
             [
-                metrics.aggregate_iqm(sample),
+                _iqm(sample),
                 metrics.aggregate_median(sample),
                 metrics.aggregate_mean(sample),
                 metrics.aggregate_optimality_gap(sample),
@@ -75,11 +75,21 @@ def improvements(matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Estima
     result = {}
     for pair, (first, second) in pairs.items():
         with _seeded():
-            points, ends = library.get_interval_estimates(
-                {"": (first, second)}, metrics.probability_of_improvement, reps=REPS // 4
-            )
+            points, ends = library.get_interval_estimates({"": (first, second)}, _improvement, reps=REPS // 4)
         result[pair] = (float(points[""]), float(ends[""][0, 0]), float(ends[""][1, 0]))
     return result
+
+
+def _iqm(matrix: Matrix) -> float:
+    """As `rliable.metrics.aggregate_iqm`, whose checks of each resample take most of a report's time."""
+    cut = matrix.size // 4
+    return float(np.sort(matrix, axis=None)[cut : matrix.size - cut].mean())
+
+
+def _improvement(first: Matrix, second: Matrix) -> float:
+    """As `rliable.metrics.probability_of_improvement`, whose statistical test per task is fifty times slower."""
+    difference = first[:, None] - second[None]  # [runs, runs, tasks]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
 def profiles(matrices: Mapping[str, Matrix], thresholds: Matrix) -> dict[str, tuple[Matrix, Matrix, Matrix]]:
