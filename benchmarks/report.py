@@ -137,7 +137,9 @@ def build_all(root: Path) -> None:
     runs = overview_runs(root)
     for path, text in root_texts(root, runs).items():
         write(path, text)
-    figures.save(lambda: overview.figure(runs, overview.by_family(runs)), runs, root / "results" / "overview.png")
+    figures.save(
+        lambda: overview.figure(runs, overview.by_family(runs)), digest(runs), root / "results" / "overview.png"
+    )
 
 
 # Checking
@@ -161,12 +163,13 @@ def check(root: Path) -> Iterator[str]:
         yield from _leftovers(folder / "figures", drawings)
         for name, text in texts.items():
             yield from _compare(folder / "tables" / name, text)
+        source = digest(runs)
         for name in drawings:
-            yield from _compare_figure(folder / "figures" / name, runs)
+            yield from _compare_figure(folder / "figures" / name, source)
     runs = overview_runs(root)
     for path, text in root_texts(root, runs).items():
         yield from _compare(path, text)
-    yield from _compare_figure(root / "results" / "overview.png", runs)
+    yield from _compare_figure(root / "results" / "overview.png", digest(runs))
     for other in OTHER_CHECKS:
         yield from other()
 
@@ -188,10 +191,10 @@ def _compare(path: Path, text: str) -> Iterator[str]:
         yield "\n".join(list(lines)[:20])
 
 
-def _compare_figure(path: Path, runs: pd.DataFrame) -> Iterator[str]:
+def _compare_figure(path: Path, source: str) -> Iterator[str]:
     if not path.exists():
         yield f"{path}: missing"
-    elif figures.drawn_from(path) != digest(runs):
+    elif figures.drawn_from(path) != source:
         yield f"{path}: drawn from other run files"
 
 

@@ -105,14 +105,15 @@ def draw_all(found: Drawings, runs: pd.DataFrame, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in found:
             path.unlink()
+    source = digest(runs)
     for name, draw in found.items():
-        save(draw, runs, folder / name)
+        save(draw, source, folder / name)
 
 
-def save(draw: Callable[[], Figure], runs: pd.DataFrame, path: Path) -> None:
+def save(draw: Callable[[], Figure], source: str, path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = draw()
-        figure.savefig(path, metadata={"Software": None, "Source": digest(runs)})
+        figure.savefig(path, metadata={"Software": None, "Source": source})
     pyplot.close(figure)
 
 
