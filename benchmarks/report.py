@@ -207,8 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         problems = list(check(ROOT))
         print(*problems, sep="\n\n")
-        if problems:
-            print("\nrun benchmarks/report.py, look at what changed, and commit it with the run files")
+        print(
+            "\nrun benchmarks/report.py and look at what changes" if problems else "all that is committed is up to date"
+        )
         return min(1, len(problems))
     for folder in options.folders:
         print(build(folder))
