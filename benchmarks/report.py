@@ -54,14 +54,15 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def suite_pages(runs: pd.DataFrame) -> tuple[dict[str, str], figures.Drawings, str]:
     """A suite's tables by file name, its figures, and the table for the terminal."""
-    scores, groups = tables.score_table(runs), aggregates.aggregate(runs)
+    numbers, rows = tables.score_tables(runs)
+    groups = aggregates.aggregate(runs)
     texts = {
-        "table.md": tables.table_markdown(scores, runs),
-        "table.csv": tables.table_csv(scores),
+        "table.md": tables.table_markdown(rows, runs),
+        "table.csv": tables.table_csv(numbers),
         "aggregates.md": aggregates.aggregates_markdown(groups),
         "aggregates.csv": aggregates.aggregates_csv(groups),
     }
-    return texts, figures.drawings(runs, scores, groups), tables.table_terminal(scores, runs)
+    return texts, figures.drawings(runs, numbers, groups), tables.table_terminal(rows, runs)
 
 
 def suite_folders(root: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +35,12 @@ PUBLISHED_PAPERS = {
 @functools.cache
 def _published() -> pd.DataFrame:
     rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
-    return rows[rows["paper"].isin(list(PUBLISHED_PAPERS))]
+    rows = rows[rows["paper"].isin(list(PUBLISHED_PAPERS))]
+    return rows.assign(
+        protocol=ENV,
+        text=rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""),
+        paper=rows["paper"].map(PUBLISHED_PAPERS) + " (" + rows["dataset"] + ")",
+    )
 
 
 def published(run: pd.Series) -> dict[str, str]:
@@ -44,53 +48,43 @@ def published(run: pd.Series) -> dict[str, str]:
 
     Args:
         run: a row of the frame of runs.
+
+    Returns:
+        texts for the columns of both tables; several sources are joined.
     """
-    if run["provenance"] == "stand-in" or run["raw_because"] is not None:
-        return {}
     rows = _published()
-    dataset = PUBLISHED_DATASETS.get(run["name"], run["name"])
-    algorithm = PUBLISHED_AGENTS.get(run["agent"], run["agent"])
-    rows = rows[(rows["dataset"] == dataset) & (rows["algorithm"] == algorithm)]
-    columns = {
-        "published": rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""),
-        "source": rows["paper"].map(PUBLISHED_PAPERS) + " (" + rows["dataset"] + ")",
-        "published_score": rows["score"],
-        "published_spread": rows["spread"],
-        "published_protocol": pd.Series([ENV] * len(rows)),
-        "published_source": rows["source"],
-        "published_confidence": rows["confidence"],
-    }
-    return {name: "; ".join(values) for name, values in columns.items()}
+    comparable = run["provenance"] != "stand-in" and run["raw_because"] is None
+    rows = rows[
+        comparable
+        & (rows["dataset"] == PUBLISHED_DATASETS.get(run["name"], run["name"]))
+        & (rows["algorithm"] == PUBLISHED_AGENTS.get(run["agent"], run["agent"]))
+    ]
+    columns = {f"published_{name}": name for name in ("score", "spread", "protocol", "source", "confidence")}
+    columns |= {"published, env": "text", "source": "paper"}
+    return {column: "; ".join(rows[name]) for column, name in columns.items()}
 
 
-def policies(cell: pd.DataFrame) -> list[dict[str, Any]]:
-    """Means of the reference policies that were measured on the cell's dataset, one row per policy and measure.
+def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:
+    """Name, number of episodes and means by measure of the policies that were measured on the cell's dataset.
 
     Point mazes store them with the data (`NAME_return`, `NAME_first_contact_return`, `episodes`); those of our other
     datasets are in `ld_agents.evaluation.scores.MEASURED_SCORES`. They are no agents and take no part in aggregates.
     """
     run: RunFile = cell["file"].iloc[0]
-    unit = cell["unit"].iloc[0]
     stored = run["dataset"]["controller"] or {}
-    found: list[dict[str, Any]] = []
-
-    def add(name: str, episodes: int, protocol: str, mean: float, unit: str = unit) -> None:
-        row = {"agent": name, "label": name, "is_policy": True, "episodes": episodes, "protocol": protocol}
-        found.append({**row, "mean": mean, "unit": unit})
-
+    found = []
     for key in stored:
         name = key.removesuffix("_return")
-        if name == key or name.endswith("_first_contact"):
-            continue
-        for protocol, stored_key in ((ENV, key), (FIRST_CONTACT, f"{name}_first_contact_return")):
-            if protocol in measures(cell) and stored_key in stored:
-                mean = float(on_scale(run, np.array(float(stored[stored_key]))))
-                add(name, int(stored["episodes"]), protocol, mean)
+        if name != key and not name.endswith("_first_contact"):
+            keys = {ENV: key, FIRST_CONTACT: f"{name}_first_contact_return"}
+            keys = {measure: keys[measure] for measure in measures(cell) if keys.get(measure) in stored}
+            means = {measure: float(on_scale(run, np.array(float(stored[k])))) for measure, k in keys.items()}
+            found.append((name, int(stored["episodes"]), means))
     if not stored and run["dataset"]["id"].startswith("ld-agents/"):
         for name, score in sorted(MEASURED_SCORES.get(TASKS.get(base_id(run), ""), {}).items()):
-            add(name, score.episodes, ENV, float(on_scale(run, np.array(score.mean_return))))
-            if score.success is not None:
-                add(name, score.episodes, SUCCESS, 100 * score.success, "%")
+            means = {ENV: float(on_scale(run, np.array(score.mean_return)))}
+            means |= {} if score.success is None else {SUCCESS: 100 * score.success}
+            found.append((name, score.episodes, means))
     return found
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -23,35 +23,18 @@ MIXTURES = {
     "numbers of evaluation episodes": "episodes",
     "hardware": "hardware",
 }
-CSV_COLUMNS = {
-    **dict.fromkeys(("dataset", "dataset_hash", "provenance", "agent", "preset"), "{}"),
+CSV_FORMATS = {
     "budget_share": "{:g}",
     "gradient_steps": "{:.0f}",
-    "seeds": "{}",
-    "episodes": "{}",
-    "protocol": "{}",
-    "unit": "{}",
-    "mean": "{:.3f}",
-    "low": "{:.3f}",
-    "high": "{:.3f}",
     "ms_per_action": "{:.4f}",
-    "minutes": "{:.3f}",
     "peak_memory_mb": "{:.0f}",
-    "published_score": "{}",
-    "published_spread": "{}",
-    **dict.fromkeys(("published_protocol", "published_source", "published_confidence"), "{}"),
 }
-HEADERS = {
-    "provenance": "made by",
-    "n_seeds": "seeds",
-    "success": "success %",
-    "ms_per_action": "ms per action",
-    "published": "published, env",
-}
+BEFORE = ["dataset", "made by", "agent", "preset", "budget", "seeds", "episodes"]
+AFTER = ["ms per action", "minutes", "published, env", "source"]
 MEASURES = {
-    ENV: "",
-    FIRST_CONTACT: "`first contact` credits every step from the first one at the goal, from the same rollouts",
-    SUCCESS: "`success %` is the share of episodes in which the task was solved",
+    ENV: ("env", ""),
+    FIRST_CONTACT: ("first contact", "credits every step from the first one at the goal, from the same rollouts"),
+    SUCCESS: ("success %", "is the share of episodes in which the task was solved"),
 }
 HEAD = """{description}
 
@@ -78,100 +61,82 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(str(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
 
 
-def csv(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """These columns of a frame as CSV, each in its format; what is missing is empty."""
-    shown = table.reindex(columns=list(columns)).astype(object)
-    for name, form in columns.items():
-        shown[name] = [form.format(value) if pd.notna(value) else "" for value in shown[name]]
-    return str(shown.to_csv(index=False, lineterminator="\n"))
+def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scores as numbers, one row per dataset, agent and measure, and as texts, one row per dataset and agent.
 
-
-def score_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per dataset, agent and measure: mean over runs with its 95 % interval, costs and published numbers.
-
-    Reference policies (`is_policy`) stand below the agents of each dataset.
+    Reference policies (`is_policy`; in italics) stand below the agents of each dataset.
     """
-    rows: list[dict[str, Any]] = []
+    numbers: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
     for dataset, members in by_dataset(runs):
-        run = next(iter(members.values())).iloc[0]
-        data = {"dataset": dataset, "dataset_hash": run["hash"], "provenance": run["provenance"]}
         for label, cell in members.items():
             run = cell.iloc[0]
-            for measure in measures(cell):
-                mean, low, high = mean_interval(cell[measure].to_numpy())
-                row = {
-                    **data,
-                    "agent": run["agent"],
-                    "label": label,
-                    "is_policy": False,
-                    "preset": run["preset"],
-                    "budget_share": run["budget_share"],
-                    "budget": f"{run['budget']} = {run['gradient_steps']:,} steps",
-                    "gradient_steps": run["gradient_steps"],
-                    "seeds": " ".join(map(str, cell["seed"])),
-                    "n_seeds": str(len(cell)),
-                    "episodes": str(run["episodes"]),
-                    "protocol": measure,
-                    "unit": "%" if measure == SUCCESS else run["unit"],
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                    "ms_per_action": cell["ms_per_action"].mean(),
-                    "minutes": cell["minutes"].mean(),
-                    "peak_memory_mb": cell["peak_memory_mb"].max(),
-                }
-                rows.append(row | (references.published(run) if measure == ENV else {}))
-        rows += [data | policy for policy in references.policies(next(iter(members.values())))]
-    return pd.DataFrame(rows)
+            published = references.published(run)
+            costs = cell[["ms_per_action", "minutes"]].mean()
+            estimates = {measure: mean_interval(cell[measure].to_numpy()) for measure in measures(cell)}
+            setting = {"dataset": dataset, "dataset_hash": run["hash"], "provenance": run["provenance"]}
+            setting |= run[["agent", "preset", "budget_share", "gradient_steps"]].to_dict()
+            setting |= {"seeds": " ".join(map(str, cell["seed"])), "episodes": run["episodes"]}
+            for measure, (mean, low, high) in estimates.items():
+                row = {"protocol": measure, "unit": "%" if measure == SUCCESS else run["unit"], "mean": mean}
+                row |= {"low": low, "high": high, **costs, "peak_memory_mb": cell["peak_memory_mb"].max()}
+                row |= published if measure == ENV else {}
+                numbers.append(setting | row | {"label": label, "is_policy": False})
+            budget = f"{run['budget']} = {run['gradient_steps']:,} steps"
+            before = [dataset, run["provenance"], label, run["preset"], budget, len(cell), run["episodes"]]
+            after = [
+                f"{costs['ms_per_action']:.2f}",
+                f"{costs['minutes']:.1f}",
+                published["published, env"],
+                published["source"],
+            ]
+            row = {measure: bracketed(estimate) for measure, estimate in estimates.items()}
+            texts.append(dict(zip(BEFORE, before, strict=True)) | row | dict(zip(AFTER, after, strict=True)))
+        for name, episodes, means in references.policies(next(iter(members.values()))):
+            setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
+            for measure, mean in means.items():
+                row = {"agent": name, "episodes": episodes, "protocol": measure, "mean": mean}
+                row |= {"unit": "%" if measure == SUCCESS else run["unit"], "label": name, "is_policy": True}
+                numbers.append(setting | row)
+            row = {"dataset": dataset, "made by": run["provenance"], "agent": f"*{name}*", "episodes": episodes}
+            row |= {measure: number(mean) for measure, mean in means.items()}
+            texts.append(row | {"published, env": "", "source": ""})
+    shown = [measure for measure in MEASURES if any(measure in row for row in texts)]
+    table = pd.DataFrame(texts, columns=[*BEFORE, *shown, *AFTER], dtype=object).fillna("–")
+    return pd.DataFrame(numbers), table.rename(columns={SUCCESS: "success %"})
 
 
-def _wide(table: pd.DataFrame, missing: str) -> tuple[pd.DataFrame, list[str]]:
-    """One row of texts per agent or policy with a column for each measure, and the names of these measures."""
-    keys = ["dataset", "label", "is_policy"]
-    texts = [bracketed(estimate) for estimate in zip(table["mean"], table["low"], table["high"], strict=True)]
-    by_measure = table.assign(text=texts).pivot(index=keys, columns="protocol", values="text").reset_index()
-    rows = table.drop_duplicates(keys).merge(by_measure, on=keys)
-    for name, form in (("ms_per_action", "{:.2f}"), ("minutes", "{:.1f}")):
-        rows[name] = [form.format(value) if pd.notna(value) else missing for value in rows[name]]
-    rows = rows.fillna(dict.fromkeys((*MEASURES, "preset", "budget", "n_seeds"), missing)).fillna("")
-    return rows, [measure for measure in MEASURES if measure in rows]
+def table_csv(numbers: pd.DataFrame) -> str:
+    """The table for machines."""
+    shown = numbers.drop(columns=["label", "is_policy", "published, env", "source"])
+    for name, form in CSV_FORMATS.items():
+        shown[name] = [form.format(value) if pd.notna(value) else "" for value in shown[name]]
+    return str(shown.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
 
 
-def table_csv(table: pd.DataFrame) -> str:
-    """The table for machines: one row per agent or policy and measure."""
-    return csv(table, CSV_COLUMNS)
-
-
-def table_markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
+def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The table for people, with its head and notes."""
-    rows, shown = _wide(table, missing="–")
-    rows["agent"] = rows["label"].where(~rows["is_policy"], "*" + rows["label"] + "*")
-    columns = ["dataset", "provenance", "agent", "preset", "budget", "n_seeds", "episodes", *shown]
-    rows = rows.reindex(columns=[*columns, "ms_per_action", "minutes", "published", "source"], fill_value="")
-    explained = "".join(f"; {text}" for measure, text in MEASURES.items() if text and measure in shown)
+    explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
     head = HEAD.format(description=describe(runs), explained=explained)
-    notes_ = "".join(f"- {line}\n" for line in [*notes(runs), origin(runs)])
-    return f"{head}{markdown(rows.rename(columns=HEADERS))}\nNotes:\n{notes_}"
+    return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {line}\n" for line in [*notes(runs), origin(runs)])
 
 
-def table_terminal(table: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
+def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
     """The table for a terminal of that width; names that are too long lose their beginning."""
-    rows, shown = _wide(table, missing="")
-    rows["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in rows["dataset"]]
-    rows["agent"] = rows["label"].where(~rows["is_policy"], "(" + rows["label"] + ")")
-    rows = rows[["dataset", "agent", "provenance", *shown, "ms_per_action", "minutes"]]
-    rows = rows.rename(columns={**HEADERS, "ms_per_action": "ms/action", "minutes": "min"})
-    widths = {name: max(len(name), rows[name].str.len().max()) for name in rows}
-    others = sum(widths.values()) - widths["agent"]
-    widths["agent"] = min(widths["agent"], max(12, width - others - 2 * len(widths)))
+    shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", "published, env", "source"])
+    shown["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in shown["dataset"]]
+    shown["agent"] = [f"({name.strip('*')})" if name.startswith("*") else name for name in shown["agent"]]
+    shown.insert(1, "agent", shown.pop("agent"))
+    shown = shown.rename(columns={"ms per action": "ms/action", "minutes": "min"})
+    widths = {name: max(len(name), shown[name].str.len().max()) for name in shown}
+    room = width - sum(widths.values()) + widths["agent"] - 2 * len(widths)
+    widths["agent"] = min(widths["agent"], max(12, room))
     for name in ("dataset", "agent"):  # to the left, numbers to the right
-        rows[name] = [_short(text, widths[name]).ljust(widths[name]) for text in rows[name]]
-        rows = rows.rename(columns={name: name.ljust(widths[name])})
-    foot = [
-        textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
-        for line in [*notes(runs), origin(runs)]
-    ]
-    return "\n\n".join([textwrap.fill(describe(runs), width), rows.to_string(index=False), "\n".join(foot)])
+        shown[name] = [_short(text, widths[name]).ljust(widths[name]) for text in shown[name]]
+        shown = shown.rename(columns={name: name.ljust(widths[name])})
+    lines = [describe(runs), "", shown.to_string(index=False), "", *notes(runs), origin(runs)]
+    wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(wrap(line) if len(line) > width and "\n" not in line else line for line in lines)
 
 
 def _short(text: str, width: int) -> str:

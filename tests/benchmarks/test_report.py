@@ -104,12 +104,12 @@ def write_runs(folder: Path, runs: list[dict[str, Any]]) -> Path:
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    return tables.table_markdown(tables.score_table(frame(runs)), frame(runs))
+    return tables.table_markdown(tables.score_tables(frame(runs))[1], frame(runs))
 
 
 def mean_of(runs: list[dict[str, Any]], protocol: str = "env") -> float:
     """The only agent's mean."""
-    table = tables.score_table(frame(runs))
+    table, _ = tables.score_tables(frame(runs))
     (mean,) = table[~table["is_policy"] & (table["protocol"] == protocol)]["mean"]
     return float(mean)
 
@@ -310,7 +310,7 @@ def test_success_beside_returns(tmp_path: Path) -> None:
     rows = {(row["dataset"], row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
     success = rows[ANTMAZE, "BC", "success"]
     assert (success["mean"], success["unit"]) == ("37.500", "%")
-    assert "success %" in tables.table_terminal(tables.score_table(made), made)
+    assert "success %" in tables.table_terminal(tables.score_tables(made)[1], made)
     # In point mazes the first contact says it, and the tables stay as they are.
     assert "success" not in markdown(three_agents())
 
@@ -354,7 +354,7 @@ def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: 
     assert "| *expert* | – | – | – | 100 | 100.0 | 70.0 |" in text
     # Data that carry their own measurements show those alone, and data that are not ours show none.
     own = references.policies(frame([a_run(on=PEN)]))
-    assert [policy["label"] for policy in own] == ["controller", "random"]
+    assert [name for name, _, _ in own] == ["controller", "random"]
     assert references.policies(frame([a_run(on="D4RL/pen/human-v2", dataset=stored_none)])) == []
 
 
@@ -431,7 +431,7 @@ def test_first_contact_only_where_reward_means_success() -> None:
 def test_terminal_table_fits() -> None:
     name = "a_module_with_a_long_name:AnAgentWithALongName[setting=value,another=value]"
     made = frame([*three_agents((UMAZE, LARGE)), a_run(name)])
-    table = tables.table_terminal(tables.score_table(made), made)
+    table = tables.table_terminal(tables.score_tables(made)[1], made)
     assert max(len(line) for line in table.splitlines()) <= 120
     assert "another=value]" in table
     assert "(controller)" in table
