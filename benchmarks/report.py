@@ -14,7 +14,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,55 @@ OTHER_CHECKS: tuple[Callable[[], list[str]], ...] = ()
 BLOCK = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 
-# What the run files say
+@dataclass
+class Pages:
+    """What run files and records say: texts, and figures with the hash of their run files, by path.
+
+    `folders` hold nothing else; `problems` are run files that could not be read.
+    """
+
+    texts: dict[Path, str] = field(default_factory=dict)
+    drawings: dict[Path, tuple[figures.Drawing, str]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def leftovers(self) -> list[Path]:
+        """Files that nothing makes any more."""
+        there = (path for folder in self.folders if folder.exists() for path in folder.iterdir())
+        return sorted(path for path in there if path not in self.texts and path not in self.drawings)
+
+    def write(self, with_figures: bool = True) -> None:
+        """Write all pages, each of which appears whole or not at all, and delete the leftovers."""
+        print(*self.problems, sep="\n", end="\n" * bool(self.problems), file=sys.stderr)
+        for path, text in self.texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        for path, (draw, source) in self.drawings.items() if with_figures else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures.save(draw, source, path)
+        for path in self.leftovers():
+            path.unlink()
+
+    def differences(self) -> Iterator[str]:
+        """How the files that are there differ from these pages.
+
+        Texts are compared byte by byte. Figures differ between machines: they are compared by their list and by the
+        hash of the run files that they were drawn from.
+        """
+        yield from self.problems
+        yield from (f"{path}: nothing makes it any more" for path in self.leftovers())
+        yield from (f"{path}: missing" for path in (*self.texts, *self.drawings) if not path.exists())
+        for path, text in self.texts.items():
+            if path.exists() and (found := path.read_text(encoding="utf-8")) != text:
+                lines = difflib.unified_diff(
+                    found.splitlines(), text.splitlines(), str(path), "what its files say", lineterm="", n=0
+                )
+                yield "\n".join(list(lines)[:20])
+        for path, (_, source) in self.drawings.items():
+            if path.exists() and figures.drawn_from(path) != source:
+                yield f"{path}: drawn from other run files"
 
 
 def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -43,40 +92,54 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """
     runs, skipped = read_runs(folder / "runs")
     if not runs:
-        raise SystemExit(
-            "\n".join([*skipped, f"no finished run in {folder / 'runs'}; benchmarks/run_suite.py makes them"])
-        )
+        lines = [*skipped, f"no finished run in {folder / 'runs'}; benchmarks/run_suite.py makes them"]
+        raise SystemExit("\n".join(lines))
     if folder.name in SHARED_RUNS:
         other, agent = SHARED_RUNS[folder.name]
         runs += [run for run in read_runs(folder.parent / other / "runs")[0] if run["agent"] == agent]
     return frame(runs), [f"skipped {line}" for line in skipped]
 
 
-def suite_pages(runs: pd.DataFrame) -> tuple[dict[str, str], figures.Drawings, str]:
-    """A suite's tables by file name, its figures, and the table for the terminal."""
-    numbers, rows = tables.score_tables(runs)
+def add_suite(pages: Pages, folder: Path) -> str:
+    """Add a suite's tables and figures to the pages; returns its table for the terminal."""
+    runs, skipped = suite_runs(folder)
+    pages.problems += skipped
+    numbers, texts = tables.score_tables(runs)
     groups = aggregates.aggregate(runs)
-    texts = {
-        "table.md": tables.table_markdown(rows, runs),
+    made = {
+        "table.md": tables.table_markdown(texts, runs),
         "table.csv": tables.table_csv(numbers),
         "aggregates.md": aggregates.aggregates_markdown(groups),
         "aggregates.csv": aggregates.aggregates_csv(groups),
     }
-    return texts, figures.drawings(runs, numbers, groups), tables.table_terminal(rows, runs)
+    pages.texts |= {folder / "tables" / name: text for name, text in made.items()}
+    source = digest(runs)
+    drawings = figures.drawings(runs, numbers, groups)
+    pages.drawings |= {folder / "figures" / name: (draw, source) for name, draw in drawings.items()}
+    pages.folders += [folder / "tables", folder / "figures"]
+    return tables.table_terminal(texts, runs)
 
 
-def suite_folders(root: Path) -> list[Path]:
-    """The folders of results that hold runs, or tables or figures that nothing makes any more."""
-    parts = {path.parent for name in ("runs", "tables", "figures") for path in (root / "results").glob(f"*/{name}")}
-    return sorted(folder for folder in parts if folder.name not in NOT_KEPT)
-
-
-def overview_runs(root: Path) -> pd.DataFrame:
-    """Runs of all suites with the agents of the suites' grids, all their steps and the preset `fast`."""
-    runs = [run for folder in suite_folders(root) for run in read_runs(folder / "runs")[0]]
-    return frame(
-        [run for run in runs if run["agent"] in ALL_AGENTS and run["preset"] == "fast" and run["budget_share"] == 1]
+def all_pages(root: Path) -> Pages:
+    """Everything in a repository that is made from run files and records."""
+    pages, overview_runs = Pages(), []
+    parts = [path for name in ("runs", "tables", "figures") for path in (root / "results").glob(f"*/{name}")]
+    for folder in sorted({path.parent for path in parts if path.parent.name not in NOT_KEPT}):
+        try:
+            add_suite(pages, folder)
+        except SystemExit as error:  # tables without runs
+            pages.problems.append(str(error))
+        overview_runs += read_runs(folder / "runs")[0]
+    # Agents of the suites' grids with all their steps; other settings are studies with tables of their own.
+    runs = frame(
+        [r for r in overview_runs if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1]
     )
+    groups = overview.by_family(runs)
+    readme = root / "README.md"
+    pages.texts[readme] = with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups))
+    pages.texts[root / "results" / "datasets.md"] = datasets_table.page(root / "results" / "datasets")
+    pages.drawings[root / "results" / "overview.png"] = (lambda: overview.figure(runs, groups)), digest(runs)
+    return pages
 
 
 def with_block(readme: str, block: str) -> str:
@@ -92,111 +155,21 @@ def with_block(readme: str, block: str) -> str:
     return f"{before}{begin}{block}{end}{after}"
 
 
-def root_texts(root: Path, runs: pd.DataFrame) -> dict[Path, str]:
-    """The pages that are not of one suite."""
-    groups = overview.by_family(runs)
-    return {
-        root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
-        root / "README.md": with_block((root / "README.md").read_text(encoding="utf-8"), overview.table(runs, groups)),
-    }
-
-
-# Writing
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def build(folder: Path, with_figures: bool = True) -> str:
     """Write FOLDER/tables and FOLDER/figures from the run files in FOLDER/runs; returns the table for the terminal.
 
     Raises:
         SystemExit: when the folder holds no valid run.
     """
-    runs, skipped = suite_runs(folder)
-    print(*skipped, sep="\n", end="\n" * bool(skipped), file=sys.stderr)
-    texts, drawings, terminal = suite_pages(runs)
-    for name, text in texts.items():
-        write(folder / "tables" / name, text)
-    for path in (folder / "tables").iterdir():
-        if path.name not in texts:
-            path.unlink()
-    if with_figures:
-        figures.draw_all(drawings, runs, folder / "figures")
-    return terminal
+    pages = Pages()
+    table = add_suite(pages, folder)
+    pages.write(with_figures)
+    return table
 
 
-def build_all(root: Path) -> None:
-    """Write everything that is made from the run files and records of a repository."""
-    for folder in suite_folders(root):
-        print(f"{folder.relative_to(root)}\n\n{build(folder)}\n")
-    runs = overview_runs(root)
-    for path, text in root_texts(root, runs).items():
-        write(path, text)
-    figures.save(
-        lambda: overview.figure(runs, overview.by_family(runs)), digest(runs), root / "results" / "overview.png"
-    )
-
-
-# Checking
-
-
-def check(root: Path) -> Iterator[str]:
-    """What in a repository differs from what its run files and records say, a problem at a time.
-
-    Tables and README blocks are compared byte by byte. Figures differ between machines: they are compared by their list
-    and by the hash of the run files that they were drawn from.
-    """
-    for folder in suite_folders(root):
-        try:
-            runs, skipped = suite_runs(folder)
-        except SystemExit as error:
-            yield str(error)
-            continue
-        yield from (f"{folder / 'runs'}: {line}" for line in skipped)
-        texts, drawings, _ = suite_pages(runs)
-        yield from _leftovers(folder / "tables", texts)
-        yield from _leftovers(folder / "figures", drawings)
-        for name, text in texts.items():
-            yield from _compare(folder / "tables" / name, text)
-        source = digest(runs)
-        for name in drawings:
-            yield from _compare_figure(folder / "figures" / name, source)
-    runs = overview_runs(root)
-    for path, text in root_texts(root, runs).items():
-        yield from _compare(path, text)
-    yield from _compare_figure(root / "results" / "overview.png", digest(runs))
-    for other in OTHER_CHECKS:
-        yield from other()
-
-
-def _leftovers(folder: Path, made: Container[str]) -> Iterator[str]:
-    for path in sorted(folder.glob("*")):
-        if path.name not in made:
-            yield f"{path}: nothing makes it any more"
-
-
-def _compare(path: Path, text: str) -> Iterator[str]:
-    found = path.read_text(encoding="utf-8") if path.exists() else None
-    if found is None:
-        yield f"{path}: missing"
-    elif found != text:
-        lines = difflib.unified_diff(
-            found.splitlines(), text.splitlines(), str(path), "from the run files", lineterm="", n=0
-        )
-        yield "\n".join(list(lines)[:20])
-
-
-def _compare_figure(path: Path, source: str) -> Iterator[str]:
-    if not path.exists():
-        yield f"{path}: missing"
-    elif figures.drawn_from(path) != source:
-        yield f"{path}: drawn from other run files"
+def check(root: Path) -> list[str]:
+    """What in a repository differs from what its run files and records say, and what other checks say."""
+    return [*all_pages(root).differences(), *(problem for other in OTHER_CHECKS for problem in other())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; compare what is there with the run files")
     options = parser.parse_args(arguments)
     if options.check:
-        problems = list(check(ROOT))
+        problems = check(ROOT)
         print(*problems, sep="\n\n")
         print(
             "\nrun benchmarks/report.py and look at what changes" if problems else "all that is committed is up to date"
@@ -215,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in options.folders:
         print(build(folder))
     if not options.folders:
-        build_all(ROOT)
+        all_pages(ROOT).write()
     return 0
 
 

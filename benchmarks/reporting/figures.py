@@ -17,7 +17,7 @@ from matplotlib import colors, pyplot
 from PIL import Image
 
 from reporting import intervals, plan_figures
-from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, digest, scores
+from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ STYLE: Any = {
 }
 PROTOCOL_NAMES = {ENV: "environment's return", FIRST_CONTACT: "first contact"}
 
-Drawings = dict[str, Callable[[], "Figure"]]
+Drawing = Callable[[], "Figure"]
 
 
 def look(label: str) -> tuple[str, str]:
@@ -80,9 +80,9 @@ def look(label: str) -> tuple[str, str]:
 # Files
 
 
-def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregates]) -> Drawings:
+def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregates]) -> dict[str, Drawing]:
     """File name and drawing of every figure for which there is something to show."""
-    found: Drawings = {"scores.png": lambda: scores_by_dataset(runs, table)}
+    found: dict[str, Drawing] = {"scores.png": lambda: scores_by_dataset(runs, table)}
     for protocol in PROTOCOLS:
         drawn = runs[runs[protocol].notna() & runs["file"].map(lambda run: bool(run["curve"]))]
         if not drawn.empty:
@@ -99,18 +99,8 @@ def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregate
     return found
 
 
-def draw_all(found: Drawings, runs: pd.DataFrame, folder: Path) -> None:
-    """Write the figures, each with the hash of the run files that it shows, and delete all others of the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in found:
-            path.unlink()
-    source = digest(runs)
-    for name, draw in found.items():
-        save(draw, source, folder / name)
-
-
-def save(draw: Callable[[], Figure], source: str, path: Path) -> None:
+def save(draw: Drawing, source: str, path: Path) -> None:
+    """Draw a figure into a PNG file that remembers `source`, the hash of its run files."""
     with mpl.rc_context(STYLE):
         figure = draw()
         figure.savefig(path, metadata={"Software": None, "Source": source})

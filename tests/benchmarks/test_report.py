@@ -509,7 +509,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intervals, "REPS", 20)
         patch.setitem(figures.STYLE, "savefig.dpi", 30)
-        report.build_all(tmp_path)
+        report.all_pages(tmp_path).write()
     return tmp_path
 
 
@@ -542,11 +542,11 @@ def test_readme_block(repository: Path) -> None:
     assert "guidance=mse" not in readme
     (repository / "README.md").write_text("no markers")
     with pytest.raises(SystemExit, match="lacks the lines"):
-        list(report.check(repository))
+        report.check(repository)
 
 
 def test_check_passes_and_finds_every_change(repository: Path) -> None:
-    assert list(report.check(repository)) == []
+    assert report.check(repository) == []
     suite = repository / "results" / "maze2d"
     table, run, readme = suite / "tables" / "table.md", suite / "runs" / "000.json", repository / "README.md"
 
@@ -556,7 +556,7 @@ def test_check_passes_and_finds_every_change(repository: Path) -> None:
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
-        problems = list(report.check(repository))
+        problems = report.check(repository)
         path.unlink(missing_ok=True)
         if before is not None:
             path.write_bytes(before)
@@ -583,10 +583,10 @@ def test_check_passes_and_finds_every_change(repository: Path) -> None:
     assert problems_after(figure, None) == f"{figure}: missing"
     for leftover in (suite / "tables" / "old.md", suite / "figures" / "old.png"):
         assert problems_after(leftover, "") == f"{leftover}: nothing makes it any more"
-    assert list(report.check(repository)) == []
+    assert report.check(repository) == []
     (suite / "figures" / "old.png").touch()
     report.build(suite)
-    assert list(report.check(repository)) == []
+    assert report.check(repository) == []
 
 
 def test_check_finds_what_has_no_runs_and_asks_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def suite_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("GOAL_SEEKER_KILLED", str(tmp_path / "killed"))
     # The report has tests of its own.
     monkeypatch.setattr(intervals, "REPS", 40)
-    monkeypatch.setattr(figures, "draw_all", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
     previous = signal.getsignal(signal.SIGTERM)
     yield tmp_path / "results"
     signal.signal(signal.SIGTERM, previous)
