@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timing.baseline_speed import PAIRS, NumpyBuffer, Pair, same_losses, synthetic_dataset
 
 from ld_agents.common.offline_algorithm import in_bfloat16
 from timing import baseline_speed
-from timing.baseline_speed import PAIRS, NumpyBuffer, Pair, same_losses, synthetic_dataset
 
 TINY = ["--transitions=3000", "--steps=2", "--cql-steps=1", "--repetitions=1"]
 
