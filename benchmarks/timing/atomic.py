@@ -45,11 +45,12 @@ def measure(
     dataset: str | None = None,
 ) -> Result:
     """On the latents that a saved LatentDiffuser draws at states of its dataset, or on made-up ones."""
-    settings = {}
+    how, settings = "Latents and returns are made up.", {}
     if agent is None or dataset is None:
         problems = [made_up_atoms(atoms, seed) for seed in range(states)]
     else:
         trained = LatentDiffuser.load(agent)
+        how = f"Latents of {agent.stem} at states of {dataset}."
         settings[f"LatentDiffuser {trained.preset}"] = timed_settings(trained.settings)
         observations = load_dataset(dataset).observations
         chosen = torch.randint(len(observations), (states,), generator=torch.Generator().manual_seed(0))
@@ -61,7 +62,7 @@ def measure(
             network = EnergyNet(1, latents.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
             distances = total_variations(network, latents, returns, beta, samples, solver_steps, gradient_steps)
             rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": latents.shape[1], **distances})
-    return {"rows": rows, "agent": agent.stem if agent else None, "dataset": dataset, "settings": settings}
+    return {"rows": rows, "how": how, "settings": settings}
 
 
 def total_variations(

@@ -171,6 +171,7 @@ class Timing:
             "schema": SCHEMA,
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": provenance.source_commit(),
+            "how": "CPU time, or wall-clock time on a GPU; variants in turn.",
             "hardware": provenance.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "versions": provenance.versions(),
             "sizes": sizes,
@@ -196,10 +197,9 @@ class Timing:
         ]
         parts = [
             f"# {self.title}",
-            f"Made by `python benchmarks/time_agents.py {self.name}` at commit {commit[:12]}{plus}{changes} on "
-            f"{result['made'][:10]}: {hardware['cpu']}{gpu}, {hardware['threads']} thread, Python "
-            f"{versions['python']}, torch {versions['torch']}, numpy {versions['numpy']}. CPU time, or "
-            f"wall-clock time on a GPU; variants in turn. Raw numbers: {self.file}.json.",
+            f"Measured at commit {commit[:12]}{plus}{changes} on {result['made'][:10]}: {hardware['cpu']}{gpu}, "
+            f"{hardware['threads']} thread, Python {versions['python']}, torch {versions['torch']}, numpy "
+            f"{versions['numpy']}. {result['how']} `python benchmarks/time_agents.py {self.name}` measures it again.",
             self.text,
             markdown(self.cells(result)),
             self.notes.strip(),
