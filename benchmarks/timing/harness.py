@@ -212,22 +212,19 @@ class Timing:
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with the page in `folder`: it is not that of its JSON file, or presets have changed since."""
         source, page = folder / f"{self.file}.json", folder / f"{self.file}.md"
-        again = f"run `python benchmarks/time_agents.py {self.name}`"
-        if not source.exists() or not page.exists():
-            return [f"{source} or {page.name} is missing; {again}"]
-        result = json.loads(source.read_text())
-        if result.get("schema") != SCHEMA:
-            return [f"{source} has schema {result.get('schema')}, not {SCHEMA}; {again}"]
-        found = []
-        if page.read_bytes() != self.page(result).encode():
-            found.append(f"{page} is not what {source.name} says; {again} --render")
+        again = f"python benchmarks/time_agents.py {self.name}"
+        try:
+            result = json.loads(source.read_text())
+            same = result["schema"] == SCHEMA and page.read_bytes() == self.page(result).encode()
+            presets = preset_settings(*result["settings"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            return [f"{source.name} or {page.name} cannot be used ({error!r}): run `{again}`"]
+        found = [] if same else [f"{page.name} is not the page of {source.name}: run `{again} --render`"]
         for preset, measured in result["settings"].items():
-            today = preset_settings(preset)[preset]
-            found += [
-                f"{source}: {preset} was measured with {name} {measured.get(name)}, now {today.get(name)}; {again}"
-                for name in sorted(measured.keys() | today.keys())
-                if measured.get(name) != today.get(name)
-            ]
+            for name in sorted(measured.keys() | presets[preset].keys()):
+                then, now = measured.get(name), presets[preset].get(name)
+                if then != now:
+                    found.append(f"{source.name}: {preset} was measured with {name} {then}, now {now}: run `{again}`")
         return found
 
 
