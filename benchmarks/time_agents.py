@@ -4,15 +4,10 @@
     python benchmarks/time_agents.py speed latency            # some of it
     python benchmarks/time_agents.py --quick --out /tmp/try   # does it run?
     python benchmarks/time_agents.py latency --agent mine.zip --out /tmp/mine
-    python benchmarks/time_agents.py atomic --agent latent_diffuser.zip --dataset ld-agents/pointmaze/large-v0
+    python benchmarks/time_agents.py --latents latent_diffuser.zip ld-agents/pointmaze/large-v0
     python benchmarks/time_agents.py --render                 # the pages anew, from the numbers that are stored
 
-speed      inner loops against straightforward versions of them   -> speed
-latency    milliseconds of a decision                             -> latency
-plans      ways to make LatentDiffuser's sampling faster          -> plan_speed
-baselines  gradient steps per second against straightforward code -> baseline_speed
-atomic     whether guidance reaches exact weights                 -> atomic_guidance
-
+The docstrings of the files in benchmarks/timing say what is timed, and head the pages in results/.
 One thread; nothing else should run on its core. Exits with 1 if variants that must agree do not.
 """
 
@@ -24,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timing import RESULTS, TIMINGS
+from timing.atomic import ATOMIC
+from timing.latency import LATENCY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,32 +31,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, help="turns of each variant")
     parser.add_argument("--quick", action="store_true", help="small and few: the numbers mean nothing")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the pages anew")
-    parser.add_argument("--agent", type=Path, help="latency, atomic: file of a saved agent")
-    parser.add_argument("--dataset", help="atomic: the dataset of the agent, for states to plan from")
+    parser.add_argument("--agent", type=Path, metavar="FILE", help="latency: of a saved agent, not of fresh ones")
+    parser.add_argument(
+        "--latents",
+        nargs=2,
+        metavar=("FILE", "DATASET"),
+        help="atomic: those that a saved LatentDiffuser draws",
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.what) - set(names)):
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(names)}")
     if options.repetitions is not None and options.repetitions < 1:
         parser.error("--repetitions must be at least 1")
-    if options.quick and options.out == RESULTS:
-        parser.error("--quick measures nothing worth keeping: say with --out where to write it")
-    inputs = {name: value for name in ("agent", "dataset") if (value := getattr(options, name)) is not None}
-    if inputs and (options.what, set(inputs)) not in ((["latency"], {"agent"}), (["atomic"], {"agent", "dataset"})):
-        parser.error("--agent goes with latency alone, or together with --dataset with atomic alone")
+    if (options.quick or options.agent) and options.out == RESULTS:
+        parser.error("--quick and --agent measure nothing for results/: say with --out where to write it")
+    chosen = [timing for timing in TIMINGS if timing.name in (options.what or names)]
+    if options.agent and chosen != [LATENCY]:
+        parser.error("--agent goes with latency alone")
+    if options.latents and ATOMIC not in chosen:
+        parser.error("--latents goes with atomic")
+    inputs = {"latency": {"agent": options.agent}, "atomic": {"latents": options.latents}}
     failed = []
-    for timing in TIMINGS:
-        if options.what and timing.name not in options.what:
+    for timing in chosen:
+        if options.render:
+            print(timing.write_page(options.out))
             continue
-        if not options.render:
-            sizes = dict(timing.quick) if options.quick else {}
-            if options.repetitions and "repetitions" in timing.sizes:
-                sizes["repetitions"] = options.repetitions
-            result = timing.run(sizes, **inputs)
-            timing.write(result, options.out)
-            failed += [row["name"] for row in result.get("checks", []) if not row["passed"]]
-        else:
-            timing.write_page(options.out)
-        print((options.out / f"{timing.file}.md").read_text(encoding="utf-8"), flush=True)
+        sizes = dict(timing.quick) if options.quick else {}
+        if options.repetitions and "repetitions" in timing.sizes:
+            sizes["repetitions"] = options.repetitions
+        result = timing.run(sizes, **inputs.get(timing.name, {}))
+        print(timing.write(result, options.out), flush=True)
+        failed += [row["name"] for row in result.get("checks", []) if not row["passed"]]
     if failed:
         print(f"The variants differ: {'; '.join(failed)}.", file=sys.stderr)
     return 1 if failed else 0

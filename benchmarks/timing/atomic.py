@@ -3,8 +3,12 @@
 For the prior of a model there is no exact answer. For a prior that consists of finitely many latents there is: a latent
 z^i with weight v_i and return R_i gets the weight v_i exp(beta R_i) / Z, whatever the decoder. The score of this prior
 and the intermediate energy are sums over the atoms. So the latents that a model draws at one state are taken as the
-prior, and the sampler is guided by the exact energy, by an energy network that the contrastive loss fits to draws of
-these atoms, and by one that is fitted by regression ("mse").
+prior, and guided samples of it end at one of them.
+
+A number is the total variation distance between the shares of the latents that samples end at and the exact tilted
+weights. `prior`: the prior's own weights. `draws`: as many exact draws, on average. `unguided`: samples without
+guidance, against the prior's weights. `exact`, `learned`, `mse`: guided by the exact energy, by a network fitted with
+the contrastive loss, by one fitted by regression. Latents in the target: exp of its entropy.
 """
 
 from __future__ import annotations
@@ -41,27 +45,27 @@ def measure(
     samples: int,
     solver_steps: int,
     gradient_steps: int,
-    agent: Path | None = None,
-    dataset: str | None = None,
+    latents: Sequence[str] | None = None,
 ) -> Result:
-    """On the latents that a saved LatentDiffuser draws at states of its dataset, or on made-up ones."""
+    """On made-up latents, or on those of a saved LatentDiffuser at states of its dataset: `latents` are both names."""
     how, settings = "Latents and returns are made up.", {}
-    if agent is None or dataset is None:
+    if latents is None:
         problems = [made_up_atoms(atoms, seed) for seed in range(states)]
     else:
-        trained = LatentDiffuser.load(agent)
-        how = f"Latents of {agent.stem} at states of {dataset}."
+        file, dataset = latents
+        trained = LatentDiffuser.load(file)
+        how = f"Latents of {Path(file).stem} at states of {dataset}."
         settings[f"LatentDiffuser {trained.preset}"] = timed_settings(trained.settings)
         observations = load_dataset(dataset).observations
         chosen = torch.randint(len(observations), (states,), generator=torch.Generator().manual_seed(0))
         problems = atoms_of(trained, observations[chosen], atoms)
     rows = []
-    for i, (latents, returns) in enumerate(problems):
+    for i, (drawn, returns) in enumerate(problems):
         for beta in betas:
             torch.manual_seed(0)
-            network = EnergyNet(1, latents.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
-            distances = total_variations(network, latents, returns, beta, samples, solver_steps, gradient_steps)
-            rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": latents.shape[1], **distances})
+            network = EnergyNet(1, drawn.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
+            distances = total_variations(network, drawn, returns, beta, samples, solver_steps, gradient_steps)
+            rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": drawn.shape[1], **distances})
     return {"rows": rows, "how": how, "settings": settings}
 
 
@@ -207,11 +211,7 @@ def cells(result: Result) -> Iterable[Result]:
 ATOMIC = Timing(
     name="atomic",
     file="atomic_guidance",
-    title="Guidance on finitely many latents",
-    text="Total variation distance between the shares of the latents that samples end at and the exact tilted weights. "
-    "`prior`: the prior's own weights. `draws`: as many exact draws, on average. `unguided`: samples without guidance, "
-    "against the prior's weights. `exact`, `learned`, `mse`: guided by the exact energy, by a network fitted with the "
-    "contrastive loss, by one fitted by regression. Latents in the target: exp of its entropy.",
+    doc=__doc__,
     sizes={
         "states": 2,  # each with latents of its own
         "atoms": 64,  # latents per state

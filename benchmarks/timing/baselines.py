@@ -3,7 +3,8 @@
 The straightforward versions take the agents' losses in the way of CORL's files: two critics and an optimizer for each,
 gradients of all that a loss runs through, a Python loop over parameters for the targets, a replay buffer of numpy
 arrays that is indexed and converted at every step, the actor run anew for each kind of action that CQL samples, and
-`.item()` on every logged number at every step. Sizes are those of HalfCheetah. A turn is a block of gradient steps.
+`.item()` on every logged number at every step. Sizes are those of HalfCheetah; a turn is a block of gradient steps, and
+numbers are medians. In bfloat16 are matrix products alone, on either side; weights stay float32.
 """
 
 from __future__ import annotations
@@ -229,10 +230,7 @@ def cells(result: Result) -> Iterable[Result]:
 BASELINES = Timing(
     name="baselines",
     file="baseline_speed",
-    title="Gradient steps per second of the baselines",
-    text=f"Sizes of HalfCheetah ({STATE_DIM} observations, {ACTION_DIM} actions), preset `paper`. Medians of blocks of "
-    "gradient steps. The straightforward version works as CORL's files do: see `benchmarks/timing/baselines.py`. "
-    "In bfloat16 are matrix products alone, on either side; weights stay float32.",
+    doc=__doc__,
     sizes={"transitions": 1_000_000, "steps": 100, "cql_steps": 4, "repetitions": 15},
     quick={"transitions": 3000, "steps": 2, "cql_steps": 1, "repetitions": 1},
     measure=measure,

@@ -146,7 +146,7 @@ class Timing:
     Args:
         name: what `time_agents.py` calls it.
         file: results/FILE.json and results/FILE.md.
-        title, text, notes: of the page. The text stands above the table and says what a row is, the notes below.
+        doc: docstring of the module. Its first line is the title of the page, the rest its text.
         sizes: how much is measured, the keyword arguments of `measure`.
         quick: of these, what suffices to see that everything runs.
         measure: returns `rows`, the `settings` that were measured (`preset_settings`), and maybe `checks`.
@@ -155,38 +155,42 @@ class Timing:
 
     name: str
     file: str
-    title: str
-    text: str
+    doc: str
     sizes: Mapping[str, Any]
     quick: Mapping[str, Any]
     measure: Callable[..., Result]
     cells: Callable[[Result], Iterable[Mapping[str, Any]]]
-    notes: str = ""
 
     def run(self, sizes: Mapping[str, Any], **inputs: Any) -> Result:
         """Measure, with `sizes` in place of some of the usual ones. Ready for JSON."""
         torch.set_num_threads(1)
         sizes = {**self.sizes, **sizes}
+        commit, measured = provenance.source_commit(), self.measure(**sizes, **inputs)
+        device = "cuda" if any(row.get("device") == "cuda" for row in measured["rows"]) else "cpu"
         return {
             "schema": SCHEMA,
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": provenance.source_commit(),
+            "commit": commit,
             "how": "CPU time, or wall-clock time on a GPU; variants in turn.",
-            "hardware": provenance.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "hardware": provenance.hardware(torch.device(device)),
             "versions": provenance.versions(),
             "sizes": sizes,
-            **self.measure(**sizes, **inputs),
+            **measured,
         }
 
-    def write(self, result: Result, folder: Path) -> None:
+    def write(self, result: Result, folder: Path) -> str:
+        """The two files. Returns the page."""
         write_json(folder / f"{self.file}.json", result)
-        self.write_page(folder)
+        return self.write_page(folder)
 
-    def write_page(self, folder: Path) -> None:
-        write_text(folder / f"{self.file}.md", self.page(json.loads((folder / f"{self.file}.json").read_text())))
+    def write_page(self, folder: Path) -> str:
+        page = self.page(json.loads((folder / f"{self.file}.json").read_text()))
+        write_text(folder / f"{self.file}.md", page)
+        return page
 
     def page(self, result: Result) -> str:
         """The Markdown page of a result as it is read from its file."""
+        title, _, text = self.doc.partition("\n\n")
         hardware, versions = result["hardware"], result["versions"]
         gpu = f", {hardware['gpu']}" if hardware["gpu"] else ""
         commit, plus, changes = (result["commit"] or "unknown").partition("+")
@@ -196,13 +200,12 @@ class Timing:
             for c in result.get("checks", [])
         ]
         parts = [
-            f"# {self.title}",
+            f"# {title.strip('.')}",
             f"Measured at commit {commit[:12]}{plus}{changes} on {result['made'][:10]}: {hardware['cpu']}{gpu}, "
             f"{hardware['threads']} thread, Python {versions['python']}, torch {versions['torch']}, numpy "
             f"{versions['numpy']}. {result['how']} `python benchmarks/time_agents.py {self.name}` measures it again.",
-            self.text,
+            text.strip(),
             markdown(self.cells(result)),
-            self.notes.strip(),
             markdown(checks) if checks else "",
             f"Measured: {_listed(result['sizes'])}.",
             "\n".join(["Settings:", "", *listed]) if listed else "",

@@ -1,9 +1,9 @@
 """How long a decision takes: milliseconds of `predict` for one environment and for many.
 
 A planner decides every `exec_horizon` environment steps, for all environments in one call; in between it only decodes
-what it holds. So there are two numbers: the time of a call that decides, and the mean time of an action, which spreads
-a decision over the actions that follow from it. Fresh networks are untrained: that changes what is decided, not how
-long it takes.
+what it holds. So there are two numbers: the time of a call that decides, and the mean time of a call divided by the
+environments, which spreads a decision over the actions that follow from it. Network calls are per decision. Fresh
+networks are untrained: that changes what is decided, not how long it takes.
 """
 
 from __future__ import annotations
@@ -130,10 +130,7 @@ def cells(result: Result) -> Iterable[Result]:
 LATENCY = Timing(
     name="latency",
     file="latency",
-    title="Latency",
-    text="A decision is one call of `predict` that plans for all environments; ms per action is the mean over all "
-    "calls, divided by the environments. Network calls are per decision. Untrained networks take as long "
-    "as trained ones.",
+    doc=__doc__,
     sizes={"envs": [1, 64], "candidates": 100, "repetitions": 20},
     quick={"envs": [1, 2], "candidates": 2, "repetitions": 1},
     measure=measure,

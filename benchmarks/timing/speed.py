@@ -1,9 +1,18 @@
-"""How much faster three inner loops are than straightforward versions of them, which do what LDCQ's released code does.
+"""How much faster three inner loops are than straightforward versions of them.
 
-1. Windows of a dataset: index gathers, against a Python loop that copies every window.
-2. Prioritized sampling: `PrioritizedSampler`, against numpy's power, division and `choice` over all items.
-3. Candidate latents: ten DPM-Solver++ steps with what depends on state and step alone computed once, against 105
-   ancestral steps with everything computed for every candidate at every step.
+The straightforward versions do what LDCQ's released code does. Times are medians, and a ratio is one of medians.
+
+- Windows of 30 steps: index gathers, against a Python loop that copies every window. *Build all*: both sides build the
+  same windows (`loop_windows`), and ours is charged for its share of listing all starts. *Before the first batch*: the
+  loop builds all windows (time scaled up from those measured), ours lists their starts. *Each batch after that*: the
+  price of not storing windows. Random rows of the built tensors, which are only `loop_windows` here and so nearer to
+  the cache, against gathers from random places of the dataset. *One epoch*: set-up and every window once in random
+  batches; later epochs cost what the row above says.
+- Prioritized sampling: `PrioritizedSampler`, against numpy's power, division and `choice` over all items. 20 calls in a
+  row of either, or *one call at a time*, so that ours always starts with caches that the other has filled.
+- Candidate latents: 10 steps of DPM-Solver++ (an approximation, tested elsewhere) with everything that depends on state
+  or step alone computed once, against 105 ancestral steps with everything computed per candidate and step. *The exact
+  part*: 10 network calls on either side.
 """
 
 from __future__ import annotations
@@ -175,21 +184,7 @@ def cells(result: Result) -> Iterable[Result]:
 SPEED = Timing(
     name="speed",
     file="speed",
-    title="Speed",
-    text="Three inner loops beside straightforward versions of them, which do what LDCQ's released code does. Medians; "
-    "the ratio is one of medians.",
-    notes=f"""
-- Build all: both sides build the same windows of {HORIZON} steps (`loop_windows`). Ours is charged for its share of
-  listing all starts.
-- Before the first batch: the loop builds all windows (time scaled up from those measured), ours lists their starts.
-- Each batch after that: the price of not storing windows. Random rows of the built tensors, which hold only
-  `loop_windows` here and so are nearer to the cache, against gathers from random places of the dataset.
-- One epoch: set-up and every window once in random batches; later epochs cost what the row above says.
-- Prioritized sampling: {CALLS_IN_A_ROW} calls in a row of either. One call at a time: ours always starts with caches
-  that the other has filled.
-- Candidates: 105 ancestral steps against {SOLVER_STEPS} of DPM-Solver++ (an approximation, tested elsewhere), and
-  everything per candidate and step against once (exact). The exact part: {SOLVER_STEPS} network calls on either side.
-""",
+    doc=__doc__,
     sizes={
         "steps": 1_000_000,  # of the dataset, and items of the prioritized samplers
         "loop_windows": 20_000,  # built in one repetition

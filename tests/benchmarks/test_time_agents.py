@@ -181,10 +181,11 @@ def test_check_pages_looks_at_all(tmp_path: Path) -> None:
         ["slowness"],
         ["--quick"],
         ["speed", "--repetitions=0"],
-        ["speed", "--agent", "a.zip"],
-        ["latency", "speed", "--agent", "a.zip"],
-        ["latency", "--agent", "a.zip", "--dataset", "d"],
-        ["atomic", "--agent", "a.zip"],
+        ["latency", "--agent", "a.zip"],
+        ["speed", "--agent", "a.zip", "--out", "b"],
+        ["latency", "speed", "--agent", "a.zip", "--out", "b"],
+        ["speed", "--latents", "a.zip", "d"],
+        ["atomic", "--latents", "a.zip"],
     ],
 )
 def test_command_refuses_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

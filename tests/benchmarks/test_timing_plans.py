@@ -83,14 +83,14 @@ def test_atomic_guidance_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     agent.save(tmp_path / "mine.zip")
     monkeypatch.setattr(atomic, "load_dataset", lambda name: random_dataset(400))
     made_up = ATOMIC.run(ATOMIC.quick)
-    trained = ATOMIC.run(ATOMIC.quick, agent=tmp_path / "mine.zip", dataset="made/up-v0")
+    trained = ATOMIC.run(ATOMIC.quick, latents=[str(tmp_path / "mine.zip"), "made/up-v0"])
     for result, dim in ((made_up, 16), (trained, 12)):
         assert [row["state"] for row in result["rows"]] == [0, 1]
         assert {row["latent_dim"] for row in result["rows"]} == {dim}
         ATOMIC.write(result, tmp_path)
         page = (tmp_path / "atomic_guidance.md").read_text()
         assert ("Latents of mine at states of made/up-v0." in page) == (result is trained)
-    # what the page says of is the agent in the file, which has other settings than the preset of its name
+    # the settings are those of the agent in the file, which are not its preset's
     problems = ATOMIC.problems(tmp_path)
     assert problems
     assert all("LatentDiffuser fast was measured with" in problem for problem in problems)
