@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ld_agents import LatentDiffuser, load_dataset
 from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
-from ld_agents.latent_diffuser import FAST
+from ld_agents.latent_diffuser_settings import FAST
 from timing.harness import Result, Timing, timed_settings
 
 SCHEDULE = VPSchedule()
