@@ -31,7 +31,7 @@ from ld_agents.data import recording
 from ld_agents.data.recording import Check, Episode
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation.environments import register_robotics
-from ld_agents.evaluation.eval_env import build_eval_env, evaluation_spec
+from ld_agents.evaluation.eval_env import evaluation_spec
 from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
 
 CHUNK_STEPS = 100_000
@@ -111,7 +111,7 @@ def _stream(maze: str, seed: int, *path: int) -> np.random.Generator:
 
 def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarray]:
     """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2]."""
-    env = build_eval_env(evaluation_spec(maze))
+    env = evaluation_spec(maze).make()
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     point = maze_env.point_env
@@ -159,7 +159,7 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
 
 def _play_reference(maze: str, seed: int, policy: str, episodes: int) -> dict[str, float]:
     """Mean returns, by both protocols, of the noise-free controller, or of uniform actions, in evaluation."""
-    env = build_eval_env(evaluation_spec(maze))
+    env = evaluation_spec(maze).make()
     task = MAZES[maze]
     controller = _Controller(maze)
     goal = cell_centre(maze, task.goal_cell)
@@ -200,7 +200,7 @@ class _Drives:
         seed, chunk = entropy
         drive = _drive(self.maze, seed, chunk, min(self.chunk_steps, self.steps - chunk * self.chunk_steps))
         states, actions, goals = drive["states"], drive["actions"], drive["goals"]
-        env = build_eval_env(evaluation_spec(self.maze))
+        env = evaluation_spec(self.maze).make()
         maze: Any = env.unwrapped
 
         def pieces(length: int, goals: np.ndarray) -> Iterator[tuple[slice, Episode]]:
@@ -217,7 +217,7 @@ class _Drives:
             maze.point_env.set_state(start[:2], start[2:])
             return start
 
-        segments = [segment for _, segment in pieces(SEGMENT_STEPS, np.array(evaluation_spec(self.maze)["goal"]))]
+        segments = [segment for _, segment in pieces(SEGMENT_STEPS, np.array(evaluation_spec(self.maze).goal))]
         count = min(math.ceil(SEGMENTS_CHECKED / self.chunks), len(segments))
         chosen = np.linspace(0, len(segments) - 1, count).astype(int)
         flat = gym.wrappers.TransformObservation(env, lambda seen: seen["observation"], None)
@@ -311,7 +311,7 @@ def generate(
                 "ld_agents": {
                     "provenance": "regenerated",
                     "seed": seed,
-                    "evaluation_goal": evaluation_spec(maze)["goal"],
+                    "evaluation_goal": evaluation_spec(maze).goal,
                     "replay_check": check,
                     "controller": controller,
                     "versions": recording.versions(),
@@ -331,7 +331,7 @@ def _recording_env(maze: str) -> gym.Env[Any, Any]:
 
 
 def _metadata(maze: str, n_steps: int, seed: int) -> dict[str, Any]:
-    task, eval_env = MAZES[maze], build_eval_env(evaluation_spec(maze))
+    task, eval_env = MAZES[maze], evaluation_spec(maze).make()
     assert eval_env.spec is not None
     eval_env_spec = eval_env.spec.to_json()
     eval_env.close()

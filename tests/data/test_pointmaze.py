@@ -57,14 +57,10 @@ def states_of(episode: Any) -> np.ndarray:
 
 
 def generate_in_background(folder: Path, dataset_id: str, n_steps: int, processes: int) -> subprocess.Popen[str]:
-    # The module is loaded by its path because importing the package would cost seconds of torch.
     script = f"""
-import importlib.util, sys
-name = "ld_agents.data.pointmaze"
-spec = importlib.util.spec_from_file_location(name, {str(pointmaze.__file__)!r})
-module = sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
+from ld_agents.data import pointmaze
+pointmaze.CHUNK_STEPS = 2_000
+pointmaze.generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
 """
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(folder)}
     return subprocess.Popen(
@@ -141,16 +137,16 @@ def test_information(data: OfflineDataset) -> None:
     assert info.reference_scores == (23.85, 161.86)
     assert "D4RL's maze2d recipe" in info.description
     assert info.eval_env is not None
-    assert info.eval_env["id"] == "PointMaze_UMaze-v3"
-    assert info.eval_env["max_episode_steps"] == 300
-    assert info.eval_env["goal"] == [-1.0, 1.0]
+    assert info.eval_env.id == "PointMaze_UMaze-v3"
+    assert info.eval_env.max_episode_steps == 300
+    assert info.eval_env.goal == (-1.0, 1.0)
     check = info.replay_check
     assert check is not None
     assert check["passed"]
     assert check["max_next_state_error"] <= check["tolerance"] == 1e-6
-    assert check["reward_mismatches"] == 0
-    assert check["steps"] > 1000
-    assert check["rewarded_steps"] > 0
+    assert check["max_reward_error"] == check["terminal_mismatches"] == 0
+    assert check["steps"] == 10_000
+    assert data.rewards.sum() > 0
     reference = info.controller
     assert reference is not None
     assert reference["episodes"] == 20
@@ -271,12 +267,50 @@ def test_data_do_not_depend_on_the_number_of_processes(empty: Path, monkeypatch:
     assert len(jump) == 2
 
 
+def test_a_killed_recording_resumes(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointmaze, "CHUNK_STEPS", 500)
+    common = {"n_steps": 1200, "evaluation_episodes": 1, "show_progress": False, "processes": 1}
+    pointmaze.generate("umaze", "test/whole-v0", **common)
+    drive, driven = pointmaze._drive, []
+
+    def killed_in_chunk_1(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarray]:
+        driven.append(chunk)
+        if driven == [0, 1]:
+            raise KeyboardInterrupt
+        return drive(maze, seed, chunk, n_steps)
+
+    monkeypatch.setattr(pointmaze, "_drive", killed_in_chunk_1)
+    with pytest.raises(KeyboardInterrupt):
+        pointmaze.generate("umaze", "test/killed-v0", **common)
+    pointmaze.generate("umaze", "test/killed-v0", **common)
+    assert driven == [0, 1, 1, 2]
+    assert load_dataset("test/killed-v0").content_hash == load_dataset("test/whole-v0").content_hash
+
+
+def test_workers_do_not_run_the_users_script(empty: Path) -> None:
+    (empty / "script.py").write_text(
+        "print('script runs', flush=True)\n"
+        "import os\n"
+        "from ld_agents.data import pointmaze\n"
+        "pointmaze.CHUNK_STEPS = 500\n"
+        "pointmaze.generate('umaze', 'test/script-v0', 1000, evaluation_episodes=1, processes=2)\n"
+        "assert 'OMP_NUM_THREADS' not in os.environ\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINARI_DATASETS_PATH": str(empty)}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, str(empty / "script.py")]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("script runs") == 1
+    assert load_dataset("test/script-v0").n_steps == 1000
+
+
 def test_other_mazes(empty: Path) -> None:
     pointmaze.generate("large", "test/large-v0", 1000, evaluation_episodes=1, show_progress=False)
     data = load_dataset("test/large-v0")
     assert data.info.eval_env is not None
-    assert data.info.eval_env["goal"] == [3.5, -3.0]
-    assert data.info.eval_env["max_episode_steps"] == 800
+    assert data.info.eval_env.goal == (3.5, -3.0)
+    assert data.info.eval_env.max_episode_steps == 800
     assert data.info.reference_scores == (6.7, 273.99)
 
 
@@ -285,62 +319,64 @@ def test_wrong_arguments(empty: Path) -> None:
         pointmaze.generate("tiny", "test/tiny-v0")
     with pytest.raises(ValueError, match="at least 1"):
         pointmaze.generate("umaze", "test/none-v0", 0)
-    with pytest.raises(ValueError, match="Malformed dataset ID"):
+    with pytest.raises(ValueError, match=r"'../none-v0' is not a Minari id"):
         pointmaze.generate("umaze", "../none-v0", 10)
 
 
 def test_a_folder_in_the_way_is_reported(empty: Path) -> None:
     (empty / "test" / "half-v0" / "data").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"holds no data set\. Delete that folder"):
+    with pytest.raises(FileExistsError, match=r"holds no dataset\. Delete that folder"):
         pointmaze.generate("umaze", "test/half-v0", 10)
 
 
 def test_a_failed_worker_is_reported_and_leaves_nothing(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointmaze, "CHUNK_STEPS", 500)
-    monkeypatch.setattr(pointmaze, "_stream", lambda *_: np.random.default_rng(0))
-    monkeypatch.setenv("PYTHONPATH", str(empty / "broken"))
+    monkeypatch.syspath_prepend(empty / "broken")  # the workers import from where this process does
     (empty / "broken").mkdir()
     (empty / "broken" / "gymnasium_robotics.py").write_text("raise RuntimeError('no physics today')")
-    with pytest.raises(RuntimeError, match=r"PointMaze umaze failed: .*no physics today"):
+    with pytest.raises(RuntimeError, match="no physics today"):
         pointmaze.generate("umaze", "test/failed-v0", 1000, processes=2, show_progress=False)
-    assert sorted(p.name for p in empty.iterdir()) == [".ld-agents.lock", "broken"]
+    assert minari.list_local_datasets() == {}
+    assert [p for p in empty.glob(".ld-agents-recording-*/**/*") if p.is_file() and "dataset" not in p.parts] == []
 
 
 def test_steps_that_do_not_replay_are_not_kept(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = pointmaze._make_chunk
+    make = pointmaze._drive
 
     def shifted(*arguments: Any) -> dict[str, np.ndarray]:
         chunk = make(*arguments)
         chunk["states"][:, 2] *= 1.001
         return chunk
 
-    monkeypatch.setattr(pointmaze, "_make_chunk", shifted)
+    monkeypatch.setattr(pointmaze, "_drive", shifted)
     with pytest.raises(RuntimeError, match="do not replay"):
         pointmaze.generate("umaze", "test/shifted-v0", 500, evaluation_episodes=1, show_progress=False)
-    assert [p.name for p in empty.iterdir()] == [".ld-agents.lock"]
+    assert [p.suffix for p in empty.iterdir()] in ([], [".lock"])
+    monkeypatch.setattr(pointmaze, "_drive", make)
+    pointmaze.generate("umaze", "test/shifted-v0", 500, evaluation_episodes=1, show_progress=False)
+    assert load_dataset("test/shifted-v0").info.replay_check["passed"]  # type: ignore[index]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_half_way_leaves_nothing_that_loads(empty: Path) -> None:
-    child = generate_in_background(empty, "test/killed-v0", 100_000_000, 2)
+    child = generate_in_background(empty, "test/killed-v0", 1_000_000, 2)
     assert child.stderr is not None
-    bar = ""
-    while "M [" not in bar and "k/" not in bar:
-        character = child.stderr.read(1)
-        assert character, bar
-        bar += character
+    deadline = time.monotonic() + 60
+    while not list(empty.glob(".ld-agents-recording-*/chunks/chunk0.npz")):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     workers = Path(f"/proc/{child.pid}/task/{child.pid}/children")
     pids = [int(pid) for pid in workers.read_text().split()] if workers.exists() else []
     child.kill()
     child.wait()
     child.stderr.close()
-    assert list(empty.glob(".ld-agents-partial-*"))
     assert minari.list_local_datasets() == {}
     with pytest.raises(FileNotFoundError):
         load_dataset("test/killed-v0", download=False)
     pointmaze.generate("umaze", "test/killed-v0", 500, evaluation_episodes=1, show_progress=False)
     assert load_dataset("test/killed-v0").n_steps == 500
-    assert not list(empty.glob(".ld-agents-partial-*"))
+    assert [p.name for p in empty.iterdir()] == ["test"]
     # The workers notice that nobody listens any more.
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid) for pid in pids):
