@@ -33,7 +33,7 @@ POLICIES_HEAD = """
 ## Reference policies
 
 What D4RL's 0 and 100 points are, and what policies return in the simulators used here: uniformly random actions, and
-the policy that records the task's best data. Measured by `benchmarks/recording/reference_policies.py`, stored in
+the policy that records the task's best data. Measured by `make_datasets.py --reference-scores`, stored in
 `ld_agents/evaluation/measured_scores.json`; mean return ± standard deviation over episodes.
 
 """

@@ -16,7 +16,16 @@ PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
 # D4RL datasets whose recipe and evaluation ours follow: their published scores may stand beside ours.
 PUBLISHED_DATASETS = {
     **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}-v1" for maze in ("umaze", "medium", "large")},
-    **{f"ld-agents/antmaze/{name}-v0": f"antmaze-{name}-v2" for name in ("umaze", "medium-diverse", "large-diverse")},
+    **{
+        f"ld-agents/antmaze/{name}-{version}": f"antmaze-{name}-v2"
+        for name in ("umaze", "medium-diverse", "large-diverse")
+        for version in ("v0", "v1")
+    },
+    **{
+        f"ld-agents/locomotion/{robot}-{level}-v1": f"{robot}-{level}-v2"
+        for robot in ("halfcheetah", "hopper", "walker2d")
+        for level in ("medium", "medium-replay")
+    },
     **{
         f"ld-agents/adroit/{task}-{level}-v0": f"{task}-{level}-v1"
         for task in ("pen", "hammer", "door", "relocate")
