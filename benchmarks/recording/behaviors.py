@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ld_agents.evaluation.environments import ANTMAZE_GOALS, CELL_SIZE, cell_position, draw_goal
-from ld_agents.evaluation.mazes import maze_map
+from ld_agents.evaluation.mazes import free_cells, next_cells
 
 Array = NDArray[Any]
 
@@ -216,30 +215,12 @@ class AntNavigator(StoredPolicy):
     maze: str = "umaze"
     random_cells: bool = False
 
-    @cached_property
-    def free_cells(self) -> list[tuple[int, int]]:
-        return [(i, j) for i, row in enumerate(maze_map(self.maze)) for j, wall in enumerate(row) if not wall]
-
-    @cached_property
-    def next_cells(self) -> dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]:
-        """For each target cell, the next cell on a shortest path from every cell (breadth first from the target)."""
-        routes = {}
-        for target in self.free_cells:
-            route, frontier = {target: target}, deque([target])
-            while frontier:
-                i, j = frontier.popleft()
-                for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-                    if cell in self.free_cells and cell not in route:
-                        route[cell] = (i, j)
-                        frontier.append(cell)
-            routes[target] = route
-        return routes
-
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
         if not self.random_cells:
             cell = ANTMAZE_GOALS[self.maze]
             return {"cell": cell, "goal": draw_goal(cell, rng), "start": (0.0, 0.0)}
-        start, cell = (self.free_cells[i] for i in rng.choice(len(self.free_cells), 2, replace=False))
+        free = free_cells(self.maze)
+        start, cell = (free[i] for i in rng.choice(len(free), 2, replace=False))
         return {"cell": cell, "goal": draw_goal(cell, rng), "start": self._beyond(start, rng)}
 
     def _beyond(self, cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
@@ -248,10 +229,10 @@ class AntNavigator(StoredPolicy):
         return x + float(dx), y + float(dy)
 
     def _direction(self, x: float, y: float, episode: dict[str, Any], rng: np.random.Generator) -> tuple[float, float]:
-        route = self.next_cells[episode["cell"]]
+        route = next_cells(self.maze)[episode["cell"]]
         at = round(y / CELL_SIZE) + 1, round(x / CELL_SIZE) + 1
         if at not in route:  # a leg may reach over a wall's corner
-            at = min(self.free_cells, key=lambda cell: math.dist(cell_position(cell), (x, y)))
+            at = min(free_cells(self.maze), key=lambda cell: math.dist(cell_position(cell), (x, y)))
         aim = episode["goal"] if route[at] == episode["cell"] else self._beyond(route[at], rng)
         dx, dy = aim[0] - x, aim[1] - y
         norm = math.hypot(dx, dy) + 1e-9

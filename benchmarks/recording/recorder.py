@@ -172,6 +172,7 @@ class _Lane:
         self.env, self.part, self.rng = env, part, rng
         self.episodes: list[Episode] = []
         self.steps = 0
+        self._rows: list[tuple[Array, Array, float, bool]] = []
         space = env.action_space
         assert isinstance(space, gym.spaces.Box)
         self._low, self._high = space.low, space.high
@@ -180,25 +181,19 @@ class _Lane:
 
     @property
     def between_episodes(self) -> bool:
-        return not self._actions
+        return not self._rows
 
     def begin(self) -> None:
         self.drawn = self.part.behavior.begin(self.rng)
         self._seed = int(self.rng.integers(_SEEDS))
         self.observation, _ = self.env.reset(seed=self._seed, options=self.drawn or None)
-        self._observations: list[Array] = [np.asarray(self.observation, np.float32)]
-        self._actions: list[Array] = []
-        self._rewards: list[float] = []
-        self._terminals: list[bool] = []
+        self._first, self._rows = np.asarray(self.observation, np.float32), []
         self._success: bool | None = None
 
     def step(self, action: Array) -> None:
         action = np.clip((self._centre + self._half * action).astype(np.float32), self._low, self._high)
         self.observation, reward, terminal, timeout, info = self.env.step(action)
-        self._observations.append(np.asarray(self.observation, np.float32))
-        self._actions.append(action)
-        self._rewards.append(float(reward))
-        self._terminals.append(bool(terminal))
+        self._rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
         if "success" in info:
             self._success = bool(self._success) or bool(info["success"])
         self.steps += 1
@@ -207,22 +202,14 @@ class _Lane:
             self.begin()
 
     def _close(self) -> None:
-        observations = np.stack(self._observations)
+        after, actions, rewards, terminals = (np.array(column) for column in zip(*self._rows, strict=True))
         reached = None
         if "goal" in self.drawn:
-            distances = np.linalg.norm(observations[1:, :2] - self.drawn["goal"], axis=1)
+            distances = np.linalg.norm(after[:, :2] - self.drawn["goal"], axis=1)
             reached = bool(distances.min() <= environments.GOAL_RADIUS)
+        observations = np.concatenate([self._first[None], after])
         self.episodes.append(
-            Episode(
-                observations,
-                np.stack(self._actions),
-                np.array(self._rewards),
-                np.array(self._terminals),
-                self._seed,
-                self.drawn or None,
-                self._success,
-                reached,
-            )
+            Episode(observations, actions, rewards, terminals, self._seed, self.drawn or None, self._success, reached)
         )
 
 
@@ -269,35 +256,33 @@ class Statistics:
     """What the behavior achieved, over whole episodes."""
 
     def __init__(self) -> None:
-        self.returns: list[float] = []
-        self.successes: list[bool] = []
-        self.reached: list[bool] = []
-        self.flags: list[dict[str, bool | None]] = []
         self.steps = 0
+        self.returns: list[float] = []
+        self.flags: list[dict[str, bool | None]] = []
 
     def watch(self, episodes: Iterable[Episode]) -> Iterator[Episode]:
         """Pass episodes on and count them."""
         for episode in episodes:
             self.steps += len(episode.actions)
+            # An agent's episode would have ended at its first terminal.
+            ends = np.flatnonzero(episode.terminals)
+            self.returns.append(float(episode.rewards[: ends[0] + 1 if len(ends) else None].sum()))
             self.flags.append({name: getattr(episode, name) for name in ("success", "reached", "whole")})
-            if episode.whole:
-                # An agent's episode would have ended at its first terminal.
-                ends = np.flatnonzero(episode.terminals)
-                self.returns.append(float(episode.rewards[: ends[0] + 1 if len(ends) else None].sum()))
-                if episode.success is not None:
-                    self.successes.append(episode.success)
-                if episode.reached is not None:
-                    self.reached.append(episode.reached)
             yield episode
 
     def summary(self) -> dict[str, Any]:
-        def mean(values: list[Any]) -> float | None:
-            return float(np.mean(values)) if values else None
+        """Returns and rates, None where there are none."""
+        whole = [i for i, flags in enumerate(self.flags) if flags["whole"]]
 
-        found = {
-            "mean_return": mean(self.returns),
-            "std_return": float(np.std(self.returns)) if self.returns else None,
-            "success_rate": mean(self.successes) if len(self.successes) == len(self.returns) else None,
-            "episodes": len(self.returns),
+        def rate(name: str) -> float | None:
+            values = [self.flags[i][name] for i in whole]
+            return float(np.mean(values)) if values and None not in values else None  # type: ignore[arg-type]
+
+        returns, own_target = [self.returns[i] for i in whole], rate("reached")
+        return {
+            "mean_return": float(np.mean(returns)) if returns else None,
+            "std_return": float(np.std(returns)) if returns else None,
+            "success_rate": rate("success"),
+            "episodes": len(returns),
+            **({} if own_target is None else {"own_target_rate": own_target}),
         }
-        return found | ({"own_target_rate": mean(self.reached)} if self.reached else {})

@@ -32,7 +32,7 @@ from ld_agents.data.recording import Check, Episode
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation.environments import register_robotics
 from ld_agents.evaluation.eval_env import evaluation_spec
-from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_centre, free_cells, maze_map, next_cells
 
 CHUNK_STEPS = 100_000
 EPISODE_STEPS = 1_000
@@ -57,20 +57,9 @@ class _Controller:
     def __init__(self, maze: str) -> None:
         self._grid = maze_map(maze)
         self._rows, self._columns = len(self._grid), len(self._grid[0])
-        self.free = [(i, j) for i in range(self._rows) for j in range(self._columns) if not self._grid[i][j]]
+        self.free = free_cells(maze)
         self._maze = maze
-        self._next_cell = {goal: self._towards(goal) for goal in self.free}
         self._path: deque[tuple[float, float]] = deque()
-
-    def _towards(self, goal: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
-        step, frontier = {goal: goal}, deque([goal])
-        while frontier:
-            i, j = frontier.popleft()
-            for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-                if not self._grid[cell[0]][cell[1]] and cell not in step:
-                    step[cell] = (i, j)
-                    frontier.append(cell)
-        return step
 
     def cell(self, x: float, y: float) -> tuple[int, int]:
         """The free cell at (x, y), or the nearest one where the point touches a wall."""
@@ -83,7 +72,7 @@ class _Controller:
         self, x: float, y: float, cell: tuple[int, int], target: tuple[float, float], jitter: Callable[[], float]
     ) -> None:
         """Plan from (x, y) to ``target``, a point in ``cell``."""
-        step, at = self._next_cell[cell], self.cell(x, y)
+        step, at = next_cells(self._maze)[cell], self.cell(x, y)
         self._path.clear()
         while at != cell:
             at = step[at]

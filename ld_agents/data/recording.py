@@ -201,11 +201,6 @@ class _ThisProcess(Executor):
     ) -> Iterator[Any]:
         return map(fn, *iterables)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
 
 class _Workers(ProcessPoolExecutor):
     """Processes with one thread each that do not run the user's main module again, which may have no guard."""

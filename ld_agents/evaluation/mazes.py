@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +64,24 @@ def from_d4rl_frame(
     x, y, vx, vy = observations.T
     turned = np.stack([y + 0.7 - len(grid[0]) / 2, len(grid) / 2 - 0.7 - x, vy, -vx], axis=1)
     return turned.astype(np.float32), np.stack([actions[:, 1], -actions[:, 0]], axis=1)
+
+
+def free_cells(maze: str) -> list[tuple[int, int]]:
+    """Cells (row, column) that are no walls, row after row."""
+    return [(i, j) for i, row in enumerate(maze_map(maze)) for j, wall in enumerate(row) if not wall]
+
+
+@cache
+def next_cells(maze: str) -> dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]:
+    """For each target cell, the next cell on a shortest path from every cell (breadth first from the target)."""
+    free, routes = set(free_cells(maze)), {}
+    for target in free_cells(maze):
+        route, frontier = {target: target}, deque([target])
+        while frontier:
+            i, j = frontier.popleft()
+            for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+                if cell in free and cell not in route:
+                    route[cell] = (i, j)
+                    frontier.append(cell)
+        routes[target] = route
+    return routes

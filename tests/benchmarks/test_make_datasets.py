@@ -21,6 +21,7 @@ from ld_agents.baselines import bc
 from ld_agents.data import recording
 from ld_agents.data.recording import Episode, merge_checks, replay
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.mazes import free_cells, next_cells
 from ld_agents.evaluation.scores import TASKS, MeasuredScore
 from recording import behaviors, recorder, reference_policies
 from recording import recipes as recipes_module
@@ -216,7 +217,7 @@ def test_ant_navigator_follows_shortest_paths() -> None:
     assert (episode["cell"], episode["start"]) == ((3, 1), (0.0, 0.0))
     assert 0 < episode["goal"][0] < 1.5
     assert 8 < episode["goal"][1] < 9.5
-    route, path = umaze.next_cells[(3, 1)], [(1, 1)]
+    route, path = next_cells("umaze")[(3, 1)], [(1, 1)]
     while path[-1] != (3, 1):
         path.append(route[path[-1]])
     assert path == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
@@ -237,16 +238,16 @@ def test_ant_navigator_follows_shortest_paths() -> None:
 
 def test_diverse_starts_and_goals() -> None:
     large = AntNavigator(8, maze="large", random_cells=True)
-    assert len(large.free_cells) == 46
+    assert len(free_cells("large")) == 46
     rng = np.random.default_rng(0)
     episodes = [large.begin(rng) for _ in range(2_000)]
-    assert {e["cell"] for e in episodes} == set(large.free_cells)
+    assert {e["cell"] for e in episodes} == set(free_cells("large"))
     for e in episodes:
         offset = np.array(e["goal"]) - environments.cell_position(e["cell"])
         assert (offset >= 0).all()
         assert (offset <= 1.5).all()
         start = round(e["start"][1] / 4) + 1, round(e["start"][0] / 4) + 1
-        assert start in large.free_cells
+        assert start in free_cells("large")
         assert start != e["cell"]
 
 
