@@ -93,18 +93,14 @@ class OfflineDataset:
     ) -> None:
         self.info = info if info is not None else DatasetInfo()
         self.observation_keys = tuple(observation_keys) if observation_keys is not None else None
-        rows = _float_tensor("observations", observations, 2)
-        self.actions = _float_tensor("actions", actions, 2)
-        self.rewards = _float_tensor("rewards", rewards, 1)
-        self.terminals = _bool_tensor("terminals", terminals)
-        ends_by_timeout = _bool_tensor("timeouts", timeouts)
+        rows = _tensor("observations", observations, 2)
+        self.actions = _tensor("actions", actions, 2)
+        self.rewards = _tensor("rewards", rewards, 1)
+        self.terminals = _tensor("terminals", terminals, 1, torch.bool)
+        ends = _tensor("timeouts", timeouts, 1, torch.bool)
         n = rows.shape[0]
-        for name, array in (
-            ("actions", self.actions),
-            ("rewards", self.rewards),
-            ("terminals", self.terminals),
-            ("timeouts", ends_by_timeout),
-        ):
+        others = {"actions": self.actions, "rewards": self.rewards, "terminals": self.terminals, "timeouts": ends}
+        for name, array in others.items():
             if array.shape[0] != n:
                 raise ValueError(
                     f"observations have {n} rows but {name} have {array.shape[0]}. Give one row per step to all five "
@@ -117,7 +113,7 @@ class OfflineDataset:
                 f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
             )
         self._n_steps = n
-        ends = self.terminals | ends_by_timeout
+        ends = self.terminals | ends
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
         self._check_finite("observations", rows)
@@ -129,7 +125,7 @@ class OfflineDataset:
             self._final_known = torch.zeros(e, dtype=torch.bool)
             self.observation_rows = rows
         else:
-            final = _float_tensor("final_observations", final_observations, 2)
+            final = _tensor("final_observations", final_observations, 2)
             if tuple(final.shape) != (e, rows.shape[1]):
                 raise ValueError(
                     f"final_observations have shape {tuple(final.shape)}, but the arrays hold {e} episodes of "
@@ -376,13 +372,8 @@ class OfflineDataset:
     def to(self, device: torch.device | str) -> OfflineDataset:
         """The same data on another device; shares memory where nothing has to move."""
         other = object.__new__(OfflineDataset)
-        other.__dict__.update(self.__dict__)
-        other.observation_rows = self.observation_rows.to(device)
-        other.actions = self.actions.to(device)
-        other.rewards = self.rewards.to(device)
-        other.terminals = self.terminals.to(device)
-        other.episode_ends = self.episode_ends.to(device)
-        other._final_known = self._final_known.to(device)
+        for name, value in vars(self).items():
+            setattr(other, name, value.to(device) if isinstance(value, torch.Tensor) else value)
         return other
 
     # -- use -------------------------------------------------------------------------------------------------------
@@ -430,36 +421,21 @@ class OfflineDataset:
         return self.info.eval_env.make(render_mode)
 
 
-def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:
+def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The array as a contiguous tensor, without a copy where it is one of that type already."""
     if not isinstance(array, torch.Tensor):
         array = np.asarray(array)
         if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} hold {array.dtype} values. Pass an array of numbers.")
-        array = np.ascontiguousarray(array, dtype=np.float32)
+            wanted = "an array of numbers" if dtype == torch.float32 else "booleans, or 0 and 1"
+            raise TypeError(f"{name} hold {array.dtype} values. Pass {wanted}.")
         with warnings.catch_warnings():
-            # The data set never writes to its arrays, so a read-only array (a memory map) is fine.
+            # The dataset never writes to its arrays, so a read-only array (a memory map) is fine.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            array = torch.from_numpy(array)
-    tensor: torch.Tensor = array.detach().to(torch.float32).contiguous()
+            array = torch.from_numpy(np.ascontiguousarray(array, np.float32 if dtype == torch.float32 else None))
+    tensor: torch.Tensor = array.detach()
     if tensor.ndim != ndim:
         wanted = "[steps, size]" if ndim == 2 else "[steps]"
         raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}. Reshape them.")
-    return tensor
-
-
-def _bool_tensor(name: str, array: Any) -> torch.Tensor:
-    if not isinstance(array, torch.Tensor):
-        array = np.asarray(array)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} hold {array.dtype} values. Pass booleans, or 0 and 1.")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            array = torch.from_numpy(np.ascontiguousarray(array))
-    tensor: torch.Tensor = array.detach()
-    if tensor.ndim != 1:
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of [steps]. Reshape them.")
-    if tensor.dtype != torch.bool:
-        if not ((tensor == 0) | (tensor == 1)).all():
-            raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
-        tensor = tensor != 0
-    return tensor.contiguous()
+    if dtype == torch.bool and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
+        raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
+    return tensor.to(dtype).contiguous()

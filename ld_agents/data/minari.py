@@ -259,10 +259,8 @@ def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
+def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, Any]]) -> Iterator[Arrays]:
     """Episodes of main_data.hdf5 in order, only the arrays that are needed, through h5py's low-level calls."""
-    from h5py import h5s
-
     again = f"Delete {data.parent} and fetch or make {dataset_id} again."
     with hdf5.open_file(data / "main_data.hdf5", again) as file:
         try:
@@ -275,21 +273,11 @@ def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str
                 item = hdf5.open_array(file, f"episode_{index}/{name}", axes, again)
                 if item is None:
                     raise ValueError(f"Episode {index} of {dataset_id} has no {name}. {again}")
-                try:
-                    kind = item.dtype
-                    array: np.ndarray = np.empty(
-                        item.shape, bool if kind.kind == "b" else kind if dtype == "?" else dtype
-                    )
-                    item.read(h5s.ALL, h5s.ALL, array)
-                except Exception as error:
-                    raise ValueError(
-                        f"Episode {index} of {dataset_id}: {name} cannot be read ({error}). {again}"
-                    ) from None
-                episode[name] = array
+                episode[name] = hdf5.read_array(item, dtype, f"Episode {index} of {dataset_id}: {name}", again)
             yield episode
 
 
-def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
+def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, Any]]) -> Iterator[Arrays]:
     """Episodes through Minari's own reader, for its other storage formats."""
     from minari.dataset.minari_storage import MinariStorage
 
@@ -319,8 +307,9 @@ def _assemble(
         them.
     """
     # name -> number of axes and type
-    wanted = {"actions": (2, "<f4"), "rewards": (1, "<f4"), "terminations": (1, "?")}
-    wanted |= {part: (2, "<f8" if part.endswith("/achieved_goal") else "<f4") for part in parts}
+    wanted: dict[str, tuple[int, Any]] = {"actions": (2, np.float32), "rewards": (1, np.float32)}
+    wanted["terminations"] = 1, bool
+    wanted |= {part: (2, np.float64 if part.endswith("/achieved_goal") else np.float32) for part in parts}
     row_shapes = {name: box.shape for name, box in parts.items()}
     row_shapes |= {"actions": action_space.shape, "rewards": (), "terminations": ()}
     episodes: Iterable[Arrays] = (_hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes)(
@@ -349,12 +338,9 @@ def _assemble(
                     f"{' or '.join(map(str, allowed))}. Repair or leave out the episode and store the dataset again."
                 )
             if place == "terminations":
-                if not ((array == 0) | (array == 1)).all():
-                    raise ValueError(
-                        f"Episode {index} of {dataset_id} has terminations other than 0 and 1. Repair or leave out the "
-                        "episode and store the dataset again."
-                    )
-                name, array = "terminals", array != 0
+                repair = "Repair or leave out the episode and store the dataset again."
+                array = hdf5.as_flags(array, f"Episode {index} of {dataset_id}: {name}", repair)
+                name = "terminals"
             elif place in parts:
                 has_final = len(array) > steps
                 last = array[steps:] if has_final else np.full_like(array[:1], np.nan, dtype=np.float64)
