@@ -7,7 +7,7 @@
 The first form follows `recipes.py`: NAME is an id, its last part, a family (antmaze, locomotion, adroit, kitchen)
 or all. FOLDER holds the behaviour policies as .npz files. Sets that exist are skipped, sets that others are made of are
 made first, and a killed run goes on where it was. Every set leaves a small record in results/datasets for
-`datasets_table.py`.
+`report.py`.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def record_file(dataset_id: str, folder: Path) -> Path:
 
 
 def write_record(dataset_id: str, folder: Path) -> None:
-    """Write the small record of a local data set that `datasets_table.py` reads."""
+    """Write the small record of a local data set that `report.py` reads."""
     from ld_agents import load_dataset
 
     dataset = load_dataset(dataset_id, download=False)

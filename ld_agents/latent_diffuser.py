@@ -59,7 +59,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -70,7 +69,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.data.dataset import OfflineDataset
@@ -186,22 +185,19 @@ class LatentDiffuserPolicy(OfflinePolicy):
 
         `deterministic` makes the noise of a plan repeatable, which is all the randomness there is.
 
-        state: actions of the plans, flattened [n, exec_horizon A]; how many are still to come [n]; noise keys [n].
+        state: actions of the plans, flattened [n, exec_horizon A]; how many are still to come [n].
         """
-        n, length = len(states), self.settings.exec_horizon
-        if state is None:
-            held, steps_left = np.zeros((n, length * self.action_dim), np.float32), np.zeros(n, np.int64)
-        else:
-            held, steps_left = state[0].copy(), state[1].copy()
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[2], device=states.device)))
-        replan = np.flatnonzero(episode_start | (steps_left <= 0))
-        if len(replan):
-            rows = torch.as_tensor(replan, device=states.device)
-            held[replan] = self.plan(states[rows], keys[rows]).flatten(1).cpu().numpy()
-            steps_left[replan] = length
-        actions = held.reshape(n, length, self.action_dim)[np.arange(n), length - steps_left]
-        return torch.as_tensor(actions, device=states.device), (held, steps_left - 1, keys.cpu().numpy())
+        length = self.settings.exec_horizon
+        plans, executed, state = self.hold(
+            lambda *of_rows: self.plan(*of_rows).flatten(1),
+            width=length * self.action_dim,
+            steps=length,
+            states=states,
+            keys=keys,
+            state=state,
+            episode_start=episode_start,
+        )
+        return plans.unflatten(1, (length, self.action_dim))[np.arange(len(plans)), executed], state
 
     def plan(self, states: Tensor, keys: Tensor) -> Tensor:
         """The first actions of a plan, scaled to [-1, 1]. Shapes [n, S], [n] noise keys -> [n, exec_horizon, A]."""
@@ -679,9 +675,8 @@ class LatentDiffuser(OfflineAlgorithm):
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> float:
         learning_rate = peak
         if self.settings.learning_rates == "cosine":
-            learning_rate *= 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            learning_rate *= self.cosine_decay(stage, step)
+        self.set_learning_rate(optimizer, learning_rate)
         return learning_rate
 
 

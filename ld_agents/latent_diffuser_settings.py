@@ -92,7 +92,7 @@ class LatentDiffuserSettings:
     plan_return: Literal["sum", "mean", "tap"] = "sum"  # sum of returns-to-go; "tap": of rewards, with the last return
     return_scale: Literal["all", "state"] = "all"  # unit of beta: the standard deviation of R, everywhere or at a state
     return_steps: EnvironmentSteps | None = None  # steps of the plan that R looks at; None is all, 15 in [TAP]
-    scale_states: Count = 50_000  # states at which R is standardised
+    scale_states: Count = 50_000  # states at which R is standardized
     support_states: Count | None = 200_000  # None is all; all in [CEP]
     support_size: Candidates = 16  # M, per set [CEP]
     energy_learning_rate: Fraction = 3e-4  # [CEP]
@@ -177,7 +177,7 @@ FAST = dataclasses.replace(
 
 PRESETS = {"fast": FAST, "paper": PAPER}
 
-# What differs between families of data sets. TAP also takes AntMaze as it is (normalize_observations, standardize),
+# What differs between families of datasets. TAP also takes AntMaze as it is (normalize_observations, standardize),
 # QGPO 32 support latents there, TAP a fifth of the VAE's steps on Adroit: for the paper preset, hand them over as well.
 FAMILY: dict[str, dict[str, Any]] = {
     "locomotion": {"terminal_reward": -100.0, "discount": 0.99},  # [TAP]

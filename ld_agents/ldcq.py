@@ -57,7 +57,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ld_agents.common.keyed_noise import keyed_normal, next_keys, observation_keys
+from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
@@ -70,7 +70,7 @@ from ld_agents.diffusion.sampling import (
     solver_steps,
 )
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
-from ld_agents.networks.critics import LatentCritic, polyak_update
+from ld_agents.networks.critics import LatentCritic, descend, polyak_update
 from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
@@ -148,25 +148,21 @@ class LDCQPolicy(OfflinePolicy):
     ) -> tuple[Tensor, State]:
         """Holds each environment's latent for `exec_horizon` steps.
 
-        state: latents [n, Z], steps that they are still held [n], noise keys [n].
+        state: latents [n, Z], steps that they are still held [n].
         """
-        n = len(states)
-        if state is None:
-            held, steps_left = np.zeros((n, self.settings.latent_dim), np.float32), np.zeros(n, np.int64)
-        else:
-            held, steps_left = state[0].copy(), state[1].copy()
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[2], device=states.device)))
-        replan = np.flatnonzero(episode_start | (steps_left <= 0))
-        if len(replan):
-            rows = torch.as_tensor(replan, device=states.device)
-            held[replan] = self.choose_latent(states[rows], keys[rows]).cpu().numpy()
-            steps_left[replan] = self.settings.exec_horizon
-        steps_left -= 1
-        mean = deterministic and not self.settings.sample_actions
+        s = self.settings
+        latents, _, state = self.hold(
+            self.choose_latent,
+            width=s.latent_dim,
+            steps=s.exec_horizon,
+            states=states,
+            keys=keys,
+            state=state,
+            episode_start=episode_start,
+        )
+        mean = deterministic and not s.sample_actions
         epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
-        latents = torch.as_tensor(held, device=states.device)
-        return self.vae.action.act(states, self._raw(latents), epsilon), (held, steps_left, keys.cpu().numpy())
+        return self.vae.action.act(states, self._raw(latents), epsilon), state
 
     def _raw(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std + self.latent_mean
@@ -210,6 +206,12 @@ class LDCQ(OfflineAlgorithm):
     def family_settings(cls) -> dict[str, dict[str, Any]]:
         return FAMILY
 
+    @classmethod
+    def complete_older_file(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        if "windows_past_terminals" not in settings:
+            settings["windows_past_terminals"] = False
+            weights.setdefault("reward_scale", torch.tensor(float(settings["reward_scale"])))
+
     def stages(self) -> list[Stage]:
         s = self.settings
         vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q)
@@ -224,7 +226,7 @@ class LDCQ(OfflineAlgorithm):
         parameters = list(self.policy.vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
-            _set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
+            self.set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
             batch = starts[self._random_indices(len(starts), s.vae_batch_size)].long()
             states, actions = self.data.windows(batch, s.horizon)
             final_states = self.data.observation_rows[self._next_rows(batch)]
@@ -234,7 +236,7 @@ class LDCQ(OfflineAlgorithm):
                 states, actions, final_states, epsilon, self._decoded_steps(recorded), recorded
             )
             loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
-            _descend(optimizer, loss)
+            descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         if s.standardize_latents:
             latents = self._encode(starts)
@@ -263,14 +265,14 @@ class LDCQ(OfflineAlgorithm):
         denoiser = self.policy.denoiser
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
-            _set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
+            self.set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
             indices = self._random_indices(len(starts), s.prior_batch_size)
             z = latents[indices]
             j = diffuser.random_steps(len(z), self.generator)
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
             prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.data.observations[starts[indices].long()])
             loss = diffuser.min_snr_loss(z, prediction, j, gamma=5.0)
-            _descend(optimizer, loss)
+            descend(optimizer, loss)
             yield {"loss": loss.detach()}
 
     @torch.no_grad()
@@ -327,7 +329,7 @@ class LDCQ(OfflineAlgorithm):
         online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
         epoch_steps = max(1, len(starts) // s.q_batch_size)
         for step in self.remaining_steps("q"):
-            _set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
+            self.set_learning_rate(optimizer, s.q_learning_rate * self._decay("q", step, epoch_steps))
             indices, probabilities = sampler.draw(s.q_batch_size, self.generator)
             importance_beta = min(1.0, 0.3 + 0.01 * (step // epoch_steps))
             weights = (len(starts) * probabilities) ** -importance_beta
@@ -422,7 +424,7 @@ class LDCQ(OfflineAlgorithm):
     def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
         """Factor of the learning rate at a gradient step of a stage."""
         if self.settings.learning_rates == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
+            return self.cosine_decay(stage, step)
         epoch = step // epoch_steps
         if stage == "vae":
             return 1.0
@@ -436,14 +438,3 @@ def _schedule(settings: LDCQSettings) -> NoiseSchedule:
 @functools.cache
 def _sampler_steps(settings: LDCQSettings) -> list[SolverStep]:
     return solver_steps(_schedule(settings), settings.solver, settings.solver_steps, extra_steps=settings.extra_steps)
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()

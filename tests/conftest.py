@@ -245,6 +245,9 @@ def record(*, keys: tuple[str, ...] | None = None, keep_goal: bool = False, seed
     )
 
 
+Trained = Callable[[str], OfflineAlgorithm]
+
+
 class StopAt(BaseCallback):
     """Stops training after so many gradient steps: what a kill after a checkpoint amounts to."""
 
@@ -279,6 +282,17 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
+def steps_of(agent: OfflineAlgorithm) -> dict[str, int]:
+    return {stage.name: stage.gradient_steps for stage in agent.stages()}
+
+
+def seen_by(agent: OfflineAlgorithm, n: int, seed: int = 0) -> np.ndarray:
+    """Observations like those of the data, float32 [n, S]."""
+    assert agent.dataset is not None
+    rows = np.random.default_rng(seed).choice(agent.dataset.n_steps, n, replace=False)
+    return agent.dataset.observations.numpy()[rows]
+
+
 @pytest.fixture(scope="session")
 def dataset() -> OfflineDataset:
     return record()
@@ -307,3 +321,9 @@ def trained(dataset: OfflineDataset) -> Callable[[str], OfflineAlgorithm]:
         return AGENTS[name][0].load(io.BytesIO(files[name]), dataset=dataset)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def blob(dataset: OfflineDataset) -> bytes:
+    """LDCQ, stopped in the middle of Q-learning, so that the file holds all there can be."""
+    return saved(make_agent("LDCQ", dataset).learn(callback=StopAt(30)))

@@ -1,11 +1,11 @@
-"""BC: behaviour cloning with a deterministic actor, as in CORL's `any_percent_bc`.
+"""BC: behavior cloning with a deterministic actor, as in CORL's `any_percent_bc`.
 
 The actor is TD3's: two layers of 256 and a tanh. The loss is the squared error to the actions of the data, so where
 the data go both ways the actor goes the mean way: what the planners are compared with.
 
 `best_fraction=0.1` is 10 % BC (Chen et al. 2021, arXiv 2106.01345, section 5.1): it clones the best tenth of the
 episodes, by discounted return as in CORL. CORL ends its trajectories at terminals and every 1000 steps, and so joins
-episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalises observations by the
+episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalizes observations by the
 kept episodes, we by all.
 """
 
@@ -24,7 +24,7 @@ from ld_agents.baselines.transitions import episode_of_steps, episode_returns
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths
-from ld_agents.networks.critics import TanhActor
+from ld_agents.networks.critics import TanhActor, descend
 
 
 class BCPolicy(OfflinePolicy):
@@ -37,11 +37,11 @@ class BCPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
-        return self.actor(states), state
+        return self.actor(states), None
 
 
 class BC(OfflineAlgorithm):
-    """Behaviour cloning, one stage (`train`). See `OfflineAlgorithm` for arguments, `BCSettings` for settings."""
+    """Behavior cloning, one stage (`train`). See `OfflineAlgorithm` for arguments, `BCSettings` for settings."""
 
     policy: BCPolicy
     settings: "BCSettings"
@@ -62,9 +62,7 @@ class BC(OfflineAlgorithm):
         for _ in self.remaining_steps("train"):
             batch = rows[torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)]
             loss = F.mse_loss(self.policy.actor(self.data.observations[batch]), self.data.actions[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, loss)
             yield {"loss": loss.detach()}
 
     def best_rows(self) -> Tensor:

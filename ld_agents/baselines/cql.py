@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.keyed_noise import keyed_normal, next_keys
+from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
@@ -58,7 +58,7 @@ class CQLPolicy(OfflinePolicy):
         self.critics, self.target_critics = (nn.ModuleList(QFunction(*sizes) for _ in range(2)) for _ in range(2))
         if settings.orthogonal_critics:
             for critic in self.critics:
-                _initialise(critic.net)  # type: ignore[arg-type]
+                _initialize(critic.net)  # type: ignore[arg-type]
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
         self.log_entropy = nn.Parameter(torch.zeros(()))
@@ -68,17 +68,13 @@ class CQLPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State]:
-        """state: noise keys [n]."""
-        if state is not None:
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[0], device=states.device)))
         means, log_std = self.actor(states)
         if not deterministic:
             means = means + log_std.exp() * keyed_normal(keys, (self.action_dim,))
-        return torch.tanh(means), (keys.cpu().numpy(),)
+        return torch.tanh(means), ()
 
 
-def _initialise(net: nn.Sequential) -> None:
+def _initialize(net: nn.Sequential) -> None:
     """Orthogonal weights, no biases, values near zero: [C]."""
     *hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in hidden:

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.keyed_noise import keyed_normal, next_keys
+from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
@@ -65,16 +65,12 @@ class IQLPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
-        """state: noise keys [n], if the actor is stochastic."""
         actions = self.actor(states)
         if not self.stochastic:
-            return actions, state
-        if state is not None:
-            begins = torch.as_tensor(episode_start, device=states.device)
-            keys = torch.where(begins, keys, next_keys(torch.as_tensor(state[0], device=states.device)))
+            return actions, None
         if not deterministic:
             actions = actions + self.actor.clamped_log_std().exp() * keyed_normal(keys, (self.action_dim,))
-        return actions, (keys.cpu().numpy(),)
+        return actions, ()
 
 
 class IQLActor(nn.Module):
@@ -91,7 +87,7 @@ class IQLActor(nn.Module):
         """Mean actions. Shapes [..., S] -> [..., A].
 
         Args:
-            observations: normalised.
+            observations: normalized.
             generator: of the units that are dropped. None: no unit is.
         """
         hidden = observations
@@ -146,8 +142,7 @@ class IQL(OfflineAlgorithm):
             value_loss, critic_loss = self.value_loss(advantages), self.critic_loss(batch)
             actor_loss = self.actor_loss(batch, advantages.detach())
             descend(critic_optimizer, value_loss + critic_loss)
-            decay = 0.5 * (1 + math.cos(math.pi * step / self.stage_budget["train"]))
-            actor_optimizer.param_groups[0]["lr"] = s.actor_learning_rate * decay
+            self.set_learning_rate(actor_optimizer, s.actor_learning_rate * self.cosine_decay("train", step))
             descend(actor_optimizer, actor_loss)
             polyak_update(online, target, s.target_rate)
             yield {

@@ -6,7 +6,7 @@ On top of TD3+BC (`td3_bc.py`):
    the actor's loss (beta_1: `actor_penalty`) and in the critics' targets (beta_2: `critic_penalty`). There it is the
    distance of the target actor's action at s' to a', the action that the data take next.
 2. LayerNorm in the critics, three hidden layers, and EDAC's first weights.
-3. The actor maximises the smaller of both critics.
+3. The actor maximizes the smaller of both critics.
 4. Observations as they are; for locomotion larger batches, for AntMaze a discount of 0.999 and 100 times the reward.
 
 Differences from the authors' code, which CORL's `rebrac.py` repeats:
@@ -33,13 +33,13 @@ class ReBRACPolicy(TD3BCPolicy):
 
     def __init__(self, *spaces: Any, **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
-        _initialise(self.actor.net, 1e-3)
+        _initialize(self.actor.net, 1e-3)
         for critic in self.critics:
-            _initialise(critic.net, 3e-3)  # type: ignore[arg-type]
+            _initialize(critic.net, 3e-3)  # type: ignore[arg-type]
         self.restart_targets()
 
 
-def _initialise(net: nn.Sequential, last: float) -> None:
+def _initialize(net: nn.Sequential, last: float) -> None:
     """Hidden biases of 0.1, and a last layer within +- `last`. Torch draws the hidden weights as EDAC does."""
     *hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in hidden:

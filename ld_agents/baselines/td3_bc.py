@@ -1,7 +1,7 @@
-"""TD3+BC: TD3 with behaviour cloning in the actor's loss (Fujimoto & Gu, NeurIPS 2021, arXiv 2106.06860).
+"""TD3+BC: TD3 with behavior cloning in the actor's loss (Fujimoto & Gu, NeurIPS 2021, arXiv 2106.06860).
 
 Two critics learn from the smaller of their targets, at the target actor's action with clipped noise (TD3, Fujimoto et
-al. 2018, arXiv 1802.09477). The actor maximises the first critic and stays near the data's actions; the critic's weight
+al. 2018, arXiv 1802.09477). The actor maximizes the first critic and stays near the data's actions; the critic's weight
 in its loss is alpha over the mean |Q| of the batch, so that one alpha serves rewards of any size.
 
 | here                      | paper            | shape     |
@@ -59,7 +59,7 @@ class TD3BCPolicy(OfflinePolicy):
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
-        return self.actor(states), state
+        return self.actor(states), None
 
 
 class TD3BC(OfflineAlgorithm):

@@ -11,7 +11,7 @@ STEPS_PER_BLOCK = 1000  # gradient steps whose indices are drawn at once
 
 
 class Transitions:
-    """The steps of a data set, one per row of a single contiguous tensor: a batch is one gather.
+    """The steps of a dataset, one per row of a single contiguous tensor: a batch is one gather.
 
     A terminal stops the bootstrap. A timeout does not: its step is left out where the final observation is unknown,
     and is a step like any other where it is known. That is also what D4RL's `qlearning_dataset` does, whose data know
@@ -94,7 +94,7 @@ def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_r
     """The rewards that published settings learn from: scale * r + shift. Shape [N].
 
     Args:
-        data: the data set.
+        data: the dataset.
         scale, shift: AntMaze is learned with r - 1 (`shift` -1: IQL, CQL) or with 100 r (`scale` 100: ReBRAC).
         by_return_range: first divide by the difference of the highest and the lowest return of an episode, and
             multiply by 1000, as IQL does for locomotion (Kostrikov et al. 2021, arXiv 2110.06169).
@@ -107,7 +107,7 @@ def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_r
         returns = episode_returns(data)
         difference = float(returns.max() - returns.min())
         if difference == 0:
-            raise ValueError("All episodes have the same return: there is nothing to normalise the rewards by.")
+            raise ValueError("All episodes have the same return: there is nothing to normalize the rewards by.")
         rewards = rewards * (1000 / difference)
     return scale * rewards + shift
 

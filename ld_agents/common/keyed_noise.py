@@ -18,7 +18,7 @@ _MULTIPLIER_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64 tensors. The masks make the right shifts logical."""
+    """splitmix64's finalizer on int64 tensors. The masks make the right shifts logical."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIER_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)

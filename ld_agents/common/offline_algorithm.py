@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
 
 from ld_agents.common import agent_file
 from ld_agents.common.offline_policy import OfflinePolicy, State
@@ -48,11 +49,11 @@ class _SpacesOnlyEnv(gym.Env[Any, Any]):
         return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
 
     def step(self, action: Any) -> Any:
-        raise RuntimeError("Offline agents learn from a data set. Evaluate on an environment of your own.")
+        raise RuntimeError("Offline agents learn from a dataset. Evaluate on an environment of your own.")
 
 
 class OfflineAlgorithm(StagedTraining):
-    """Learns from a fixed data set, behind the API of Stable-Baselines3.
+    """Learns from a fixed dataset, behind the API of Stable-Baselines3.
 
     Args:
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
@@ -94,7 +95,7 @@ class OfflineAlgorithm(StagedTraining):
     ) -> None:
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
-        self._initialise(
+        self._initialize(
             policy,
             observation_space=dataset.observation_space,
             action_space=dataset.action_space,
@@ -117,7 +118,7 @@ class OfflineAlgorithm(StagedTraining):
             self.policy.observation_mean.copy_(observations.mean(0))
             self.policy.observation_std.copy_(observations.std(0, correction=0).clamp(min=1e-3))
 
-    def _initialise(
+    def _initialize(
         self,
         policy: str,
         *,
@@ -173,8 +174,12 @@ class OfflineAlgorithm(StagedTraining):
         """What is set otherwise for each family of datasets (`scores.family`). By default nothing."""
         return {}
 
+    @classmethod
+    def complete_older_file(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Adds, in place, what an agent saved by an earlier version lacks, so that it acts as it did then."""
+
     def _make_policy(self) -> OfflinePolicy:
-        """The networks, freshly initialised from torch's global generator, which the seed has just set."""
+        """The networks, freshly initialized from torch's global generator, which the seed has just set."""
         return self.policy_class(  # type: ignore[return-value]
             self.observation_space,
             self.action_space,
@@ -334,7 +339,8 @@ class OfflineAlgorithm(StagedTraining):
             print(f"Saved with {description.get('versions')}")
         agent = cls.__new__(cls)
         try:
-            agent._initialise(
+            cls.complete_older_file(description["settings"], weights)
+            agent._initialize(
                 description["policy"],
                 observation_space=agent_file.space_from_json(description["observation_space"]),
                 action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """How every agent acts: Stable-Baselines3's `predict` on flat observations, dictionaries and batches."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from ld_agents.common.keyed_noise import observation_keys
+from ld_agents.common.keyed_noise import next_keys, observation_keys
 
 State = tuple[NDArray[Any], ...]
 
@@ -54,15 +55,53 @@ class OfflinePolicy(BasePolicy):
         """Actions in [-1, 1] for a batch.
 
         Args:
-            states: normalised observations, [n, S].
-            keys: what the noise of an episode that begins here is drawn from (`keyed_noise.py`), [n].
+            states: normalized observations, [n, S].
+            keys: what the noise of this step is drawn from (`keyed_noise.py`), [n].
             state: what the last call returned, one row per environment; None at the very start.
             episode_start: [n], True where an episode begins.
             deterministic: no randomness that a repeated call would not repeat.
+
+        Returns:
+            actions [n, A], and what the next call needs to know; None if that is nothing, not even a key for its noise.
         """
 
+    def hold(
+        self,
+        plan: Callable[[Tensor, Tensor], Tensor],
+        *,
+        width: int,
+        steps: int,
+        states: Tensor,
+        keys: Tensor,
+        state: State | None,
+        episode_start: NDArray[np.bool_],
+    ) -> tuple[Tensor, NDArray[np.int64], State]:
+        """Plans where an episode begins or a plan has run out, and holds every other environment's plan.
+
+        Args:
+            plan: what to hold from now on. Shapes [m, S], [m] noise keys -> [m, D].
+            width: D.
+            steps: environment steps that a plan is held for.
+            states, keys, state, episode_start: of `act`.
+
+        Returns:
+            the plans [n, D], the steps that each has been held for [n], and the state to return from `act`: plans and
+            steps that are left.
+        """
+        n = len(states)
+        if state is None:
+            held, steps_left = np.zeros((n, width), np.float32), np.zeros(n, np.int64)
+        else:
+            held, steps_left = state[0].copy(), state[1].copy()
+        due = np.flatnonzero(episode_start | (steps_left <= 0))
+        if len(due):
+            rows = torch.as_tensor(due, device=states.device)
+            held[due] = plan(states[rows], keys[rows]).cpu().numpy()
+            steps_left[due] = steps
+        return torch.as_tensor(held, device=states.device), steps - steps_left, (held, steps_left - 1)
+
     def normalize(self, observations: Tensor) -> Tensor:
-        """Raw to normalised observations, [..., S]. The identity unless the agent normalises observations."""
+        """Raw to normalized observations, [..., S]. The identity unless the agent normalizes observations."""
         return (observations - self.observation_mean) / self.observation_std
 
     def action_bounds(self) -> tuple[Tensor, Tensor]:
@@ -101,8 +140,13 @@ class OfflinePolicy(BasePolicy):
         with torch.inference_mode():
             observations = torch.as_tensor(flat, device=self.device)
             keys = observation_keys(observations, self.noise_seed, 0 if deterministic else self.noise_calls)
-            actions, state = self.act(self.normalize(observations), keys, state, starts, deterministic)
+            if state is not None:
+                begins, last_keys = (torch.as_tensor(part, device=self.device) for part in (starts, state[-1]))
+                keys = torch.where(begins, keys, next_keys(last_keys))
+            held = None if state is None else state[:-1]
+            actions, held = self.act(self.normalize(observations), keys, held, starts, deterministic)
             actions = self.unscale(actions)
+            state = None if held is None else (*held, keys.cpu().numpy())
         assert isinstance(self.action_space, spaces.Box)
         array = actions.cpu().numpy().reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         array = np.clip(array, self.action_space.low, self.action_space.high)  # a float64 bound is no float32 number

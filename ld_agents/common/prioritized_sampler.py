@@ -1,4 +1,4 @@
-"""Prioritised sampling (Schaul et al. 2016) in a few batched operations, whatever the number of items."""
+"""Prioritized sampling (Schaul et al. 2016) in a few batched operations, whatever the number of items."""
 
 import torch
 from torch import Tensor

@@ -60,7 +60,7 @@ class StagedTraining(BaseAlgorithm):
     """The half of `OfflineAlgorithm` that trains.
 
     Attributes:
-        data: while training, the dataset on the device: observations normalised, actions scaled to [-1, 1].
+        data: while training, the dataset on the device: observations normalized, actions scaled to [-1, 1].
         generator: of all random numbers of training that no other generator draws; saved with the agent.
         stage_budget, stage_steps, stage_seconds: gradient steps to do, those done and their time, by name of the stage.
     """
@@ -120,7 +120,7 @@ class StagedTraining(BaseAlgorithm):
         """
         if self.dataset is None:
             raise ValueError(
-                f"This agent has no data set. Load it with one: {type(self).__name__}.load(path, "
+                f"This agent has no dataset. Load it with one: {type(self).__name__}.load(path, "
                 f"dataset={self._dataset_identity.get('id', '...')!r})."
             )
         if total_timesteps is not None and total_timesteps < 0:
@@ -195,7 +195,7 @@ class StagedTraining(BaseAlgorithm):
         return range(self.stage_steps[stage], self.stage_budget[stage])
 
     def _prepare_data(self, dataset: OfflineDataset) -> None:
-        """`self.data`: the data set on the device, observations normalised, actions scaled to [-1, 1]."""
+        """`self.data`: the dataset on the device, observations normalized, actions scaled to [-1, 1]."""
         self.data = copy(dataset.to(self.device))
         if getattr(self.settings, "normalize_observations", False):
             self.data.observation_rows = self.policy.normalize(self.data.observation_rows)
@@ -209,7 +209,7 @@ class StagedTraining(BaseAlgorithm):
         del self.data
 
     def optimizer(self, stage: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-        """The Adam optimiser of a stage; continues where an interrupted run of that stage stopped."""
+        """The Adam optimizer of a stage; continues where an interrupted run of that stage stopped."""
         if stage in self._optimizers:
             return self._optimizers[stage]
         optimizer = torch.optim.Adam(list(parameters), learning_rate, fused=True)
@@ -245,8 +245,13 @@ class StagedTraining(BaseAlgorithm):
         """Factor of a learning rate that falls from 1 to 0 over the budget of a stage."""
         return 0.5 * (1 + math.cos(math.pi * step / max(1, self.stage_budget[stage])))
 
+    @staticmethod
+    def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
     def training_state(self) -> dict[str, Tensor]:
-        """What `learn` needs to go on: optimisers, resumable tensors, the state of the generator."""
+        """What `learn` needs to go on: optimizers, resumable tensors, the state of the generator."""
         state = {**self._resumed, **self._resumable, "generator": self.generator.get_state()}
         for stage, optimizer in self._optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():
@@ -269,7 +274,7 @@ def in_bfloat16(steps: Iterator[Any]) -> Iterator[Any]:
 
 
 def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """The fused optimiser writes wherever a wrong shape leads it, so nothing unchecked may reach it."""
+    """The fused optimizer writes wherever a wrong shape leads it, so nothing unchecked may reach it."""
     shapes = {name: (value.shape, value.dtype) for name, value in found.items()}
     if shapes != {name: (value.shape, value.dtype) for name, value in expected.items()}:
         raise ValueError(f"The training state of this agent does not fit its networks at {where}. Train it anew.")

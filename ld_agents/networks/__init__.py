@@ -1,1 +1,1 @@
-"""The networks of the agents: pure `torch` modules that know no data set and no algorithm."""
+"""The networks of the agents: pure `torch` modules that know no dataset and no algorithm."""

@@ -87,12 +87,12 @@ def polyak_update(online: tuple[Tensor, ...], target: tuple[Tensor, ...], rate: 
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One gradient step on the optimiser's own parameters.
+    """One gradient step on the optimizer's own parameters.
 
     Nothing is spent on gradients of other parameters that the loss runs through, such as the critics' in an actor's
-    loss.
+    loss. Parameters that it does not run through stay as they are.
     """
     parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
         parameter.grad = gradient
     optimizer.step()

@@ -12,7 +12,7 @@ sizes follow: the bodies of both networks are causal Transformers.
 | `encode`                | q_phi(z given x)                                        | [B, N, Z]         |
 | `decode`                | h_psi(z, s_1); its `returns` are Q_zeta(s_t, a_t)       |                   |
 
-All but e are standardised outside this file.
+All but e are standardized outside this file.
 """
 
 import math
@@ -28,7 +28,7 @@ _LOG_VARIANCES = (-10.0, 4.0)
 
 
 class Decoded(NamedTuple):
-    """Steps that a latent sequence stands for, standardised like the tokens."""
+    """Steps that a latent sequence stands for, standardized like the tokens."""
 
     states: Tensor  # [B, T, S]
     actions: Tensor  # [B, T, A]

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-import report
 import run_one
 import run_suite
 from ld_agents.evaluation import scores
 from ld_agents.evaluation.scores import D4RL_TASKS, TASKS
 from reporting import figures, intervals
+from reporting.runs import read_runs
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
@@ -170,7 +170,7 @@ def suite_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("GOAL_SEEKER_KILLED", str(tmp_path / "killed"))
     # The report has tests of its own.
     monkeypatch.setattr(intervals, "REPS", 40)
-    monkeypatch.setattr(figures, "draw_all", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
     previous = signal.getsignal(signal.SIGTERM)
     yield tmp_path / "results"
     signal.signal(signal.SIGTERM, previous)
@@ -243,7 +243,7 @@ def check_result(result: dict[str, Any], out: Path) -> None:
     assert result["hardware"]["threads"] == 1
     assert result["versions"]["mujoco"]
     assert result["peak_memory_mb"] > 50
-    assert report.read_runs(out / "runs") == ([result], [])
+    assert read_runs(out / "runs") == ([result], [])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from test_save_load import with_description
+from agent_blobs import with_description
 
 from conftest import AGENTS, TINY_IQL, TINY_LATENT_DIFFUSER, make_agent, saved
 from ld_agents import IQL, LDCQ, LatentDiffuser, OfflineDataset, ReBRAC
