@@ -24,10 +24,10 @@ _ROWS_PER_CHECK = 262_144
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Where a data set comes from and how to evaluate on it.
+    """Where a dataset comes from and how to evaluate on it.
 
     Attributes:
-        id: name of the data set.
+        id: name of the dataset.
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
             a labelled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
@@ -107,7 +107,7 @@ class OfflineDataset:
                     "arrays; pass the observation after the last step of each episode as final_observations."
                 )
         if n == 0:
-            raise ValueError("The data set is empty (0 steps). Pass at least one step.")
+            raise ValueError("The dataset is empty (0 steps). Pass at least one step.")
         if rows.shape[1] == 0 or self.actions.shape[1] == 0:
             raise ValueError(
                 f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
@@ -160,7 +160,7 @@ class OfflineDataset:
                 value = float(array[begin + row, column])
                 raise ValueError(
                     f"{name} hold {value} in {self._where(begin + row)}, column {column}. Drop that episode or replace "
-                    "the value before building the data set."
+                    "the value before building the dataset."
                 )
 
     def _checked_action_space(self, space: spaces.Space[Any] | None) -> spaces.Box:
@@ -284,8 +284,8 @@ class OfflineDataset:
         Args:
             horizon: window length H in steps, at least 1.
             past_terminals: windows may also run past a terminal, so that each of the last H steps before it begins a
-                window that tells of it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
-                goal, where every step is an episode of one step, and those windows would tell nothing.
+                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
+                goal, where every step is an episode of its own, and windows of one step would carry no signal.
 
         Returns:
             [W] int32, increasing.
@@ -321,7 +321,7 @@ class OfflineDataset:
         """Row of s_{t+horizon} in ``observation_rows`` for each start t, [B] int64.
 
         Where the episode ends first, this is its final observation. If that is unknown, it is the last row of the
-        episode: a place holder that nothing may bootstrap from.
+        episode: a placeholder that must never be bootstrapped from.
         """
         after = starts.long() + horizon
         episode = self._episodes(starts)
@@ -386,12 +386,12 @@ class OfflineDataset:
         """
         if isinstance(observation, Mapping):
             if self.observation_keys is None:
-                raise ValueError("This data set has flat observations, but a dictionary was given. Pass the array.")
+                raise ValueError("This dataset has flat observations, but a dictionary was given. Pass the array.")
             missing = [key for key in self.observation_keys if key not in observation]
             if missing:
                 raise ValueError(
                     f"The observation has no key {missing[0]!r}, only {tuple(observation)}. Use the environment of the "
-                    "data set (make_eval_env)."
+                    "dataset (make_eval_env)."
                 )
             flat = np.concatenate(
                 [np.asarray(observation[key], dtype=np.float32) for key in self.observation_keys], axis=-1
@@ -411,11 +411,11 @@ class OfflineDataset:
             render_mode: see Gymnasium.
 
         Raises:
-            ValueError: the data set names no environment, or one that is not registered.
+            ValueError: the dataset names no environment, or one that is not registered.
         """
         if self.info.eval_env is None:
             raise ValueError(
-                f"The data set {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
+                f"The dataset {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
                 "evaluate(agent, make_env=...)."
             )
         return self.info.eval_env.make(render_mode)

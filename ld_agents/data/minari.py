@@ -116,7 +116,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     folder = get_dataset_path()
     if dataset_id.startswith("ld-agents/"):
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}. Make it: python benchmarks/make_datasets.py {dataset_id}"
+            f"The dataset {dataset_id} is not in {folder}. Make it: python benchmarks/make_datasets.py {dataset_id}"
         )
     get_it = (
         f"Run `minari download {dataset_id}` on a machine that reaches the hub and copy the folder, or set "
@@ -124,7 +124,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     )
     if not allowed:
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}, and download=False. Call with download=True, or: {get_it}"
+            f"The dataset {dataset_id} is not in {folder}, and download=False. Call with download=True, or: {get_it}"
         )
     import minari
 
@@ -139,7 +139,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}, and Minari's hub did not deliver it "
+            f"The dataset {dataset_id} is not in {folder}, and Minari's hub did not deliver it "
             f"({type(error).__name__}: {reason}). Check the id with `minari list remote`. {get_it}"
         ) from None
     finally:
@@ -167,7 +167,7 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
     for name in ("observation_space", "action_space"):
         if name not in metadata:
             raise ValueError(
-                f"The metadata of {dataset_id} hold no {name}. Store the data set again with Minari 0.5, which "
+                f"The metadata of {dataset_id} hold no {name}. Store the dataset again with Minari 0.5, which "
                 "writes it."
             )
         try:
@@ -179,13 +179,13 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
         except (Exception, RecursionError) as error:
             raise ValueError(
                 f"The {name} in the metadata of {dataset_id} cannot be read ({type(error).__name__}: {error}). Store "
-                "the data set again with Minari 0.5."
+                "the dataset again with Minari 0.5."
             ) from None
     observation_space, action_space = found
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise TypeError(
             f"{dataset_id} has actions in {action_space}. Only flat continuous ones (Box) are supported. Choose "
-            "a data set with such actions."
+            "a dataset with such actions."
         )
     if isinstance(observation_space, spaces.Dict):
         missing = [key for key in _GOAL_KEYS if key not in observation_space.spaces]

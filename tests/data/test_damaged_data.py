@@ -107,7 +107,7 @@ FLAT, GOALS = "test/flat-v0", "test/pointmaze-v0"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two D4RL files and two Minari data sets, which are copied and damaged."""
+    """A folder with two D4RL files and two Minari datasets, which are copied and damaged."""
     pytest.importorskip("gymnasium_robotics")
     folder = tmp_path_factory.mktemp("good")
     write_d4rl(folder / "packed.hdf5").close()
@@ -148,7 +148,7 @@ def with_bytes(source: Path, change: Callable[[bytearray], bytearray]) -> Callab
 
 
 def in_set(good: Path, name: str, file: str, change: Callable[[bytearray], bytearray]) -> Callable[[Path], str]:
-    """Damage the bytes of a file of a Minari data set."""
+    """Damage the bytes of a file of a Minari dataset."""
 
     def make(folder: Path) -> str:
         shutil.copytree(good / name, folder / name)
