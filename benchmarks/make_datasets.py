@@ -31,12 +31,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from files import write_json
 from ld_agents.evaluation.scores import REFERENCE_SCORES, TASKS
 from recording import recorder
 from recording.behaviours import SB3_ALGORITHMS, Behaviour, SavedAgent, agent_class
 from recording.recipes import Clone, Copy, Recipe, recipes
 from recording.recorder import Demonstrations, Episode, Recording
-from run_one import write_json
 
 RECORDS = Path(__file__).resolve().parent.parent / "results" / "datasets"
 
