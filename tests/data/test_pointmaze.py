@@ -364,9 +364,8 @@ def test_import_needs_no_simulator(empty: Path) -> None:
     script = """
 import sys
 sys.modules["mujoco"] = sys.modules["gymnasium_robotics"] = None
-import ld_agents.data.dataset
-from ld_agents.data.load import load_dataset
-from ld_agents.evaluation.eval_env import EvalEnvSpec
+from ld_agents import load_dataset
+assert not {"h5py", "minari"} & set(sys.modules)
 try:
     load_dataset("ld-agents/pointmaze/umaze-10k-v0")
 except ImportError as error:
