@@ -207,7 +207,9 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         gym.utils.RecordConstructorArgs.__init__(self, goal=[float(g) for g in goal])
         gym.Wrapper.__init__(self, env)
         if not hasattr(env.unwrapped, "update_target_site_pos"):
-            raise TypeError(f"{env} is not a maze of gymnasium-robotics, so its goal cannot be held fixed.")
+            raise TypeError(
+                f"{env} is not a maze of gymnasium-robotics, so its goal cannot be held fixed. Leave the goal out."
+            )
         self.goal = np.asarray(goal, dtype=np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
