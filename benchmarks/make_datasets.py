@@ -7,7 +7,7 @@
 The first form follows `recipes.py`: NAME is an id, its last part, a family (antmaze, locomotion, adroit, kitchen)
 or all. FOLDER holds the behaviour policies as .npz files. Sets that exist are skipped, sets that others are made of are
 made first, and a killed run goes on where it was. Every set leaves a small record in results/datasets for
-`datasets_table.py`.
+`report.py`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from files import write_json
 from ld_agents.evaluation.scores import REFERENCE_SCORES, TASKS
 from recording import recorder
 from recording.behaviours import SB3_ALGORITHMS, Behaviour, SavedAgent, agent_class
 from recording.recipes import Clone, Copy, Recipe, recipes
 from recording.recorder import Demonstrations, Episode, Recording
-from run_one import write_json
 
 RECORDS = Path(__file__).resolve().parent.parent / "results" / "datasets"
 
@@ -297,7 +297,7 @@ def record_file(dataset_id: str, folder: Path) -> Path:
 
 
 def write_record(dataset_id: str, folder: Path) -> None:
-    """Write the small record of a local data set that `datasets_table.py` reads."""
+    """Write the small record of a local data set that `report.py` reads."""
     from ld_agents import load_dataset
 
     dataset = load_dataset(dataset_id, download=False)
@@ -305,7 +305,7 @@ def write_record(dataset_id: str, folder: Path) -> None:
     assert dataset.info.eval_env is not None
     record = {
         "id": dataset_id,
-        "env": dataset.info.eval_env["id"],
+        "env": dataset.info.eval_env.id,
         "steps": dataset.n_steps,
         "episodes": metadata["total_episodes"],
         "sha256": dataset.content_hash,

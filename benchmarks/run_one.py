@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import ld_agents
 import provenance
+from files import write_json
 from ld_agents.data.replay import replay_check
 from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
@@ -181,21 +182,6 @@ class Files:
     @property
     def log(self) -> Path:
         return self.out / "logs" / f"{self.name}.log"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    # A list of numbers on one line keeps the files readable and small; no JSON string has a bare line break in it.
-    text = re.sub(
-        r"\[\n[^\[\]{}\"]*\]",
-        lambda numbers: re.sub(r"\s+", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"),
-        text,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
 
 
 class LossHistory(KVWriter):
@@ -390,9 +376,9 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     info = dataset.info
     if info.eval_env is None:
         raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
-    if info.eval_env["max_episode_steps"] is None:
+    if info.eval_env.max_episode_steps is None:
         raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the data set")
-    episode_steps = int(info.eval_env["max_episode_steps"])
+    episode_steps = int(info.eval_env.max_episode_steps)
     check = info.replay_check or replay_check(dataset)
     load_seconds = time.perf_counter() - started
 

@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
     if any((out / "runs").glob("*.json")):
-        print(report.build(out / "runs", out))
+        print(report.build(out))
     for run, reason in failures.items():
         print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
     if failures:

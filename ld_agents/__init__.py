@@ -7,7 +7,7 @@ from ld_agents.baselines.cql import CQL
 from ld_agents.baselines.iql import IQL
 from ld_agents.baselines.rebrac import ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC
-from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
@@ -24,6 +24,7 @@ __all__ = [
     "IQL",
     "LDCQ",
     "TD3BC",
+    "DatasetInfo",
     "Evaluation",
     "LatentDiffuser",
     "OfflineDataset",

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from files import write_json
 from ld_agents.evaluation import scores
 from recording import recorder
 from recording.behaviours import Behaviour
 from recording.recipes import reference_policies
-from run_one import write_json
 
 EPISODES = 100
 

@@ -1,32 +1,52 @@
-"""The figures of a report, drawn from its cells: intervals, performance profiles, learning curves, plans."""
+"""The figures of a suite: scores, learning curves, aggregates, profiles; and what each agent looks like in all."""
 
 from __future__ import annotations
 
+import colorsys
+import functools
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import patheffects, pyplot
-from matplotlib.collections import LineCollection
-from matplotlib.patches import Rectangle
+import pandas as pd
+from matplotlib import colors, pyplot
+from PIL import Image
 
-from reporting import intervals
-from reporting.cells import ENV, PROTOCOLS, Cell, scores, unit
+from reporting import intervals, plan_figures
+from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from report import Aggregates
+    from reporting.aggregates import Aggregates
 
 mpl.use("Agg")
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out because it is too pale for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Color and marker of each agent, the same in every figure; most colors are Okabe and Ito's, told apart by color-blind
+# readers. Further agents and settings get a look that depends on their name alone.
+LOOKS = {
+    "LDCQ": ("#0072B2", "o"),
+    "LDCQ[prior=gaussian]": ("#86BFE0", "P"),
+    "LatentDiffuser": ("#D55E00", "s"),
+    "LatentDiffuser[guidance=none]": ("#A59C94", "o"),
+    "LatentDiffuser[guidance=mse]": ("#7B3294", "^"),
+    "LatentDiffuser[guidance=posterior-mean]": ("#7F1D1D", "D"),
+    "LatentDiffuser[inverse_temperature=1.0]": ("#F4B070", "v"),
+    "LatentDiffuser[inverse_temperature=10.0]": ("#E0559A", "P"),
+    "LatentDiffuser[n_candidates=8]": ("#6B6B00", "X"),
+    "IQL": ("#009E73", "^"),
+    "ReBRAC": ("#CC79A7", "D"),
+    "TD3BC": ("#E69F00", "v"),
+    "CQL": ("#8C6D46", "p"),
+    "BC": ("#3A3A3A", "X"),
+    "BC[best_fraction=0.1]": ("#9A9A9A", "d"),
+}
+MARKERS = "os^DvPXpd"
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#555555",
@@ -40,93 +60,168 @@ STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 150,
 }
-PROTOCOL_NAMES = {ENV: "environment's return", "first contact": "first contact"}
+PROTOCOL_NAMES = {ENV: "environment's return", FIRST_CONTACT: "first contact"}
+
+Drawing = Callable[[], "Figure"]
 
 
-def draw_all(cells: Sequence[Cell], groups: Sequence[Aggregates], folder: Path) -> None:
-    """Write every figure for which there is something to show."""
-    folder.mkdir(parents=True, exist_ok=True)
-    look = looks(cells)
+def look(label: str) -> tuple[str, str]:
+    """Color and marker of an agent; settings that are not in `LOOKS` get a tint of their agent's color."""
+    if label in LOOKS:
+        return LOOKS[label]
+    number = zlib.crc32(label.encode())
+    share = number % 101 / 100
+    base = LOOKS.get(re.split(r"[\[ ]", label)[0])
+    rgb = np.array(colors.to_rgb(base[0]) if base else colorsys.hsv_to_rgb(share, 0.6, 0.7))
+    rgb = rgb + (1 - rgb) * (0.2 + 0.4 * share) * bool(base)
+    return colors.to_hex(tuple(rgb)), MARKERS[number // 101 % len(MARKERS)]
+
+
+# Files
+
+
+def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregates]) -> dict[str, Drawing]:
+    """File name and drawing of every figure for which there is something to show."""
+    found: dict[str, Drawing] = {"scores.png": lambda: scores_by_dataset(runs, table)}
+    for protocol in PROTOCOLS:
+        drawn = runs[runs[protocol].notna() & runs["file"].map(lambda run: bool(run["curve"]))]
+        if not drawn.empty:
+            name = f"curves_{protocol.replace(' ', '_')}.png"
+            found[name] = functools.partial(learning_curves, drawn, protocol)
+    if groups:
+        found["intervals.png"] = lambda: aggregate_intervals(groups)
+        found["profiles.png"] = lambda: performance_profiles(groups)
+    for dataset, members in by_dataset(runs):
+        plans = {label: plan for label, cell in sorted(members.items()) if (plan := plan_figures.first_plans(cell))}
+        if plans:
+            name = re.sub(r"[^A-Za-z0-9]+", "-", dataset).strip("-")
+            found[f"plans_{name}.png"] = functools.partial(plan_figures.plans, short(dataset), plans, look)
+    return found
+
+
+def save(draw: Drawing, source: str, path: Path) -> None:
+    """Draw a figure into a PNG file that remembers `source`, the hash of its run files."""
     with mpl.rc_context(STYLE):
-        save(scores_by_dataset(cells, look), folder / "scores.png")
-        for protocol in PROTOCOLS:
-            drawn = [cell for cell in cells if protocol in cell.protocols and any(run["curve"] for run in cell.runs)]
-            if drawn:
-                save(learning_curves(drawn, protocol, look), folder / f"curves_{protocol.replace(' ', '_')}.png")
-        if groups:
-            save(aggregate_intervals(groups, look), folder / "intervals.png")
-            save(performance_profiles(groups, look), folder / "profiles.png")
-        for dataset in sorted({cell.dataset for cell in cells}):
-            drawn = [cell for cell in cells if cell.dataset == dataset and _with_plans(cell)]
-            if drawn:
-                name = re.sub(r"[^A-Za-z0-9]+", "-", dataset).strip("-")
-                save(plans(drawn, look), folder / f"plans_{name}.png")
-
-
-def looks(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each agent; the same in every figure of a report."""
-    labels = sorted({cell.label for cell in cells})
-    return {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(labels)}
-
-
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})
+        figure = draw()
+        figure.savefig(path, metadata={"Software": None, "Source": source})
     pyplot.close(figure)
 
 
-def scores_by_dataset(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
-    """Means with intervals and the single runs, a panel per data set and protocol."""
-    datasets = sorted({cell.dataset for cell in cells})
-    protocols = [protocol for protocol in PROTOCOLS if any(protocol in cell.protocols for cell in cells)]
-    rows = max(sum(cell.dataset == dataset for cell in cells) for dataset in datasets)
-    size = (1.2 + 4.2 * len(protocols), 0.9 + len(datasets) * (0.75 + 0.42 * rows))
-    figure, axes = pyplot.subplots(len(datasets), len(protocols), figsize=size, squeeze=False)
-    for row, dataset in enumerate(datasets):
-        members = [cell for cell in cells if cell.dataset == dataset]
-        for axis, protocol in zip(axes[row], protocols, strict=True):
-            for y, cell in enumerate(members):
-                if protocol in cell.protocols:
-                    _mean_with_interval(axis, y, cell.estimates[protocol], look[cell.label])
-                    runs = cell.run_scores(protocol)
-                    axis.plot(runs, np.full(len(runs), y), "|", color="#333333", markersize=7, alpha=0.6, zorder=3)
-            _agent_axis(axis, [cell.label for cell in members])
-            axis.set_title(f"{_short(dataset)}, {PROTOCOL_NAMES[protocol]}")
-            axis.set_xlabel(unit(members[0]))
-        for axis in axes[row, 1:]:
-            axis.set_yticklabels([])
+def drawn_from(path: Path) -> str | None:
+    """The hash of the run files that a figure was drawn from."""
+    with Image.open(path) as image:
+        return image.info.get("Source")
+
+
+# Drawings
+
+
+def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Means with intervals and the single runs, a panel per dataset and protocol."""
+    protocols = [protocol for protocol in PROTOCOLS if runs[protocol].notna().any()]
+    datasets = list(by_dataset(runs))
+    heights = [0.75 + 0.42 * len(members) for _, members in datasets]
+    size = (1.8 + 4.2 * len(protocols), 0.9 + sum(heights))
+    figure, axes = pyplot.subplots(len(heights), len(protocols), figsize=size, squeeze=False, height_ratios=heights)
+    estimates = table[~table["is_policy"]].set_index(["dataset", "label", "protocol"])[["mean", "low", "high"]]
+    for row, (dataset, members) in zip(axes, datasets, strict=True):
+        for axis, protocol in zip(row, protocols, strict=True):
+            for y, (label, cell) in enumerate(members.items()):
+                if (dataset, label, protocol) in estimates.index:
+                    mean_with_interval(axis, y, tuple(estimates.loc[dataset, label, protocol]), label)
+                    values = cell[protocol]
+                    axis.plot(values, [y] * len(values), "|", color="#333333", markersize=7, alpha=0.6, zorder=3)
+            agent_axis(axis, list(members) if axis is row[0] else [""] * len(members))
+            axis.set_title(f"{short(dataset)}, {PROTOCOL_NAMES[protocol]}")
+            axis.set_xlabel(next(iter(members.values()))["unit"].iloc[0])
     figure.supxlabel("bars: 95 % interval of the mean; ticks: single seeds", fontsize=10)
     return figure
 
 
-def aggregate_intervals(groups: Sequence[Aggregates], look: Mapping[str, tuple[str, str]]) -> Figure:
-    """IQM, median, mean and optimality gap over all data sets, a row of panels per protocol."""
-    labels = sorted(look)
-    size = (12, 0.6 + len(groups) * (0.8 + 0.42 * len(labels)))
+def aggregate_intervals(groups: Sequence[Aggregates]) -> Figure:
+    """IQM, median, mean and optimality gap over the datasets, a row of panels per protocol."""
+    rows = max(len(group.matrices) for group in groups)
+    size = (13, 0.6 + len(groups) * (0.8 + 0.42 * rows))
     figure, axes = pyplot.subplots(len(groups), len(intervals.METRICS), figsize=size, squeeze=False)
-    for row, group in enumerate(groups):
-        agents = list(group.metrics)
-        for axis, metric in zip(axes[row], intervals.METRICS, strict=True):
-            for y, agent in enumerate(agents):
-                value, low, high = (100 * end for end in group.metrics[agent][metric])
-                _mean_with_interval(axis, y, (value, low, high), look[agent])
-            _agent_axis(axis, agents)
+    for row, group in zip(axes, groups, strict=True):
+        for axis, metric in zip(row, intervals.METRICS, strict=True):
+            for y, (agent, values) in enumerate(group.metrics.items()):
+                value, low, high = (100 * end for end in values[metric])
+                mean_with_interval(axis, y, (value, low, high), agent)
+            agent_axis(axis, list(group.metrics) if axis is row[0] else [""] * len(group.metrics))
             axis.set_title(metric + (" (less is better)" if metric == "optimality gap" else ""), fontsize=10)
             axis.set_xlabel("D4RL score")
-        axes[row, 0].set_ylabel(PROTOCOL_NAMES[group.protocol])
-        for axis in axes[row, 1:]:
-            axis.set_yticklabels([])
+        row[0].set_ylabel(PROTOCOL_NAMES[group.protocol])
+    figure.suptitle(f"over {_datasets(groups)}", fontsize=11)
     return figure
 
 
-def _mean_with_interval(axis: Axes, y: float, estimate: intervals.Estimate, look: tuple[str, str]) -> None:
+def performance_profiles(groups: Sequence[Aggregates]) -> Figure:
+    """Share of runs whose score lies above a threshold, a panel per protocol."""
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(2 + 4.8 * len(groups), 4.4), squeeze=False, sharey=True)
+    for axis, group in zip(axes[0], groups, strict=True):
+        values = np.concatenate([matrix.ravel() for matrix in group.matrices.values()])
+        margin = 0.05 * max(np.ptp(values), 0.1)
+        thresholds = np.linspace(values.min() - margin, values.max() + margin, 61)
+        for agent, (share, low, high) in intervals.profiles(group.matrices, thresholds).items():
+            color, marker = look(agent)
+            axis.plot(100 * thresholds, share, color=color, linewidth=2, marker=marker, markevery=10, label=agent)
+            axis.fill_between(100 * thresholds, low, high, color=color, alpha=0.18, linewidth=0)
+        axis.set_xlabel("D4RL score τ")
+        axis.set_title(PROTOCOL_NAMES[group.protocol])
+        axis.set_ylim(-0.03, 1.03)
+    axes[0, 0].set_ylabel("share of runs with a score above τ")
+    figure.suptitle(f"over {_datasets(groups)}", fontsize=11)
+    legend_below(figure)
+    return figure
+
+
+def learning_curves(runs: pd.DataFrame, protocol: str) -> Figure:
+    """Score against gradient steps and minutes of learning: thin lines are seeds, the thick one is their mean."""
+    datasets = list(by_dataset(runs))
+    size = (max(6.0, 1 + 4.2 * len(datasets)), 6.8)
+    figure, axes = pyplot.subplots(2, len(datasets), figsize=size, squeeze=False, sharey="col")
+    one_thread = all(run["hardware"]["threads"] == 1 and not run["hardware"]["gpu"] for run in runs["file"])
+    for (steps_axis, time_axis), (dataset, members) in zip(axes.T, datasets, strict=True):
+        for label, cell in sorted(members.items()):
+            for axis, key, divisor in ((steps_axis, "gradient_steps", 1000), (time_axis, "seconds", 60)):
+                _draw_curves(axis, label, [_curve(run, protocol, key, divisor) for run in cell["file"]])
+        steps_axis.set_title(short(dataset))
+        steps_axis.set_xlabel("thousand gradient steps, all stages")
+        time_axis.set_xlabel("minutes of learning" + ", one thread" * one_thread)
+        for axis in (steps_axis, time_axis):
+            axis.set_ylabel(f"{cell['unit'].iloc[0]}, {PROTOCOL_NAMES[protocol]}")
+            axis.set_xlim(left=0)
+    legend_below(figure)
+    return figure
+
+
+def _curve(run: Mapping[str, Any], protocol: str, key: str, divisor: int) -> Any:
+    """Positions and scores [2, points] of a learning curve."""
+    points = run["curve"]
+    return np.array([(point[key] / divisor, scores(dict(run), protocol, point).mean()) for point in points]).T
+
+
+def _draw_curves(axis: Axes, label: str, curves: Sequence[Any]) -> None:
+    color, marker = look(label)
+    for x, y in curves:
+        axis.plot(x, y, color=color, linewidth=0.8, alpha=0.4)
+    whole = [curve for curve in curves if curve.shape[1] == max(other.shape[1] for other in curves)]
+    axis.plot(*np.mean(whole, axis=0), color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
+
+
+# Parts
+
+
+def mean_with_interval(axis: Axes, y: float, estimate: Sequence[float], label: str) -> None:
     value, low, high = estimate
-    colour, marker = look
+    color, marker = look(label)
     if np.isfinite(low):
-        axis.barh(y, high - low, left=low, height=0.55, color=colour, alpha=0.35, linewidth=0)
-    axis.plot([value], [y], marker, color=colour, markersize=7, zorder=4)
+        axis.barh(y, high - low, left=low, height=0.55, color=color, alpha=0.35, linewidth=0)
+    axis.plot([value], [y], marker, color=color, markersize=7, zorder=4)
 
 
-def _agent_axis(axis: Axes, agents: Sequence[str]) -> None:
+def agent_axis(axis: Axes, agents: Sequence[str]) -> None:
     axis.set_yticks(range(len(agents)), agents)
     axis.set_ylim(len(agents) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
@@ -135,157 +230,19 @@ def _agent_axis(axis: Axes, agents: Sequence[str]) -> None:
     axis.margins(x=0.06)
 
 
-def performance_profiles(groups: Sequence[Aggregates], look: Mapping[str, tuple[str, str]]) -> Figure:
-    """Share of runs whose score lies above a threshold, a panel per protocol."""
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(1 + 4.8 * len(groups), 4.2), squeeze=False, sharey=True)
-    for axis, group in zip(axes[0], groups, strict=True):
-        values = np.concatenate([matrix.ravel() for matrix in group.matrices.values()])
-        margin = 0.05 * max(np.ptp(values), 0.1)
-        thresholds = np.linspace(values.min() - margin, values.max() + margin, 61)
-        for agent, (share, low, high) in intervals.profiles(group.matrices, thresholds).items():
-            colour, _ = look[agent]
-            axis.plot(100 * thresholds, share, color=colour, linewidth=2, label=agent)
-            axis.fill_between(100 * thresholds, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.set_xlabel("D4RL score τ")
-        axis.set_title(PROTOCOL_NAMES[group.protocol])
-        axis.set_ylim(-0.03, 1.03)
-    axes[0, 0].set_ylabel("share of runs with a score above τ")
-    _legend_below(figure, axes[0, 0])
-    return figure
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, in as many columns as the figure is wide enough for."""
+    entries = {
+        name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    entries = dict(sorted(entries.items()))
+    columns = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, entries))))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=max(1, columns))
 
 
-def learning_curves(cells: Sequence[Cell], protocol: str, look: Mapping[str, tuple[str, str]]) -> Figure:
-    """Score against gradient steps and minutes of learning: thin lines are seeds, the thick one is their mean."""
-    datasets = sorted({cell.dataset for cell in cells})
-    size = (1 + 4.2 * len(datasets), 6.4)
-    figure, axes = pyplot.subplots(2, len(datasets), figsize=size, squeeze=False, sharey="col")
-    for column, dataset in enumerate(datasets):
-        members = [cell for cell in cells if cell.dataset == dataset]
-        for cell in members:
-            colour, marker = look[cell.label]
-            for axis, key, divisor in ((axes[0, column], "gradient_steps", 1000), (axes[1, column], "seconds", 60)):
-                curves = [
-                    (
-                        np.array([point[key] / divisor for point in run["curve"]]),
-                        np.array([scores(run, protocol, point).mean() for point in run["curve"]]),
-                    )
-                    for run in cell.runs
-                    if run["curve"]
-                ]
-                for x, y in curves:
-                    axis.plot(x, y, color=colour, linewidth=0.8, alpha=0.4)
-                whole = [curve for curve in curves if len(curve[0]) == max(len(x) for x, _ in curves)]
-                if whole:
-                    x, y = np.mean(whole, axis=0)
-                    axis.plot(x, y, color=colour, linewidth=2.2, marker=marker, markersize=5, label=cell.label)
-        axes[0, column].set_title(_short(dataset))
-        axes[0, column].set_xlabel("thousand gradient steps, all stages")
-        axes[1, column].set_xlabel("minutes of learning, one thread" if _one_thread(members) else "minutes of learning")
-        for axis in axes[:, column]:
-            axis.set_ylabel(f"{unit(members[0])}, {PROTOCOL_NAMES[protocol]}")
-            axis.set_xlim(left=0)
-    _legend_below(figure, max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0])))
-    return figure
+def _datasets(groups: Sequence[Aggregates]) -> str:
+    return "; ".join(dict.fromkeys(", ".join(map(short, group.datasets)) for group in groups))
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
-
-
-def _one_thread(cells: Sequence[Cell]) -> bool:
-    return all(run["hardware"]["threads"] == 1 and not run["hardware"]["gpu"] for cell in cells for run in cell.runs)
-
-
-def _with_plans(cell: Cell) -> dict[str, Any] | None:
-    """The plans of the cell's first run that has some."""
-    return next((run["plans"] for run in cell.runs if run["plans"]), None)
-
-
-def plans(cells: Sequence[Cell], look: Mapping[str, tuple[str, str]]) -> Figure:
-    """What agents choose from. A row per start state: the maze with the ways that the agents went, then, for each
-    agent, the simulated paths of its candidates around the start, coloured by their value, the chosen one in bold.
-    """
-    found = [(cell, plan) for cell in cells if (plan := _with_plans(cell))]
-    first = found[0][1]
-    found = [(cell, plan) for cell, plan in found if _positions(plan) == _positions(first)]  # the same start states
-    height, width = np.array(first["maze_map"]).shape
-    n_rows, n_columns = len(first["starts"]), 1 + len(found)
-    ratios = [max(0.6, width / height)] + [1.0] * len(found)
-    figure, axes = pyplot.subplots(
-        n_rows,
-        n_columns,
-        figsize=(1.0 + 3.1 * sum(ratios), 0.9 + 3.1 * n_rows),
-        squeeze=False,
-        gridspec_kw={"width_ratios": ratios},
-    )
-    lines = None
-    for row, start in enumerate(first["starts"]):
-        starts = [plan["starts"][row] for _, plan in found]
-        points = np.concatenate([np.array(other["paths"]).reshape(-1, 2) for other in starts])
-        centre = (points.max(0) + points.min(0)) / 2
-        reach = 1.15 * max(np.ptp(points, 0).max() / 2, 0.3 * first["cell_size"])
-        overview = axes[row, 0]
-        _draw_maze(overview, first)
-        for (cell, _), other in zip(found, starts, strict=True):
-            overview.plot(*np.array(other["route"]).T, color=look[cell.label][0], linewidth=1.8, label=cell.label)
-        overview.add_patch(Rectangle(centre - reach, 2 * reach, 2 * reach, fill=False, linewidth=1, zorder=6))
-        overview.plot(*start["position"], "o", color="black", markersize=6, markeredgecolor="white", zorder=5)
-        for axis, (cell, plan), other in zip(axes[row, 1:], found, starts, strict=True):
-            _draw_maze(axis, plan)
-            lines = _draw_candidates(axis, other)
-            axis.set_xlim(centre[0] - reach, centre[0] + reach)
-            axis.set_ylim(centre[1] - reach, centre[1] + reach)
-            values = other["scores"]
-            name = cell.label.replace("[", "\n[") + "\n" if row == 0 else ""
-            axis.set_title(f"{name}value from {min(values):.3g} to {max(values):.3g}", fontsize=10)
-        overview.set_title(f"start {row + 1} (dot), goal (star)", fontsize=10)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, [f"the way of {name}" for name in names], loc="outside lower left", ncols=len(names))
-    if lines is not None:
-        bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
-        bar.ax.set_yticklabels(["lowest value", "highest value"])
-    horizons = " or ".join(map(str, sorted({plan["horizon"] for _, plan in found})))
-    title = f"{_short(cells[0].dataset)}: simulated paths of candidates, {horizons} steps"
-    figure.suptitle(f"{title}; black: the chosen one", fontsize=12)
-    return figure
-
-
-def _positions(plan: Mapping[str, Any]) -> list[Any]:
-    return [start["position"] for start in plan["starts"]]
-
-
-def _draw_maze(axis: Axes, plan: Mapping[str, Any]) -> None:
-    """Walls and goal; the maze's centre is the origin, row 0 of the map is at the top."""
-    maze, cell = np.array(plan["maze_map"]), plan["cell_size"]
-    height, width = (extent * cell / 2 for extent in maze.shape)
-    for i, j in np.argwhere(maze == 1):
-        corner = (j * cell - width, height - (i + 1) * cell)
-        axis.add_patch(Rectangle(corner, cell, cell, facecolor="#b9bec4", edgecolor="#b9bec4", linewidth=0.5))
-    axis.plot(*plan["goal"], "*", color="#CC0000", markersize=14, markeredgecolor="white", zorder=5)
-    axis.set_xlim(-width, width)
-    axis.set_ylim(-height, height)
-    axis.set_aspect("equal")
-    axis.grid(visible=False)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(True)
-
-
-def _draw_candidates(axis: Axes, start: Mapping[str, Any]) -> LineCollection:
-    paths, values = np.array(start["paths"]), np.array(start["scores"])
-    scaled = (values - values.min()) / max(np.ptp(values), 1e-12)
-    order = np.argsort(scaled)
-    lines = LineCollection(list(paths[order]), cmap="viridis", linewidths=1.5, alpha=0.9, zorder=2)
-    lines.set_array(scaled[order])
-    lines.set_clim(0, 1)
-    axis.add_collection(lines)
-    outline = [patheffects.Stroke(linewidth=6.5, foreground="white"), patheffects.Normal()]
-    chosen = paths[start["chosen"]]
-    axis.plot(*chosen.T, color="black", linewidth=3.2, zorder=4, path_effects=outline, solid_capstyle="round")
-    axis.plot(*start["position"], "o", color="black", markersize=7, markeredgecolor="white", zorder=5)
-    return lines
-
-
-def _short(dataset: str) -> str:
+def short(dataset: str) -> str:
     return dataset.removeprefix("ld-agents/")

@@ -1,19 +1,37 @@
-"""D4RL's HDF5 files as data sets."""
+"""D4RL's HDF5 files, read as they are."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ld_agents.data import families, hdf5
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
-from ld_agents.evaluation.scores import D4RL_TASKS, REFERENCE_SCORES, d4rl_name, family
+from ld_agents.data import hdf5
+from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.rewards import Recording, episode_ends
+from ld_agents.evaluation.eval_env import file_environment
+from ld_agents.evaluation.scores import D4RL_TASKS, REFERENCE_SCORES, TASKS, d4rl_name, family
+
+FILE_SIZES: dict[str, tuple[int, int]] = {
+    **{task: (4, 2) for task in TASKS.values() if family(task) == "maze2d"},
+    **{task: (29, 8) for task in TASKS.values() if family(task) == "antmaze"},
+    "halfcheetah": (17, 6),
+    "hopper": (11, 3),
+    "walker2d": (17, 6),
+    "ant": (111, 8),
+    "pen": (45, 24),
+    "hammer": (46, 26),
+    "door": (39, 28),
+    "relocate": (39, 30),
+    **{task: (60, 9) for task in TASKS.values() if family(task) == "kitchen"},
+}
+"""Sizes of observations and actions, by task."""
 
 _ROWS_PER_READ = 262_144
+_LOCOMOTION_STEPS = 1000  # of an episode that no terminal ends, in files without timeouts
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _ONE_AXIS = ("rewards", "terminals", "timeouts")
@@ -21,14 +39,14 @@ _FLAGS = ("terminals", "timeouts")
 _AGAIN = "Download the file again, or pass repaired arrays to OfflineDataset."
 
 
-def find_d4rl_file(name: str | Path) -> Path:
-    """The file of one of D4RL's data sets in the folder where D4RL keeps them.
+def find_d4rl_file(name: str) -> Path:
+    """The file of one of D4RL's datasets in the folder where D4RL keeps them.
 
     Raises:
         FileNotFoundError: it is not there.
     """
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    found = [path for path in sorted(folder.glob("*.hdf5")) if d4rl_name(path) == str(name)]
+    found = [path for path in sorted(folder.glob("*.hdf5")) if d4rl_name(path) == name]
     if not found:
         raise FileNotFoundError(
             f"There is no file of {name} in {folder}. Put D4RL's .hdf5 file there under its own name, set "
@@ -37,20 +55,17 @@ def find_d4rl_file(name: str | Path) -> Path:
     return found[0]
 
 
-def load_d4rl_file(path: str | Path, *, goal: Literal["relabel", "keep"] = "relabel") -> OfflineDataset:
+def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
     """Read a D4RL HDF5 file.
 
     Uses ``observations``, ``actions``, ``rewards``, ``terminals`` and, where present, ``timeouts`` (ends of episodes
     that are not terminal) and ``next_observations`` (only for the observation after an episode's last action). A file
-    with one of D4RL's names, such as ``hopper-medium-v2.hdf5``, is read by the rules of its family
-    (`ld_agents.data.families`) and gets its evaluation environment; others are read as they are. The action space
-    is [-1, 1] if the actions fit, else the range of the data.
+    with one of D4RL's names, such as ``hopper-medium-v2.hdf5``, belongs to a family and has an evaluation environment;
+    others are read as they are, with [-1, 1] as the action space if the actions fit, else the range of the data.
 
     Args:
         path: an ``.hdf5`` file in the layout of Fu et al. 2020, "D4RL".
-        goal: ``"relabel"``: the goal, the same in every evaluation, is no part of the observation, and Kitchen's
-            rewards pay for each task once. ``"keep"``: the goal is part of the observation (mazes: ``infos/goal``,
-            Kitchen: the last 30 of 60 numbers), rewards are as stored, and there is no evaluation environment.
+        goals: whether to read the goals of a maze, ``infos/goal``, too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,68 +76,66 @@ def load_d4rl_file(path: str | Path, *, goal: Literal["relabel", "keep"] = "rela
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Give the path of a D4RL HDF5 file, or a Minari id.")
     name = d4rl_name(path)
-    task = D4RL_TASKS[name] if name is not None else None
-    rules = families.rules(task or "")
-    keep_goals = goal == "keep" and family(task or "") in ("maze2d", "antmaze")
+    task = D4RL_TASKS[name] if name is not None else ""
+    kind = family(task)
+    goals = goals and kind in ("maze2d", "antmaze")
     with hdf5.open_file(path, _AGAIN) as file:
-        found = _arrays(file, path, ("infos/goal",) if keep_goals else ())
+        found = _arrays(file, path, ("infos/goal",) if goals else ())
         sizes = found["observations"].shape[1], found["actions"].shape[1]
-        if task is not None and sizes != families.FILE_SIZES[task]:
+        if task and sizes != FILE_SIZES[task]:
             raise ValueError(
                 f"{path}: observations and actions have {sizes} columns, those of {name} have "
-                f"{families.FILE_SIZES[task]}. If this is not D4RL's file, give it another name."
+                f"{FILE_SIZES[task]}. If this is not D4RL's file, give it another name."
             )
-        stored, terminals = _read(found["rewards"], "rewards", path), _read(found["terminals"], "terminals", path)
+
+        def read(key: str, rows: np.ndarray | None = None) -> np.ndarray:
+            return _read(found[key], key, path, rows)
+
+        terminals = read("terminals")
         if "timeouts" in found:
-            timeouts = _read(found["timeouts"], "timeouts", path)
-        elif rules.episode_steps is not None:
-            timeouts = families.fixed_length(terminals, rules.episode_steps)
+            timeouts = read("timeouts")
+        elif kind == "locomotion":
+            timeouts = _fixed_length(terminals, _LOCOMOTION_STEPS)
         else:
             timeouts = np.zeros_like(terminals)
-            if rules.terminals == "as stored":
+            if kind in (None, "adroit"):
                 warnings.warn(
                     f"{path} has no 'timeouts': only terminals end an episode, so windows may run across resets. If "
                     "the episodes have a known length, build OfflineDataset from arrays with the timeouts filled in.",
                     stacklevel=3,
                 )
-        rewards, terminals, timeouts = families.split(rules, stored, terminals, timeouts)
-        last = np.flatnonzero(np.append((terminals | timeouts)[:-1], True))
-        observations, actions = (
-            _read(found["observations"], "observations", path),
-            _read(found["actions"], "actions", path),
+        ends = episode_ends(terminals, timeouts)
+        observations, final = {"observation": read("observations")}, None
+        if goals:
+            observations["desired_goal"] = read("infos/goal")
+        if "next_observations" in found:
+            final = {key: part[ends - 1] for key, part in observations.items()}
+            final["observation"] = read("next_observations", ends - 1)
+        reference = REFERENCE_SCORES.get(name or "")
+        return Recording(
+            family=kind,
+            observations=observations,
+            final_observations=final,
+            actions=read("actions"),
+            rewards=read("rewards"),
+            terminals=terminals,
+            timeouts=timeouts,
+            ends=ends,
+            info=DatasetInfo(
+                id=name or path.stem,
+                provenance="d4rl-file",
+                description=f"D4RL file {path.name}.",
+                eval_env=file_environment(task),
+                reference_scores=None if reference is None else (reference.minimum, reference.maximum),
+            ),
         )
-        final = (
-            _read(found["next_observations"], "next_observations", path, last) if "next_observations" in found else None
-        )
-        goals = _read(found["infos/goal"], "infos/goal", path) if keep_goals else None
 
-    eval_env = None
-    if goals is not None:
-        observations = np.concatenate([observations, goals], axis=1)
-        final = None if final is None else np.concatenate([final, goals[last]], axis=1)
-    elif task is not None and goal == "relabel":
-        eval_env = families.file_environment(task)
-        if final is not None:
-            final, _ = families.file_arrays(task, final, actions[last])
-        observations, actions = families.file_arrays(task, observations, actions)
-    reference = REFERENCE_SCORES[name] if name is not None else None
-    return OfflineDataset(
-        observations,
-        actions,
-        stored if goal == "keep" else rewards,
-        terminals,
-        timeouts,
-        final_observations=final,
-        # The mazes of gymnasium-robotics observe dictionaries.
-        observation_keys=("observation",) if eval_env is not None and "goal" in eval_env else None,
-        info=DatasetInfo(
-            id=name or path.stem,
-            provenance="d4rl-file",
-            description=f"D4RL file {path.name}.",
-            eval_env=eval_env,
-            reference_scores=None if reference is None else (reference.minimum, reference.maximum),
-        ),
-    )
+
+def _fixed_length(terminals: np.ndarray, steps: int) -> np.ndarray:
+    """Timeouts [N] where every episode that no terminal ends has `steps` steps."""
+    begins = np.concatenate([[0], np.flatnonzero(terminals) + 1])
+    age = np.arange(len(terminals)) - np.repeat(begins, np.diff(np.append(begins, len(terminals))))
+    return (age % steps == steps - 1) & ~terminals
 
 
 def _arrays(file: Any, path: Path, more: tuple[str, ...]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ld_agents.evaluation.eval_env import EvalEnvSpec
+
 Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
 
 ACTION_TOLERANCE = 1e-5
@@ -29,9 +31,7 @@ class DatasetInfo:
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
             a labelled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
-        eval_env: ``{"id", "kwargs", "max_episode_steps"}`` of a registered Gymnasium environment, and ``"goal"``
-            where the evaluation goal is held fixed, ``"observation_columns"`` where only some columns of its flat
-            observation are kept; None if there is none.
+        eval_env: the evaluation environment, an `EvalEnvSpec`; None if there is none.
         reference_scores: (minimum, maximum) return for D4RL's normalisation.
         replay_check: result of replaying stored actions in the evaluation simulator.
         controller: measured returns of reference policies.
@@ -40,7 +40,7 @@ class DatasetInfo:
     id: str = "user arrays"
     provenance: Provenance = "arrays"
     description: str = ""
-    eval_env: dict[str, Any] | None = None
+    eval_env: EvalEnvSpec | None = None
     reference_scores: tuple[float, float] | None = None
     replay_check: dict[str, Any] | None = None
     controller: dict[str, Any] | None = None
@@ -413,8 +413,11 @@ class OfflineDataset:
             )
         return flat
 
-    def make_eval_env(self) -> gym.Env[Any, Any]:
+    def make_eval_env(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Build the evaluation environment. Only environments in Gymnasium's registry are ever built.
+
+        Args:
+            render_mode: see Gymnasium.
 
         Raises:
             ValueError: the data set names no environment, or one that is not registered.
@@ -424,9 +427,7 @@ class OfflineDataset:
                 f"The data set {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
                 "evaluate(agent, make_env=...)."
             )
-        from ld_agents.evaluation.eval_env import build_eval_env
-
-        return build_eval_env(self.info.eval_env)
+        return self.info.eval_env.make(render_mode)
 
 
 def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:

@@ -1,20 +1,19 @@
-"""Where data come from: Minari, D4RL files, and PointMaze data made on the spot."""
+"""From a name to a dataset: a reader for each format, then the rules of the family."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from ld_agents.data.d4rl import find_d4rl_file, read_d4rl
 from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.minari import read_minari
+from ld_agents.data.pointmaze import BUILT_IN, generate
+from ld_agents.data.rewards import Goal, to_dataset
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation.scores import D4RL_TASKS
 
-__all__ = ["load_dataset"]
 
-
-def load_dataset(
-    source: str | Path, *, goal: Literal["relabel", "keep"] = "relabel", download: bool = True
-) -> OfflineDataset:
+def load_dataset(source: str | Path, *, goal: Goal = "relabel", download: bool = True) -> OfflineDataset:
     """Load a data set by its Minari id or from a D4RL HDF5 file.
 
     Args:
@@ -22,7 +21,7 @@ def load_dataset(
             ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), the path of a D4RL file
             (ends in ``.hdf5`` or ``.h5``), or D4RL's name of one, such as ``hopper-medium-v2``, which is looked for
             where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``). What is done to the
-            recordings of each benchmark family is in ``ld_agents/data/families.py``.
+            recordings of each benchmark family is in ``ld_agents/data/rewards.py``.
         goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
             ``"keep"``: append the goal to the observation and use the rewards as stored.
@@ -35,12 +34,9 @@ def load_dataset(
     if goal not in ("relabel", "keep"):
         raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
     if isinstance(source, Path) or source.endswith((".hdf5", ".h5")) or source in D4RL_TASKS:
-        from ld_agents.data.d4rl import find_d4rl_file, load_d4rl_file
-
-        return load_d4rl_file(find_d4rl_file(source) if source in D4RL_TASKS else source, goal=goal)
-    from ld_agents.data import minari, pointmaze
-
-    if source in pointmaze.BUILT_IN and not is_local(source):
-        maze, n_steps, episodes = pointmaze.BUILT_IN[source]
-        pointmaze.generate(maze, source, n_steps, evaluation_episodes=episodes)
-    return minari.load_minari(source, goal=goal, download=download)
+        path = find_d4rl_file(str(source)) if source in D4RL_TASKS else source
+        return to_dataset(read_d4rl(path, goals=goal == "keep"), goal)
+    if source in BUILT_IN and not is_local(source):
+        maze, n_steps, episodes = BUILT_IN[source]
+        generate(maze, source, n_steps, evaluation_episodes=episodes)
+    return to_dataset(read_minari(source, download=download), goal)

@@ -1,4 +1,4 @@
-"""Minari data sets as flat arrays, and evaluation environments that run no code named by the data."""
+"""Minari datasets, read as they are."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from ld_agents.data import families, hdf5
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset, Provenance
+from ld_agents.data import hdf5
+from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.rewards import Recording
 from ld_agents.data.storage import is_local
-from ld_agents.evaluation.eval_env import FIXED_GOAL_ENTRY_POINTS, FixedGoal, build_eval_env
-from ld_agents.evaluation.scores import REFERENCE_SCORES
+from ld_agents.evaluation.eval_env import EvalEnvSpec, hub_environment
+from ld_agents.evaluation.scores import REFERENCE_SCORES, family
+
+Arrays = dict[str, np.ndarray]
 
 _CACHE_NAME = ".ld-agents-arrays.npz"
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _LARGEST_SPACE = 1_000_000  # numbers
-_GOAL_SEEDS = (0, 1, 2, 3)
 
 
-def load_minari(
-    dataset_id: str, *, goal: Literal["relabel", "keep"] = "relabel", download: bool = True
-) -> OfflineDataset:
-    """Load a Minari data set: the local copy if there is one, else from the hub.
+def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
+    """Read a Minari dataset: the local copy if there is one, else from the hub.
 
     The arrays are kept in a flat cache beside the data, so that later loads do not visit every episode again.
     Episodes may store T or T+1 observations for T actions; with T, the observation after a truncated episode's last
@@ -41,13 +40,12 @@ def load_minari(
 
     Args:
         dataset_id: for instance ``"D4RL/pointmaze/umaze-v2"``.
-        goal: see :func:`ld_agents.load_dataset`.
         download: whether the hub may be asked.
 
     Raises:
         FileNotFoundError: not here, and not to be had from the hub.
         ValueError: a malformed id or malformed data; the message names the episode.
-        ImportError: the evaluation environment needs a package that is not installed.
+        TypeError: observations or actions that are no flat vectors of numbers.
     """
     from minari.dataset.minari_dataset import DATASET_ID_RE
     from minari.storage.datasets_root_dir import get_dataset_path
@@ -62,61 +60,37 @@ def load_minari(
         _download(dataset_id, download)
     data = Path(get_dataset_path(dataset_id)) / "data"
     metadata = _read_metadata(dataset_id, data)
-    ours = metadata.get("ld_agents")
     observation_space, action_space = _checked_spaces(dataset_id, metadata)
-    eval_env = _eval_spec(metadata)
-    if not isinstance(ours, dict):
-        eval_env = families.hub_environment(dataset_id, eval_env)
-    arrays = _flat_arrays(dataset_id, data, metadata, observation_space, action_space)
-
-    rewards, terminals, ends = arrays["rewards"], arrays["terminals"], arrays["ends"]
-    keys: tuple[str, ...] | None = None
-    space: spaces.Space[Any] = observation_space
-    observations, final = arrays["observation"], arrays["final_observation"]
-    if isinstance(observation_space, spaces.Dict):
-        keys = families.rules(dataset_id).observation
-        if _holds_tasks(observation_space):
-            # Kitchen: the goal is a dictionary of tasks, the same in every episode.
-            if goal == "keep":
-                raise ValueError(
-                    f'The goals of {dataset_id} are dictionaries and cannot be appended. Use goal="relabel".'
-                )
-            if _counts_tasks(metadata):
-                last_rows = np.isin(np.arange(len(rewards)), ends - 1)
-                rewards, terminals = families.newly_done(rewards, last_rows | terminals, before_action=False)
-        elif goal == "keep":
-            keys = (*keys, "desired_goal")
-        else:
-            eval_env, rewards, terminals = _relabel(dataset_id, eval_env, arrays["next_achieved_goal"], terminals)
-        observations = np.concatenate([arrays[key] for key in keys], axis=1)
-        final = np.concatenate([arrays[f"final_{key}"] for key in keys], axis=1)
-        if goal == "relabel":
-            boxes = [observation_space[key] for key in keys]
-            low, high = (np.concatenate([getattr(box, end) for box in boxes]) for end in ("low", "high"))
-            space = spaces.Box(low, high, dtype=low.dtype.type)
-    timeouts = np.zeros(len(rewards), dtype=bool)
-    timeouts[ends - 1] = True
-    final = _final_after_splits(observations, final, ends, np.flatnonzero(terminals | timeouts) + 1)
-    return OfflineDataset(
-        observations,
-        arrays["actions"],
-        rewards,
-        terminals,
-        timeouts,
-        space,
-        action_space,
-        final_observations=final,
-        observation_keys=keys,
-        info=_info(dataset_id, metadata, eval_env),
+    arrays = _cached(
+        data,
+        lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space),
+    )
+    timeouts = np.zeros(len(arrays["rewards"]), dtype=bool)
+    timeouts[arrays["ends"] - 1] = True
+    keys = [key for key in _GOAL_KEYS if key in arrays]
+    return Recording(
+        family=family(dataset_id),
+        observations={key: arrays[key] for key in keys},
+        final_observations={key: arrays[f"final_{key}"] for key in keys},
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        terminals=arrays["terminals"],
+        timeouts=timeouts,
+        ends=arrays["ends"],
+        info=_info(dataset_id, metadata),
+        observation_space=observation_space,
+        action_space=action_space,
+        env=EvalEnvSpec.from_json(metadata.get("env_spec")),
     )
 
 
-def _info(dataset_id: str, metadata: dict[str, Any], eval_env: dict[str, Any] | None) -> DatasetInfo:
+def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
     """What the metadata tell about the data; values of the wrong kind count as missing."""
     ours = metadata.get("ld_agents")
-    ours = ours if isinstance(ours, dict) else {}
-    check, controller = ours.get("replay_check"), ours.get("controller")
-    made: dict[str, Provenance] = {"regenerated": "regenerated", "stand-in": "stand-in", "recorded": "recorded"}
+    eval_env = EvalEnvSpec.from_json(metadata.get("eval_env_spec") or metadata.get("env_spec"))
+    if not isinstance(ours, dict):
+        ours, eval_env = {}, hub_environment(dataset_id, eval_env)
+    check, controller, made = ours.get("replay_check"), ours.get("controller"), ours.get("provenance")
     stored = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     numbers = [float(x) for x in stored if isinstance(x, int | float) and math.isfinite(x)]
     reference = (numbers[0], numbers[1]) if len(numbers) == 2 else None
@@ -124,23 +98,13 @@ def _info(dataset_id: str, metadata: dict[str, Any], eval_env: dict[str, Any] | 
         reference = REFERENCE_SCORES[dataset_id].minimum, REFERENCE_SCORES[dataset_id].maximum
     return DatasetInfo(
         id=dataset_id,
-        provenance=made.get(str(ours.get("provenance")), "hub"),
+        provenance=made if made in ("regenerated", "stand-in", "recorded") else "hub",
         description=str(metadata.get("description", "")),
         eval_env=eval_env,
         reference_scores=reference,
         replay_check=check if isinstance(check, dict) else None,
         controller=controller if isinstance(controller, dict) else None,
     )
-
-
-def _holds_tasks(space: spaces.Dict) -> bool:
-    return isinstance(space.spaces["desired_goal"], spaces.Dict)
-
-
-def _counts_tasks(metadata: dict[str, Any]) -> bool:
-    """Whether a recording of Kitchen was paid in every step for each task that is done."""
-    recorded = _spec(metadata.get("env_spec"))
-    return recorded is not None and recorded["kwargs"].get("remove_task_when_completed") is False
 
 
 # -- finding the data ----------------------------------------------------------------------------------------------
@@ -231,10 +195,7 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
                 f"{missing[0]!r}. Only goal dictionaries (observation, achieved_goal, desired_goal) are read. Take the "
                 "parts you need with Minari and pass them to OfflineDataset(observations, actions, ...)."
             )
-        boxes = [observation_space.spaces[key] for key in _read_keys(observation_space)]
-    else:
-        boxes = [observation_space]
-    for box in boxes:
+    for box in _parts(observation_space).values():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
             raise TypeError(
                 f"{dataset_id} has observations in {box}. Only flat vectors (Box with one axis) are read. Flatten them "
@@ -254,21 +215,21 @@ def _size_of_space(description: Any) -> int:
     return math.prod(shape) + sum(_size_of_space(part) for name, part in description.items() if name != "shape")
 
 
-def _read_keys(space: spaces.Dict) -> tuple[str, ...]:
-    """The parts of a goal dictionary that are read; goals that are dictionaries themselves are not."""
-    return ("observation",) if _holds_tasks(space) else _GOAL_KEYS
+def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The parts of the observations that are read, by their place in an episode of the file.
+
+    Of goals that are dictionaries themselves (Kitchen) none is read.
+    """
+    if not isinstance(space, spaces.Dict):
+        return {"observations": space}
+    keys = ("observation",) if isinstance(space.spaces["desired_goal"], spaces.Dict) else _GOAL_KEYS
+    return {f"observations/{key}": space.spaces[key] for key in keys}
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def _flat_arrays(
-    dataset_id: str,
-    data: Path,
-    metadata: dict[str, Any],
-    observation_space: spaces.Box | spaces.Dict,
-    action_space: spaces.Box,
-) -> dict[str, np.ndarray]:
+def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
     """All episodes as flat arrays, from the cache where it fits the files."""
     stamp = hashlib.sha256(f"format {_CACHE_FORMAT}\n".encode())
     for file in sorted(data.rglob("*")):
@@ -285,14 +246,7 @@ def _flat_arrays(
                 return dict(stored)
     except Exception:
         pass  # no cache, or one that is damaged in whatever way: it is written again below
-    episodes = _hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes
-    arrays = _assemble(
-        dataset_id,
-        episodes(dataset_id, data, observation_space),
-        observation_space,
-        action_space,
-        metadata.get("total_episodes"),
-    )
+    arrays = read()
     # A read-only folder only means that the next load visits every episode again.
     with contextlib.suppress(OSError):
         partial = cache.with_name(f"{_CACHE_NAME}.{os.getpid()}.partial")
@@ -305,19 +259,10 @@ def _flat_arrays(
     return arrays
 
 
-def _hdf5_episodes(
-    dataset_id: str, data: Path, observation_space: spaces.Box | spaces.Dict
-) -> Iterator[dict[str, np.ndarray]]:
+def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
     """Episodes of main_data.hdf5 in order, only the arrays that are needed, through h5py's low-level calls."""
     from h5py import h5s
 
-    # name -> number of axes and type
-    wanted = {"actions": (2, "<f4"), "rewards": (1, "<f4"), "terminations": (1, "?")}
-    if isinstance(observation_space, spaces.Dict):
-        for key in _read_keys(observation_space):
-            wanted[f"observations/{key}"] = (2, "<f8" if key == "achieved_goal" else "<f4")
-    else:
-        wanted["observations"] = (2, "<f4")
     again = f"Delete {data.parent} and fetch or make {dataset_id} again."
     with hdf5.open_file(data / "main_data.hdf5", again) as file:
         try:
@@ -340,24 +285,21 @@ def _hdf5_episodes(
                     raise ValueError(
                         f"Episode {index} of {dataset_id}: {name} cannot be read ({error}). {again}"
                     ) from None
-                episode[name.rpartition("/")[2]] = array
+                episode[name] = array
             yield episode
 
 
-def _minari_episodes(
-    dataset_id: str, data: Path, observation_space: spaces.Box | spaces.Dict
-) -> Iterator[dict[str, np.ndarray]]:
+def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
     """Episodes through Minari's own reader, for its other storage formats."""
     from minari.dataset.minari_storage import MinariStorage
 
     try:
         storage = MinariStorage.read(data)
         for episode in storage.get_episodes(range(storage.total_episodes)):
-            found = {name: np.asarray(episode[name]) for name in ("actions", "rewards", "terminations")}
-            if isinstance(observation_space, spaces.Dict):
-                found |= {key: np.asarray(episode["observations"][key]) for key in _read_keys(observation_space)}
-            else:
-                found["observations"] = np.asarray(episode["observations"])
+            found = {}
+            for name in wanted:
+                part, _, key = name.partition("/")
+                found[name] = np.asarray(episode[part][key] if key else episode[part])
             yield found
     except Exception as error:
         raise ValueError(
@@ -367,24 +309,25 @@ def _minari_episodes(
 
 
 def _assemble(
-    dataset_id: str,
-    episodes: Iterable[dict[str, np.ndarray]],
-    observation_space: spaces.Box | spaces.Dict,
-    action_space: spaces.Box,
-    expected: Any,
-) -> dict[str, np.ndarray]:
-    """Check every episode and join them."""
-    if isinstance(observation_space, spaces.Dict):
-        sizes = {key: observation_space[key].shape for key in _read_keys(observation_space)}
-    else:
-        sizes = {"observations": observation_space.shape}
-    row_shapes: dict[str, Any] = {**sizes, "actions": action_space.shape, "rewards": (), "terminations": ()}
+    dataset_id: str, data: Path, metadata: dict[str, Any], parts: dict[str, Any], action_space: spaces.Box
+) -> Arrays:
+    """Check every episode and join them.
+
+    Returns:
+        ``actions``, ``rewards``, ``terminals`` and the parts of the observation, with N rows each; ``final_`` and a
+        part's name, [E, .], NaN where unknown; ``ends`` [E]. Achieved goals are float64, as rewards are computed from
+        them.
+    """
+    # name -> number of axes and type
+    wanted = {"actions": (2, "<f4"), "rewards": (1, "<f4"), "terminations": (1, "?")}
+    wanted |= {part: (2, "<f8" if part.endswith("/achieved_goal") else "<f4") for part in parts}
+    row_shapes = {name: box.shape for name, box in parts.items()}
+    row_shapes |= {"actions": action_space.shape, "rewards": (), "terminations": ()}
+    episodes: Iterable[Arrays] = (_hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes)(
+        dataset_id, data, wanted
+    )
     rows: dict[str, list[np.ndarray]] = {}
     lengths: list[int] = []
-
-    def put(name: str, array: np.ndarray) -> None:
-        rows.setdefault(name, []).append(array)
-
     for index, episode in enumerate(episodes):
         steps = len(episode["rewards"])
         if steps == 0:
@@ -392,158 +335,52 @@ def _assemble(
                 f"Episode {index} of {dataset_id} is empty (0 steps). Leave it out: "
                 "dataset.filter_episodes(lambda e: len(e.rewards) > 0), and store the rest under a new id."
             )
-        for name, array in episode.items():
-            if array.shape[1:] != tuple(row_shapes[name]):
+        for place, array in episode.items():
+            name = place.rpartition("/")[2]
+            if array.shape[1:] != tuple(row_shapes[place]):
                 raise ValueError(
                     f"Episode {index} of {dataset_id}: {name} have rows of shape {array.shape[1:]}, the space says "
-                    f"{tuple(row_shapes[name])}. Store the data set again with the right spaces."
+                    f"{tuple(row_shapes[place])}. Store the dataset again with the right spaces."
                 )
-            allowed = (steps, steps + 1) if name in sizes else (steps,)
+            allowed = (steps, steps + 1) if place in parts else (steps,)
             if len(array) not in allowed:
                 raise ValueError(
                     f"Episode {index} of {dataset_id} has {steps} rewards but {len(array)} {name}; expected "
-                    f"{' or '.join(map(str, allowed))}. Repair or leave out the episode and store the data set again."
+                    f"{' or '.join(map(str, allowed))}. Repair or leave out the episode and store the dataset again."
                 )
-        lengths.append(steps)
-        put("actions", episode["actions"])
-        put("rewards", episode["rewards"])
-        flags = episode["terminations"]
-        if not ((flags == 0) | (flags == 1)).all():
-            raise ValueError(
-                f"Episode {index} of {dataset_id} has terminations other than 0 and 1. Repair or leave out the episode "
-                "and store the data set again."
-            )
-        put("terminals", flags != 0)
-        for name in sizes:
-            array = episode[name]
-            has_final = len(array) > steps
-            last = array[steps:] if has_final else np.full_like(array[:1], np.nan, dtype=np.float64)
-            if has_final and not np.isfinite(last).all():
-                raise ValueError(
-                    f"Episode {index} of {dataset_id}: the observation after step {steps - 1}, the last, is not "
-                    "finite. Leave out the episode and store the data set again."
-                )
-            key = "observation" if name == "observations" else name
-            put(key, array[:steps])
-            put(f"final_{key}", last)
-            if name == "achieved_goal":
-                if not np.isfinite(array).all():
+            if place == "terminations":
+                if not ((array == 0) | (array == 1)).all():
+                    raise ValueError(
+                        f"Episode {index} of {dataset_id} has terminations other than 0 and 1. Repair or leave out the "
+                        "episode and store the dataset again."
+                    )
+                name, array = "terminals", array != 0
+            elif place in parts:
+                has_final = len(array) > steps
+                last = array[steps:] if has_final else np.full_like(array[:1], np.nan, dtype=np.float64)
+                if has_final and not np.isfinite(last).all():
+                    raise ValueError(
+                        f"Episode {index} of {dataset_id}: the observation after step {steps - 1}, the last, is not "
+                        "finite. Leave out the episode and store the dataset again."
+                    )
+                if name == "achieved_goal" and not np.isfinite(array).all():
                     raise ValueError(
                         f"Episode {index} of {dataset_id} has achieved goals that are not finite. Leave out the "
-                        "episode and store the data set again."
+                        "episode and store the dataset again."
                     )
-                # Without a final observation the last one stands in: no window reads that reward unless it is terminal.
-                put("next_achieved_goal", array[1:] if has_final else np.concatenate([array[1:], array[-1:]]))
-    if len(lengths) != expected or not lengths:
+                name = "observation" if name == "observations" else name
+                rows.setdefault(f"final_{name}", []).append(last)
+                array = array[:steps]
+            rows.setdefault(name, []).append(array)
+        lengths.append(steps)
+    if len(lengths) != metadata.get("total_episodes") or not lengths:
         raise ValueError(
-            f"{dataset_id} holds {len(lengths)} episodes, its metadata say {expected}. Delete its folder and fetch or "
-            "make it again."
+            f"{dataset_id} holds {len(lengths)} episodes, its metadata say {metadata.get('total_episodes')}. Delete "
+            "its folder and fetch or make it again."
         )
-    types = {"terminals": bool, "next_achieved_goal": np.float64}
+    types = {"terminals": bool, "achieved_goal": np.float64, "final_achieved_goal": np.float64}
     arrays = {
-        name: np.concatenate(parts).astype(types.get(name, np.float32), copy=False) for name, parts in rows.items()
+        name: np.concatenate(pieces).astype(types.get(name, np.float32), copy=False) for name, pieces in rows.items()
     }
     arrays["ends"] = np.cumsum(lengths, dtype=np.int64)
     return arrays
-
-
-def _final_after_splits(
-    observations: np.ndarray, final: np.ndarray, ends: np.ndarray, new_ends: np.ndarray
-) -> np.ndarray:
-    """Final observations [E', S] after terminals inside episodes cut them into more, shorter ones."""
-    if len(new_ends) == len(ends):
-        return final
-    result: np.ndarray = observations[np.minimum(new_ends, len(observations) - 1)]
-    result[np.searchsorted(new_ends, ends)] = final
-    return result
-
-
-# -- goals ---------------------------------------------------------------------------------------------------------
-
-
-def _relabel(
-    dataset_id: str, eval_env: dict[str, Any] | None, next_achieved: np.ndarray, terminals: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Rewards (and terminals, if the task ends at its goal) for the evaluation environment's one goal."""
-    if eval_env is None:
-        raise ValueError(f'{dataset_id} names no evaluation environment to take the goal from. Use goal="keep".')
-    env = build_eval_env(eval_env)
-    try:
-        unwrapped: Any = env.unwrapped
-        goal = _fixed_goal(dataset_id, env)
-        try:
-            rewards = np.asarray(unwrapped.compute_reward(next_achieved, goal, {}), dtype=np.float32)
-        except Exception as error:
-            raise ValueError(
-                f"The evaluation environment of {dataset_id} ({eval_env['id']}) cannot compute rewards for its goals "
-                f'({type(error).__name__}: {error}). Use goal="keep".'
-            ) from None
-        if rewards.shape != (len(next_achieved),):
-            raise ValueError(
-                f"The evaluation environment of {dataset_id} ({eval_env['id']}) cannot compute the rewards of "
-                'many steps at once. Use goal="keep".'
-            )
-        if not getattr(unwrapped, "continuing_task", True):
-            if getattr(unwrapped, "reward_type", "sparse") != "sparse":
-                raise ValueError(
-                    f"The evaluation environment of {dataset_id} ends at its goal and pays a dense reward, which "
-                    'cannot be relabelled. Use goal="keep".'
-                )
-            terminals = rewards > 0
-        if hasattr(unwrapped, "maze"):
-            eval_env = {**eval_env, "goal": goal.tolist()}
-        return eval_env, rewards, terminals
-    finally:
-        env.close()
-
-
-def _fixed_goal(dataset_id: str, env: gym.Env[Any, Any]) -> np.ndarray:
-    if isinstance(env, FixedGoal):
-        return np.array(env.goal, dtype=np.float64)
-    # A maze with one goal cell puts the goal there, jittered by up to a quarter of a cell. D4RL's goal is the centre.
-    maze = getattr(env.unwrapped, "maze", None)
-    cells: list[Any] = getattr(maze, "unique_goal_locations", [])
-    if len(cells) == 1:
-        return np.asarray(cells[0], dtype=np.float64)
-    try:
-        goals = [np.asarray(env.reset(seed=seed)[0]["desired_goal"], dtype=np.float64) for seed in _GOAL_SEEDS]
-    except Exception as error:
-        raise ValueError(
-            f'The evaluation environment of {dataset_id} names no goal ({type(error).__name__}). Use goal="keep".'
-        ) from None
-    if not all(np.array_equal(goals[0], other) for other in goals):
-        raise ValueError(
-            f"The evaluation environment of {dataset_id} draws a new goal in every episode, so rewards cannot be "
-            'relabelled for one goal. Use goal="keep".'
-        )
-    return goals[0]
-
-
-# -- environments --------------------------------------------------------------------------------------------------
-
-
-def _eval_spec(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """Id, keyword arguments and step limit of the evaluation environment that the metadata name; nothing is built."""
-    return _spec(metadata.get("eval_env_spec") or metadata.get("env_spec"))
-
-
-def _spec(text: Any) -> dict[str, Any] | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        spec = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
-        return None
-    kwargs, limit, wrappers = spec.get("kwargs"), spec.get("max_episode_steps"), spec.get("additional_wrappers")
-    found: dict[str, Any] = {
-        "id": spec["id"],
-        "kwargs": kwargs if isinstance(kwargs, dict) else {},
-        "max_episode_steps": limit if type(limit) is int and limit > 0 else None,
-    }
-    for wrapper in wrappers if isinstance(wrappers, list) else ():
-        if isinstance(wrapper, dict) and wrapper.get("entry_point") in FIXED_GOAL_ENTRY_POINTS:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                found["goal"] = [float(x) for x in wrapper["kwargs"]["goal"]]
-    return found

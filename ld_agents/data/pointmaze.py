@@ -35,7 +35,7 @@ import numpy as np
 
 from ld_agents.data.storage import move_in
 from ld_agents.evaluation.environments import register_robotics
-from ld_agents.evaluation.eval_env import build_eval_env, evaluation_spec
+from ld_agents.evaluation.eval_env import evaluation_spec
 from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
 
 CHUNK_STEPS = 100_000
@@ -119,7 +119,7 @@ def _make_chunk(
     maze: str, seed: int, chunk: int, n_steps: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2]."""
-    env = build_eval_env(evaluation_spec(maze))
+    env = evaluation_spec(maze).make()
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     point = maze_env.point_env
@@ -171,7 +171,7 @@ def _play_reference(
     maze: str, seed: int, policy: str, episodes: int, progress: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """Returns and first contacts [episodes] of the noise-free controller, or of uniform actions, in evaluation."""
-    env = build_eval_env(evaluation_spec(maze))
+    env = evaluation_spec(maze).make()
     task = MAZES[maze]
     controller = _Controller(maze)
     goal = cell_centre(maze, task.goal_cell)
@@ -269,10 +269,10 @@ def _run_tasks(maze: str, seed: int, tasks: list[dict[str, Any]], processes: int
 
 def _replay_check(maze: str, chunks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """Replay stored actions in the evaluation environment, step by step from each stored state, and compare."""
-    env = build_eval_env(evaluation_spec(maze))
+    env = evaluation_spec(maze).make()
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
-    goal = np.array(evaluation_spec(maze)["goal"])
+    goal = np.array(evaluation_spec(maze).goal)
     segments = [
         (chunk, begin, min(begin + SEGMENT_STEPS, len(chunk["actions"])))
         for chunk in chunks
@@ -435,7 +435,7 @@ def _store(
     unwrapped: Any = env.unwrapped
     if unwrapped.maze.maze_map != maze_map(maze):
         raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
-    eval_env = build_eval_env(evaluation_spec(maze))
+    eval_env = evaluation_spec(maze).make()
     assert env.spec is not None
     assert eval_env.spec is not None
 
@@ -492,7 +492,7 @@ def _store(
             "ld_agents": {
                 "provenance": "regenerated",
                 "seed": seed,
-                "evaluation_goal": evaluation_spec(maze)["goal"],
+                "evaluation_goal": evaluation_spec(maze).goal,
                 "replay_check": check,
                 "controller": controller,
                 "versions": versions,

@@ -1,7 +1,10 @@
-"""The evaluation environment of a dataset, built from its description without running code that the data name."""
+"""The evaluation environment of a dataset: which one it is, and how it is built without running code of the data."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +12,8 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.evaluation import environments
-from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
+from ld_agents.evaluation.scores import TASKS, family
 
 GOAL_RADIUS = 0.45  # metres, of gymnasium-robotics' mazes
 FIXED_GOAL_ENTRY_POINTS = (
@@ -20,64 +24,181 @@ FIXED_GOAL_ENTRY_POINTS = (
 """`FixedGoal` in the metadata of a dataset: as it is stored now, and as earlier versions stored it."""
 
 
-def evaluation_spec(maze: str) -> dict[str, Any]:
-    """Evaluation environment: D4RL's fixed goal, start in any other cell, no termination at the goal."""
+@dataclass(frozen=True)
+class EvalEnvSpec:
+    """A registered Gymnasium environment with its arguments, from which `make` builds an evaluation environment.
+
+    Attributes:
+        id: id in Gymnasium's registry.
+        kwargs: keyword arguments of the environment.
+        max_episode_steps: step limit; None: that of the registry.
+        goal: position in metres where the goal of a maze is held; None: where the environment puts it.
+        observation_columns: columns of a flat observation that are kept; None: all.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None
+    goal: tuple[float, ...] | None = None
+    observation_columns: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_json(cls, text: Any) -> EvalEnvSpec | None:
+        """What Gymnasium's `EnvSpec.to_json` has written, without entry points; None if it cannot be read.
+
+        Of the wrappers only `FixedGoal` is taken over.
+        """
+        try:
+            spec = json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            return None
+        if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
+            return None
+        kwargs, limit, wrappers = (spec.get(key) for key in ("kwargs", "max_episode_steps", "additional_wrappers"))
+        goal = None
+        for wrapper in wrappers if isinstance(wrappers, list) else ():
+            if isinstance(wrapper, dict) and wrapper.get("entry_point") in FIXED_GOAL_ENTRY_POINTS:
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    goal = tuple(float(x) for x in wrapper["kwargs"]["goal"])
+        return cls(
+            spec["id"],
+            kwargs if isinstance(kwargs, dict) else {},
+            limit if type(limit) is int and limit > 0 else None,
+            goal,
+        )
+
+    def make(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """Build the environment from its registered id, without running anything that the data name.
+
+        Args:
+            render_mode: see Gymnasium.
+
+        Raises:
+            ValueError: the id is not in Gymnasium's registry, or names a module.
+            ImportError: the id belongs to gymnasium-robotics, which is not installed.
+        """
+        # "module:id" makes Gymnasium import the module, and the compatibility ids load an environment by such a name.
+        if ":" in self.id or self.id.startswith(("GymV21Environment", "GymV26Environment")):
+            raise ValueError(
+                f"The evaluation environment {self.id!r} would load code that the dataset names. It is refused. Make "
+                "the environment yourself and hand it to evaluate(agent, make_env=...)."
+            )
+        environments.register()
+        try:
+            environments.register_robotics()
+        except ImportError:
+            if self.id not in gym.registry:
+                raise ImportError(
+                    f"The evaluation environment {self.id} is not registered. If it comes from gymnasium-robotics, "
+                    'install it with: pip install "ld_agents[bench]"'
+                ) from None
+        if self.id not in gym.registry:
+            raise ValueError(
+                f"The evaluation environment {self.id!r} is not in Gymnasium's registry. Import the package that "
+                "registers it before you load the dataset, or make the environment yourself."
+            )
+        kwargs = {key: value for key, value in self.kwargs.items() if key != "render_mode"}
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
+        try:
+            env = environments.make(self.id, max_episode_steps=self.max_episode_steps, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"The evaluation environment {self.id} cannot be built with {kwargs}: {type(error).__name__}: {error}. "
+                "Make the environment yourself and hand it to evaluate(agent, make_env=...)."
+            ) from error
+        if self.observation_columns is not None:
+            env = _Columns(env, list(self.observation_columns))
+        return env if self.goal is None else FixedGoal(env, self.goal)
+
+
+# -- which environment evaluates a task ----------------------------------------------------------------------------
+
+_ENVIRONMENTS: dict[str, str] = {
+    "antmaze-umaze": "ld_agents/AntMaze-umaze-v0",
+    "antmaze-medium": "ld_agents/AntMaze-medium-v0",
+    "antmaze-large": "ld_agents/AntMaze-large-v0",
+    # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
+    # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
+    "halfcheetah": "HalfCheetah-v4",
+    "hopper": "Hopper-v4",
+    "walker2d": "Walker2d-v4",
+    "pen": "ld_agents/AdroitPen-v0",
+    "hammer": "ld_agents/AdroitHammer-v0",
+    "door": "ld_agents/AdroitDoor-v0",
+    "relocate": "ld_agents/AdroitRelocate-v0",
+    "kitchen-complete": "ld_agents/Kitchen-complete-v0",
+    "kitchen-partial": "ld_agents/Kitchen-partial-v0",
+    "kitchen-mixed": "ld_agents/Kitchen-mixed-v0",
+}
+# D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
+_KITCHEN_POSITIONS = (*range(9), *range(18, 39))
+# Cells (row, column) of start and goal. Minari's umaze is D4RL's upside down.
+_MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
+
+
+def evaluation_spec(maze: str) -> EvalEnvSpec:
+    """PointMaze with D4RL's goal, held at the centre of its cell; starts in any other cell, goes on at the goal."""
     task = MAZES[maze]
+    return EvalEnvSpec(
+        task.env_id,
+        {"maze_map": _marked(maze, g=task.goal_cell), "continuing_task": True, "reset_target": False},
+        task.episode_steps,
+        cell_centre(maze, task.goal_cell),
+    )
+
+
+def _marked(maze: str, **cells: tuple[int, int]) -> list[list[int | str]]:
+    """The map for gymnasium-robotics, with a letter in some cells: "r" where the robot starts, "g" at the goal."""
     grid: list[list[int | str]] = [list(row) for row in maze_map(maze)]
-    grid[task.goal_cell[0]][task.goal_cell[1]] = "g"
-    return {
-        "id": task.env_id,
-        "kwargs": {"maze_map": grid, "continuing_task": True, "reset_target": False},
-        "max_episode_steps": task.episode_steps,
-        "goal": list(cell_centre(maze, task.goal_cell)),
-    }
+    for letter, (i, j) in cells.items():
+        grid[i][j] = letter
+    return grid
 
 
-def build_eval_env(spec: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Build an evaluation environment from its registered id, without running anything that the data name.
+def _registered(name: str) -> EvalEnvSpec:
+    environments.register()
+    return EvalEnvSpec(name, max_episode_steps=gym.registry[name].max_episode_steps)
+
+
+def file_environment(task: str) -> EvalEnvSpec | None:
+    """Evaluation environment of the D4RL files of a task; None if there is none."""
+    if family(task) == "maze2d":
+        maze = task.split("-")[1]
+        spec = evaluation_spec(maze)
+        kwargs = spec.kwargs | ({"reward_type": "dense"} if task.endswith("-dense") else {})
+        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the centre of the cell
+        x, y = from_d4rl_frame(maze, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()
+        return replace(spec, kwargs=kwargs, goal=(x, y))
+    if task not in _ENVIRONMENTS:
+        return None
+    spec = _registered(_ENVIRONMENTS[task])
+    return replace(spec, observation_columns=_KITCHEN_POSITIONS) if family(task) == "kitchen" else spec
+
+
+def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec | None:
+    """Evaluation environment of a dataset from Minari's hub, with what its metadata get wrong put right.
 
     Args:
-        spec: ``{"id", "kwargs", "max_episode_steps"}`` and, for mazes, ``"goal"`` [2], where the goal is held, and
-            ``"observation_columns"``, the columns of a flat observation that are kept.
-
-    Raises:
-        ValueError: the id is not in Gymnasium's registry, or names a module.
-        ImportError: the id belongs to gymnasium-robotics, which is not installed.
+        dataset_id: Minari id.
+        named: what the metadata name.
     """
-    name = str(spec["id"])
-    # "module:id" makes Gymnasium import the module, and the compatibility ids load an environment by such a name.
-    if ":" in name or name.startswith(("GymV21Environment", "GymV26Environment")):
-        raise ValueError(
-            f"The evaluation environment {name!r} would load code that the data set names. It is refused. Make the "
-            "environment yourself and hand it to evaluate(agent, make_env=...)."
-        )
-    environments.register()
-    robotics = True
-    try:
-        environments.register_robotics()
-    except ImportError:
-        robotics = False
-    if name not in gym.registry:
-        if not robotics:
-            raise ImportError(
-                f"The evaluation environment {name} is not registered. If it comes from gymnasium-robotics, install it "
-                'with: pip install "ld_agents[bench]"'
-            )
-        raise ValueError(
-            f"The evaluation environment {name!r} is not in Gymnasium's registry. Import the package that registers it "
-            "before you load the data set, or make the environment yourself."
-        )
-    kwargs = {key: value for key, value in spec.get("kwargs", {}).items() if key != "render_mode"}
-    try:
-        env = environments.make(name, max_episode_steps=spec.get("max_episode_steps"), **kwargs)
-    except Exception as error:
-        raise ValueError(
-            f"The evaluation environment {name} cannot be built with {kwargs}: {type(error).__name__}: {error}. Make "
-            "the environment yourself and hand it to evaluate(agent, make_env=...)."
-        ) from error
-    if spec.get("observation_columns") is not None:
-        env = _Columns(env, spec["observation_columns"])
-    return FixedGoal(env, spec["goal"]) if spec.get("goal") is not None else env
+    task = TASKS.get(dataset_id, "")
+    # The metadata of Adroit and Kitchen name the environment of the recording: 625 steps for a human's demonstration,
+    # and in the kitchen a reward in every step for each task that is done.
+    if family(task) in ("adroit", "kitchen"):
+        return _registered(_ENVIRONMENTS[task])
+    if family(task) == "antmaze" and named is not None:
+        # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
+        # the episode goes on at the goal, where D4RL ends it.
+        maze = task.removeprefix("antmaze-")
+        start, goal = _MINARI_ANTMAZE[maze]
+        grid = _marked(maze, r=start, g=goal)
+        return replace(named, kwargs={**named.kwargs, "maze_map": grid, "continuing_task": False})
+    return named
+
+
+# -- wrappers ------------------------------------------------------------------------------------------------------
 
 
 class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class MazeTask:
@@ -45,3 +48,17 @@ def cell_centre(maze: str, cell: tuple[int, int]) -> tuple[float, float]:
     """Position (x, y) in metres of the centre of a cell (row, column)."""
     grid = maze_map(maze)
     return cell[1] + 0.5 - len(grid[0]) / 2, len(grid) / 2 - (cell[0] + 0.5)
+
+
+def from_d4rl_frame(
+    maze: str, observations: NDArray[np.float32], actions: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Observations [N, 4] and actions [N, 2] of D4RL's maze2d in the frame of gymnasium-robotics' PointMaze.
+
+    D4RL's x runs down the rows and its y along the columns of the map, and the centre of cell (i, j) is at
+    (i - 0.2, j - 0.2). PointMaze has its origin in the middle, x along the columns and y up the rows.
+    """
+    grid = maze_map(maze)
+    x, y, vx, vy = observations.T
+    turned = np.stack([y + 0.7 - len(grid[0]) / 2, len(grid) / 2 - 0.7 - x, vy, -vx], axis=1)
+    return turned.astype(np.float32), np.stack([actions[:, 1], -actions[:, 0]], axis=1)

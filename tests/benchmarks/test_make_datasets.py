@@ -648,11 +648,17 @@ def records(folder: Path) -> Path:
     return folder / "records"
 
 
-def test_the_table(records: Path, folder: Path) -> None:
-    datasets_table.main(["--records", str(records), "--out", str(folder / "table.md")])
-    text = (folder / "table.md").read_text()
-    door = next(line for line in text.splitlines() if line.startswith("| ld-agents/adroit/door-human"))
-    cells = dict(zip(datasets_table.COLUMNS, (cell.strip() for cell in door.strip("|").split("|")), strict=True))
+def test_the_table(records: Path) -> None:
+    text = datasets_table.page(records)
+    header, door = (
+        next(
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith(start)
+        )
+        for start in ("| dataset |", "| ld-agents/adroit/door-human")
+    )
+    cells = dict(zip(header, door, strict=True))
     record = json.loads((records / "ld-agents-adroit-door-human-v0.json").read_text())
     mean = record["behaviour"]["mean_return"]
     assert cells["made by"] == "real"
@@ -673,15 +679,14 @@ def test_the_table_of_reference_policies() -> None:
         "random": MeasuredScore(96.262799, 2.0, 0.0, 50, "E-v0"),
         "expert": MeasuredScore(1586.5479510, 9.0, 0.75, 100, "E-v0"),
     }
-    expert, random = datasets_table.reference_table({"pen": policies}).splitlines()[-2:]
+    expert, random = datasets_table.policies_table({"pen": policies}).splitlines()[-2:]
     assert expert == "| pen | E-v0 | 96.26 | 3077 | expert | 100 | 1587 ± 9 | 50.0 | 75 % |"
     assert random == "| pen | E-v0 | 96.26 | 3077 | random | 50 | 96.26 ± 2 | 0.0 | 0 % |"
 
 
-def test_no_records(folder: Path, capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        datasets_table.main(["--records", str(folder)])
-    assert "run make_datasets.py first" in capsys.readouterr().err
+def test_no_records(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"run make_datasets.py first"):
+        datasets_table.page(folder)
 
 
 def test_cutting_an_episode() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rliable import metrics
 
 import report
 from ld_agents.evaluation.scores import REFERENCE_SCORES, MeasuredScore
-from reporting import cells, intervals
+from reporting import figures, intervals, references, tables
+from reporting.aggregates import aggregate, score_matrices
+from reporting.runs import frame, measures, read_runs
+from suites import SUITES
 
 UMAZE = "ld-agents/pointmaze/umaze-v0"
 LARGE = "ld-agents/pointmaze/large-v0"
 ANTMAZE = "ld-agents/antmaze/umaze-v0"
 PEN = "ld-agents/adroit/pen-human-v0"
+HOPPER = "ld-agents/locomotion/hopper-medium-v0"
 MINIMUM, MAXIMUM = 23.85, 161.86
 
 
@@ -90,10 +96,22 @@ def a_plan(horizon: int = 20) -> dict[str, Any]:
 
 
 def write_runs(folder: Path, runs: list[dict[str, Any]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of a suite with these runs."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(runs):
-        (folder / f"{number:03d}.json").write_text(json.dumps(run))
+        (folder / "runs" / f"{number:03d}.json").write_text(json.dumps(run))
     return folder
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    return tables.table_markdown(tables.score_tables(frame(runs))[1], frame(runs))
+
+
+def mean_of(runs: list[dict[str, Any]], protocol: str = "env") -> float:
+    """The only agent's mean."""
+    table, _ = tables.score_tables(frame(runs))
+    (mean,) = table[~table["is_policy"] & (table["protocol"] == protocol)]["mean"]
+    return float(mean)
 
 
 def three_agents(datasets: tuple[str, ...] = (UMAZE,), seeds: int = 3) -> list[dict[str, Any]]:
@@ -121,8 +139,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_scores_under_both_protocols(tmp_path: Path) -> None:
-    runs = write_runs(tmp_path / "runs", three_agents())
-    report.build(runs, tmp_path, with_figures=False)
+    runs = write_runs(tmp_path, three_agents())
+    report.build(runs, with_figures=False)
     rows = {(row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
     env = rows["LDCQ", "env"]
     assert float(env["mean"]) == pytest.approx(score(155), abs=1e-3)
@@ -146,9 +164,9 @@ def test_same_files_in_same_tables_out(tmp_path: Path) -> None:
     runs = three_agents((UMAZE, LARGE))
     outputs = []
     for name, order in (("a", runs), ("b", runs[::-1])):
-        folder = write_runs(tmp_path / name / "runs", order)
+        folder = write_runs(tmp_path / name, order)
         np.random.seed(len(outputs))
-        report.build(folder, tmp_path / name, with_figures=False)
+        report.build(folder, with_figures=False)
         tables = sorted((tmp_path / name / "tables").iterdir())
         assert [path.name for path in tables] == ["aggregates.csv", "aggregates.md", "table.csv", "table.md"]
         outputs.append([path.read_bytes() for path in tables])
@@ -164,7 +182,7 @@ def test_global_random_numbers_are_left_alone() -> None:
 
 
 def test_unreadable_files_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_runs(tmp_path / "runs", three_agents())
+    folder = write_runs(tmp_path, three_agents()) / "runs"
     (folder / "broken.json").write_text('{"schema": 1, "agent"')
     (folder / "list.json").write_text("[1, 2]")
     (folder / "old.json").write_text(json.dumps({**a_run(), "schema": 0}))
@@ -173,7 +191,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path: Path, capsys: pytest.C
     (folder / "without.json").write_text(json.dumps(without))
     (folder / "short.json").write_text(json.dumps({**a_run(), "returns": [1.0]}))
     (folder / "nan.json").write_text(json.dumps({**a_run(), "returns": [1.0, float("nan"), 1.0, 1.0]}))
-    report.build(folder, tmp_path, with_figures=False)
+    report.build(tmp_path, with_figures=False)
     errors = capsys.readouterr().err
     assert "skipped broken.json: Expecting" in errors
     assert "skipped list.json: " in errors
@@ -181,17 +199,17 @@ def test_unreadable_files_are_named_and_skipped(tmp_path: Path, capsys: pytest.C
     assert "skipped without.json: 'hash' is missing" in errors
     assert "skipped short.json: 'returns' has 1 entries for 4 episodes" in errors
     assert "skipped nan.json: 'returns' has an entry that is not finite" in errors
-    assert len(cells.read_runs(folder)[0]) == 9
+    assert len(read_runs(folder)[0]) == 9
 
 
 def test_no_runs(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no finished run"):
-        report.build(tmp_path, tmp_path)
+        report.build(tmp_path)
 
 
 def test_aggregates(tmp_path: Path) -> None:
-    folder = write_runs(tmp_path / "runs", three_agents((UMAZE, LARGE)))
-    report.build(folder, tmp_path, with_figures=False)
+    folder = write_runs(tmp_path, three_agents((UMAZE, LARGE)))
+    report.build(folder, with_figures=False)
     rows = rows_of(tmp_path / "tables" / "aggregates.csv")
     values = {(row["protocol"], row["agent"], row["other_agent"], row["metric"]): row for row in rows}
     large = [100 * (level - 6.7) / (273.99 - 6.7) for level in (150, 155, 160)]
@@ -206,35 +224,68 @@ def test_aggregates(tmp_path: Path) -> None:
     assert float(values["first contact", "BC", "LDCQ", "probability of improvement"]["value"]) == 0.5
 
 
-def test_missing_run_stops_the_aggregates_but_not_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_aggregates_are_over_what_all_agents_have() -> None:
+    runs = [
+        *three_agents((UMAZE, LARGE)),
+        *(a_run("IQL", UMAZE, seed, 60) for seed in range(3)),
+        *(a_run("BC", "ld-agents/pointmaze/medium-v0", seed, 60) for seed in range(3)),
+    ]
+    env, contact = aggregate(frame(runs))
+    # Three agents on two mazes are more than four on one.
+    assert env.datasets == contact.datasets == (f"{LARGE} (regenerated)", f"{UMAZE} (regenerated)")
+    assert {label: matrix.shape for label, matrix in env.matrices.items()} == dict.fromkeys(
+        ("BC", "LDCQ", "LDCQ[prior=gaussian]"), (3, 2)
+    )
+    np.testing.assert_allclose(100 * env.matrices["LDCQ"][:, 1], [score(150), score(155), score(160)])
+    assert env.left_out == ("ld-agents/pointmaze/medium-v0 (regenerated)", f"IQL (no run on {LARGE})")
+    # Six agents on one maze are as many cells as three on two, which are kept; seven are more.
+    more = [a_run(name, UMAZE, 0) for name in ("CQL", "TD3BC", "ReBRAC")]
+    assert aggregate(frame([*runs, *more[:2]]))[0].datasets == env.datasets
+    assert aggregate(frame([*runs, *more]))[0].datasets == (f"{UMAZE} (regenerated)",)
+
+
+def test_a_missing_run_costs_its_seed_alone(tmp_path: Path) -> None:
     runs = [
         run
         for run in three_agents((UMAZE, LARGE))
         if not (run["agent"] == "BC" and run["dataset"]["id"] == LARGE and run["seed"] == 1)
     ]
-    with pytest.raises(ValueError, match=rf"missing: BC on {LARGE}, seeds 1"):
-        report.aggregate(cells.make_cells(runs))
-    report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
-    assert f"BC on {LARGE}, seeds 1" in (tmp_path / "tables" / "aggregates.md").read_text()
-    assert f"BC on {LARGE}, seeds 1" in capsys.readouterr().err
+    env = aggregate(frame(runs))[0]
+    assert env.left_out == ("BC's seed 1 (not on all of them)",)
+    np.testing.assert_allclose(100 * env.matrices["BC"][:, 1], [score(30), score(40)])
+    report.build(write_runs(tmp_path, runs), with_figures=False)
+    text = (tmp_path / "tables" / "aggregates.md").read_text()
+    assert f"- `env`: over {LARGE} (regenerated), {UMAZE} (regenerated). Left out: BC's seed 1" in text
+    assert "| env | BC | 2 |" in text
     assert "| BC |" in (tmp_path / "tables" / "table.md").read_text()
+    # An agent whose datasets have no seed in common is left out, and says so.
+    apart = [a_run("IQL", UMAZE, 0), a_run("IQL", LARGE, 1)]
+    assert "IQL (no common seed)" in aggregate(frame(runs + apart))[0].left_out
+
+
+def test_fast_metrics_are_rliable_s() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 1), (5, 2), (4, 3)):
+        first, second = rng.integers(0, 5, shape) / 3, rng.integers(0, 5, (3, shape[1])) / 3
+        assert intervals._iqm(first) == pytest.approx(metrics.aggregate_iqm(first), abs=1e-12)
+        expected = metrics.probability_of_improvement(first, second)
+        assert intervals._improvement(first, second) == pytest.approx(expected, abs=1e-12)
 
 
 def test_raw_returns_without_replay_check() -> None:
     reasons = {"no replay check is stored": None, "the simulator failed the replay check": {"passed": False}}
     for reason, check in reasons.items():
-        (cell,) = cells.make_cells([a_run(seed=seed, dataset={"replay_check": check}) for seed in (0, 1)])
-        assert cell.estimates["env"][0] == pytest.approx(100.0)
-        text = report.table_markdown([cell])
-        assert "Mean raw return" in text
-        assert f"- {UMAZE}: raw returns, because {reason}" in text
-        assert report.score_matrices([cell], "env") == {}
+        runs = [a_run(seed=seed, dataset={"replay_check": check}) for seed in (0, 1)]
+        assert mean_of(runs) == pytest.approx(100.0)
+        assert "Mean raw return" in markdown(runs)
+        assert f"- {UMAZE}: raw returns, because {reason}" in markdown(runs)
+        assert score_matrices(frame(runs), "env") is None
 
 
 def test_raw_returns_where_the_rewards_are_not_d4rl_s() -> None:
-    (cell,) = cells.make_cells([a_run(on=PEN, dataset={"reference_scores": None})])
-    assert not cell.normalised
-    assert "because no reference scores are known for its rewards" in report.table_markdown([cell])
+    runs = [a_run(on=PEN, dataset={"reference_scores": None})]
+    assert list(frame(runs)["unit"]) == ["raw return"]
+    assert "because no reference scores are known for its rewards" in markdown(runs)
 
 
 def test_success_beside_returns(tmp_path: Path) -> None:
@@ -245,26 +296,23 @@ def test_success_beside_returns(tmp_path: Path) -> None:
         a_run("BC", ANTMAZE, 0, dataset=antmaze, successes=[True, False, False, True], **once),
         a_run("BC", ANTMAZE, 1, dataset=antmaze, successes=[True, False, False, False], **once),
         a_run("BC", PEN, 0, successes=[True, True, True, False]),
-        a_run("BC", "ld-agents/locomotion/hopper-medium-v0", 0, successes=[None] * 4),
+        a_run("BC", HOPPER, 0, successes=[None] * 4),
     ]
-    made = cells.make_cells(runs)
-    assert all(cell.protocols == ("env",) for cell in made)
-    rates = {cell.dataset: cell.success for cell in made}
-    assert rates["ld-agents/locomotion/hopper-medium-v0"] is None
-    assert rates[PEN] is not None
-    assert rates[PEN][0] == 75
-    assert rates[ANTMAZE] is not None
-    assert rates[ANTMAZE][0] == pytest.approx(37.5)
-    report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
+    made = frame(runs)
+    shown = {str(dataset): measures(cell) for dataset, cell in made.groupby("dataset")}
+    assert shown == {PEN: ["env", "success"], ANTMAZE: ["env", "success"], HOPPER: ["env"]}
+    assert mean_of(runs[2:3], "success") == 75
+    assert mean_of(runs[:2], "success") == pytest.approx(37.5)
+    report.build(write_runs(tmp_path, runs), with_figures=False)
     text = (tmp_path / "tables" / "table.md").read_text()
     assert "| env | success % | ms per action |" in text
     assert "| 50.0 [50.0, 50.0] | 37.5 [25.0, 50.0] | 0.25 |" in text
     rows = {(row["dataset"], row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
     success = rows[ANTMAZE, "BC", "success"]
     assert (success["mean"], success["unit"]) == ("37.500", "%")
-    assert "success %" in report.table_terminal(made)
+    assert "success %" in tables.table_terminal(tables.score_tables(made)[1], made)
     # In point mazes the first contact says it, and the tables stay as they are.
-    assert "success" not in report.table_markdown(cells.make_cells(three_agents()))
+    assert "success" not in markdown(three_agents())
 
 
 @pytest.mark.parametrize("made_by", ["stand-in", "regenerated"])
@@ -275,12 +323,12 @@ def test_every_table_says_how_the_data_were_made(tmp_path: Path, made_by: str) -
         "controller": {"expert_return": 1.0, "episodes": 9},
     }
     runs = [a_run(agent, PEN, seed, dataset=data) for agent in ("BC", "IQL") for seed in (0, 1)]
-    table = report.build(write_runs(tmp_path / "runs", runs), tmp_path, with_figures=False)
+    table = report.build(write_runs(tmp_path, runs), with_figures=False)
     assert [line.count(made_by) for line in table.splitlines() if line.startswith("adroit")] == [1, 1, 1]
     text = (tmp_path / "tables" / "table.md").read_text()
     assert text.count(f"| {PEN} | {made_by} |") == 3
     assert {row["provenance"] for row in rows_of(tmp_path / "tables" / "table.csv")} == {made_by}
-    assert f"Over {PEN} ({made_by});" in (tmp_path / "tables" / "aggregates.md").read_text()
+    assert f"over {PEN} ({made_by});" in (tmp_path / "tables" / "aggregates.md").read_text()
     assert {row["data"] for row in rows_of(tmp_path / "tables" / "aggregates.csv")} == {f"{PEN} ({made_by})"}
     # Published numbers stand beside data of the same recipe only.
     rows = [row for row in rows_of(tmp_path / "tables" / "table.csv") if row["seeds"] and row["protocol"] == "env"]
@@ -295,9 +343,9 @@ def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: 
             "random": MeasuredScore(96.262799, 1.0, 0.0, 50, "e"),
         }
     }
-    monkeypatch.setattr(cells, "MEASURED_SCORES", measured)
+    monkeypatch.setattr(references, "MEASURED_SCORES", measured)
     stored_none = {"controller": None}
-    report.build(write_runs(tmp_path / "runs", [a_run(on=PEN, dataset=stored_none)]), tmp_path, with_figures=False)
+    report.build(write_runs(tmp_path, [a_run(on=PEN, dataset=stored_none)]), with_figures=False)
     rows = {(row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
     assert [rows[name, "env"]["mean"] for name in ("expert", "random")] == ["100.000", "0.000"]
     assert [rows[name, "success"]["mean"] for name in ("expert", "random")] == ["70.000", "0.000"]
@@ -305,28 +353,26 @@ def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: 
     text = (tmp_path / "tables" / "table.md").read_text()
     assert "| *expert* | – | – | – | 100 | 100.0 | 70.0 |" in text
     # Data that carry their own measurements show those alone, and data that are not ours show none.
-    (own,) = cells.make_cells([a_run(on=PEN)])
-    assert sorted(reference.name for reference in cells.references([own])) == ["controller", "random"]
-    (hub,) = cells.make_cells([a_run(on="D4RL/pen/human-v2", dataset=stored_none)])
-    assert cells.references([hub]) == []
+    own = references.policies(frame([a_run(on=PEN)]))
+    assert [name for name, _, _ in own] == ["controller", "random"]
+    assert references.policies(frame([a_run(on="D4RL/pen/human-v2", dataset=stored_none)])) == []
 
 
 def test_defects_of_the_reference_scores_are_told(tmp_path: Path) -> None:
-    shown = cells.make_cells([a_run(), a_run(on=LARGE), a_run(on=PEN, dataset={"replay_check": None})])
-    notes = [line for line in report.notes(shown) if line.startswith("D4RL's scale")]
+    shown = frame([a_run(), a_run(on=LARGE), a_run(on=PEN, dataset={"replay_check": None})])
+    notes = [line for line in tables.notes(shown) if line.startswith("D4RL's scale")]
     # Two defects of the mazes, told once for both; none of pen, whose returns are raw.
     assert [line.partition(": ")[0] for line in notes] == [f"D4RL's scale on {LARGE}, {UMAZE}"] * 2
     assert {line.partition(": ")[2] for line in notes} == set(REFERENCE_SCORES[UMAZE].known_defects)
 
 
 def test_stored_reference_scores_of_other_data() -> None:
-    (cell,) = cells.make_cells([a_run(dataset={"id": "mine/own-v0", "reference_scores": [50.0, 150.0]})])
-    assert cell.estimates["env"][0] == pytest.approx(50.0)
+    assert mean_of([a_run(dataset={"id": "mine/own-v0", "reference_scores": [50.0, 150.0]})]) == pytest.approx(50.0)
 
 
 def test_published_numbers_have_their_own_columns(tmp_path: Path) -> None:
-    folder = write_runs(tmp_path / "runs", [*three_agents(), a_run("my_module:BC"), a_run("BC[steps=1]")])
-    report.build(folder, tmp_path, with_figures=False)
+    folder = write_runs(tmp_path, [*three_agents(), a_run("my_module:BC"), a_run("BC[steps=1]")])
+    report.build(folder, with_figures=False)
     rows = rows_of(tmp_path / "tables" / "table.csv")
     with_published = [row for row in rows if row["published_score"]]
     assert [(row["agent"], row["protocol"], row["published_score"]) for row in with_published] == [
@@ -340,19 +386,19 @@ def test_published_numbers_have_their_own_columns(tmp_path: Path) -> None:
 
 def test_another_simulator_than_that_of_the_replay_check_is_told() -> None:
     checks = [{"passed": True, "versions": {"mujoco": version}} for version in ("3.11.0", "3.3.0")]
-    same, other = (report.notes(cells.make_cells([a_run(dataset={"replay_check": check})])) for check in checks)
+    same, other = (tables.notes(frame([a_run(dataset={"replay_check": check})])) for check in checks)
     assert f"{UMAZE}: replayed under mujoco 3.3.0, evaluated under 3.11.0" in other
     assert not any("replayed under" in line for line in same)
 
 
 def test_the_papers_own_numbers_stand_beside_ours() -> None:
     large = "ld-agents/antmaze/large-diverse-v0"
-    text = report.table_markdown(cells.make_cells([a_run(on=large)]))
+    text = markdown([a_run(on=large)])
     assert "| 57.7 ± 1.8 | the paper, second-hand (antmaze-large-diverse-v2) |" in text
     file = a_run("BC", "maze2d-umaze-v1", dataset={"provenance": "d4rl-file"})
-    assert "0.36 ± 8.69 | CORL" in report.table_markdown(cells.make_cells([file]))
+    assert "0.36 ± 8.69 | CORL" in markdown([file])
     stand_in = a_run(on=large, dataset={"provenance": "stand-in"})
-    assert "57.7" not in report.table_markdown(cells.make_cells([stand_in]))
+    assert "57.7" not in markdown([stand_in])
 
 
 def test_mixtures_are_flagged() -> None:
@@ -361,52 +407,34 @@ def test_mixtures_are_flagged() -> None:
         a_run(seed=1, dataset={"hash": "cd" * 32}),
         a_run("BC", versions={"mujoco": "3.3.0"}, commit="fedcba9876543210+changes", budget_share=0.5),
     ]
-    text = "\n".join(report.notes(cells.make_cells(runs)))
+    text = "\n".join(tables.notes(frame(runs)))
     assert "rows mix data (hash): abababababab, cdcdcdcdcdcd" in text
     assert "rows mix simulators: mujoco 3.11.0, gymnasium-robotics 1.4.2, mujoco 3.3.0" in text
     assert "rows mix commits: 0123456789ab, fedcba987654+changes" in text
     assert "rows mix budgets: 100 %, 50 %" in text
     assert "1 seed, so there is no interval: BC on ld-agents/pointmaze/umaze-v0" in text
-    assert "1 seed, so there is no interval: all rows" in report.notes(cells.make_cells([a_run(), a_run("BC")]))
-    assert all(line.startswith("D4RL's scale") for line in report.notes(cells.make_cells(three_agents())))
+    assert "1 seed, so there is no interval: all rows" in tables.notes(frame([a_run(), a_run("BC")]))
+    assert all(line.startswith("D4RL's scale") for line in tables.notes(frame(three_agents())))
 
 
 def test_budgets_of_one_agent_are_rows_of_their_own() -> None:
     runs = [a_run(budget_share=share, seed=seed) for share in (1.0, 0.25) for seed in (0, 1)]
-    assert {cell.label for cell in cells.make_cells(runs)} == {"LDCQ (fast, 100 %)", "LDCQ (fast, 25 %)"}
+    assert set(frame(runs)["label"]) == {"LDCQ (fast, 100 %)", "LDCQ (fast, 25 %)"}
 
 
 def test_first_contact_only_where_reward_means_success() -> None:
-    (cell,) = cells.make_cells([a_run(successes=[None] * 4)])
-    assert cell.protocols == ("env",)
-    (cell,) = cells.make_cells([a_run(successes=[False] * 4)])
-    assert cell.protocols == ("env",)
-    (cell,) = cells.make_cells([a_run(successes=[False] * 4, first_contact=[None] * 4)])
-    assert cell.protocols == ("env", "first contact")
+    assert measures(frame([a_run(successes=[None] * 4)])) == ["env"]
+    assert measures(frame([a_run(successes=[False] * 4)])) == ["env", "success"]
+    assert measures(frame([a_run(successes=[False] * 4, first_contact=[None] * 4)])) == ["env", "first contact"]
 
 
 def test_terminal_table_fits() -> None:
     name = "a_module_with_a_long_name:AnAgentWithALongName[setting=value,another=value]"
-    table = report.table_terminal(cells.make_cells([*three_agents((UMAZE, LARGE)), a_run(name)]))
+    made = frame([*three_agents((UMAZE, LARGE)), a_run(name)])
+    table = tables.table_terminal(tables.score_tables(made)[1], made)
     assert max(len(line) for line in table.splitlines()) <= 120
     assert "another=value]" in table
     assert "(controller)" in table
-
-
-def test_paste_into_readme(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    begin, end = report.readme_markers(tmp_path)
-    readme.write_text(f"before\n\n{begin}\nold\n{end}\n\nafter\n")
-    folder = write_runs(tmp_path / "runs", three_agents())
-    for _ in range(2):
-        report.build(folder, tmp_path, readme, with_figures=False)
-        text = readme.read_text()
-        assert text.startswith(f"before\n\n{begin}\nMean D4RL score")
-        assert text.endswith(f"\n{end}\n\nafter\n")
-        assert "old" not in text
-    readme.write_text("no markers")
-    with pytest.raises(SystemExit, match="lacks the two lines"):
-        report.build(folder, tmp_path, readme, with_figures=False)
 
 
 @pytest.mark.slow
@@ -415,7 +443,7 @@ def test_figures(tmp_path: Path) -> None:
     for run in runs:
         if run["agent"] != "BC" and run["seed"] == 0:
             run["plans"] = a_plan(20 if run["agent"] == "LDCQ" else 24)  # agents plan over horizons of their own
-    report.build(write_runs(tmp_path / "runs", runs), tmp_path)
+    report.build(write_runs(tmp_path, runs))
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     mazes = {f"plans_ld-agents-pointmaze-{maze}-v0.png" for maze in ("umaze", "large")}
     assert names == {
@@ -433,10 +461,139 @@ def test_figures(tmp_path: Path) -> None:
 
 def test_figures_of_a_single_raw_run(tmp_path: Path) -> None:
     run = a_run(dataset={"replay_check": None, "controller": None}, successes=[None] * 4, curve=[])
-    report.build(write_runs(tmp_path / "runs", [run]), tmp_path)
+    report.build(write_runs(tmp_path, [run]))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"scores.png"}
 
 
 def test_score_matrix_with_a_hole_is_refused() -> None:
     with pytest.raises(ValueError, match="missing"):
         intervals.aggregates(np.array([[1.0, np.nan]]))
+
+
+def test_every_agent_of_the_suites_has_a_look_of_its_own() -> None:
+    agents = {agent for name, suite in SUITES.items() if name != "smoke" for agent in suite.agents}
+    assert agents <= set(figures.LOOKS)
+    assert len({figures.look(agent) for agent in agents}) == len({figures.look(agent)[0] for agent in agents}) == 15
+    # Others depend on their name alone; settings are a tint of their agent's color.
+    assert figures.look("my_module:MyAgent") == figures.look("my_module:MyAgent") != figures.look("my_module:Other")
+    red, green, blue = (int(figures.look("LDCQ[horizon=10]")[0][i : i + 2], 16) for i in (1, 3, 5))
+    assert red < green < blue
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A README, two suites that share an agent's runs, and a record, with everything that is made from them."""
+    tmp_path = tmp_path_factory.mktemp("repository")
+    begin, end = report.BLOCK
+    (tmp_path / "README.md").write_text(f"before\n\n{begin}old\n{end}\nafter\n")
+    write_runs(tmp_path / "results" / "maze2d", three_agents(seeds=2))
+    shared = [a_run(f"LatentDiffuser{setting}", UMAZE, 0, 50) for setting in ("", "[guidance=mse]")]
+    write_runs(tmp_path / "results" / "guidance", shared)
+    record = {
+        "id": "ld-agents/adroit/door-human-v0",
+        "behaviour": {"mean_return": 1000.0, "std_return": 5.0, "success_rate": 0.5},
+        "replay_check": {"passed": True, "max_next_state_error": 1e-7, "max_reward_error": 0.0, "steps": 600},
+        "demonstrations": "real",
+        "provenance": "regenerated",
+        "description": "A door. 1,000 steps",
+        "steps": 1000,
+        "original_steps": 6729,
+        "episodes": 25,
+        "seconds": 4.0,
+        "sha256": "ab" * 32,
+        "versions": {"mujoco": "3.11.0"},
+    }
+    (tmp_path / "results" / "datasets").mkdir()
+    (tmp_path / "results" / "datasets" / "door.json").write_text(json.dumps(record))
+    write_runs(tmp_path / "results" / "quick", [a_run()])  # not part of the repository
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "REPS", 20)
+        patch.setitem(figures.STYLE, "savefig.dpi", 30)
+        report.all_pages(tmp_path).write()
+    return tmp_path
+
+
+@pytest.fixture
+def repository(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(intervals, "REPS", 20)
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 30)
+    return Path(shutil.copytree(built, tmp_path / "repository"))
+
+
+def test_runs_that_two_suites_share_are_stored_once(repository: Path) -> None:
+    agents = {row["agent"] for row in rows_of(repository / "results" / "maze2d" / "tables" / "table.csv")}
+    assert agents == {"LDCQ", "LDCQ[prior=gaussian]", "BC", "LatentDiffuser", "controller", "random"}
+    # The suite's own run counts where both have one.
+    own = a_run("LatentDiffuser", UMAZE, 0, 90)
+    (repository / "results" / "maze2d" / "runs" / "own.json").write_text(json.dumps(own))
+    runs, _ = report.suite_runs(repository / "results" / "maze2d")
+    assert list(runs[runs["label"] == "LatentDiffuser"]["env"]) == [pytest.approx(score(90))]
+
+
+def test_readme_block(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    begin, end = report.BLOCK
+    assert readme.startswith(f"before\n\n{begin}Interquartile mean")
+    assert readme.endswith(f"{end}\nafter\n")
+    assert "old" not in readme
+    row = next(line for line in readme.splitlines() if line.startswith("| `LDCQ` |"))
+    assert row.startswith(f"| `LDCQ` | {(score(150) + score(155)) / 2:.1f} [{score(150):.1f}, {score(155):.1f}] |")
+    assert f"| `LatentDiffuser` | {score(50):.1f} |" in readme  # one seed, no interval
+    assert "guidance=mse" not in readme
+    (repository / "README.md").write_text("no markers")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        report.check(repository)
+
+
+def test_check_passes_and_finds_every_change(repository: Path) -> None:
+    assert report.check(repository) == []
+    suite = repository / "results" / "maze2d"
+    table, run, readme = suite / "tables" / "table.md", suite / "runs" / "000.json", repository / "README.md"
+
+    def problems_after(path: Path, text: str | None) -> str:
+        """What the check says while `path` holds `text`, or is missing."""
+        before = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        problems = report.check(repository)
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+        assert problems
+        return "\n".join(problems)
+
+    level = f"{(score(150) + score(155)) / 2:.1f}"
+    changed = problems_after(table, table.read_text().replace(level, "99.9"))
+    assert f"--- {table}" in changed
+    assert "99.9" in next(line for line in changed.splitlines() if line.startswith("-|"))
+    assert level in next(line for line in changed.splitlines() if line.startswith("+|"))
+    assert f"--- {readme}" in problems_after(readme, readme.read_text().replace(level, "99.9"))
+    assert "--- " in problems_after(repository / "results" / "datasets.md", "by hand")
+    for of_run in (run.read_text().replace("140.0", "141.0"), None):
+        changed = problems_after(run, of_run)
+        for name in ("tables/table.md", "tables/table.csv", "tables/aggregates.md", "tables/aggregates.csv"):
+            assert f"--- {suite / name}" in changed
+        assert f"--- {readme}" in changed
+        assert f"{suite / 'figures' / 'scores.png'}: drawn from other run files" in changed
+        assert f"{repository / 'results' / 'overview.png'}: drawn from other run files" in changed
+    assert "skipped 000.json: " in problems_after(run, "{")
+    assert f"{table}: missing" in problems_after(table, None)
+    figure = suite / "figures" / "profiles.png"
+    assert problems_after(figure, None) == f"{figure}: missing"
+    for leftover in (suite / "tables" / "old.md", suite / "figures" / "old.png"):
+        assert problems_after(leftover, "") == f"{leftover}: nothing makes it any more"
+    assert report.check(repository) == []
+    (suite / "figures" / "old.png").touch()
+    report.build(suite)
+    assert report.check(repository) == []
+
+
+def test_check_finds_what_has_no_runs_and_asks_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "OTHER_CHECKS", (lambda: ["speed.md: measured with other settings"],))
+    monkeypatch.setattr(report, "ROOT", repository)
+    (repository / "results" / "gone" / "tables").mkdir(parents=True)
+    first, second = report.check(repository)
+    assert first.startswith(f"no finished run in {repository / 'results' / 'gone' / 'runs'}")
+    assert second == "speed.md: measured with other settings"
+    assert report.main(["--check"]) == 1

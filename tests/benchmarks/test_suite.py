@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-import report
 import run_one
 import run_suite
+from files import write_json
 from ld_agents.evaluation import scores
 from ld_agents.evaluation.scores import D4RL_TASKS, TASKS
 from reporting import figures, intervals
+from reporting.runs import read_runs
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
@@ -133,12 +134,12 @@ def test_settings_of_a_family_belong_to_a_family(agent: str) -> None:
 def test_json_is_written_whole_and_compact(tmp_path: Path) -> None:
     content = {"text": "a [ b\n c ]", "numbers": [1, 2.5, None], "nested": [[1, 2], [3, 4]], "settings": {"x": []}}
     path = tmp_path / "sub" / "file.json"
-    run_one.write_json(path, content)
+    write_json(path, content)
     assert json.loads(path.read_text()) == content
     assert '"numbers": [1, 2.5, null]' in path.read_text()
     assert [file.name for file in path.parent.iterdir()] == ["file.json"]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        run_one.write_json(path, {"x": float("nan")})
+        write_json(path, {"x": float("nan")})
     assert json.loads(path.read_text()) == content
 
 
@@ -170,7 +171,7 @@ def suite_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("GOAL_SEEKER_KILLED", str(tmp_path / "killed"))
     # The report has tests of its own.
     monkeypatch.setattr(intervals, "REPS", 40)
-    monkeypatch.setattr(figures, "draw_all", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
     previous = signal.getsignal(signal.SIGTERM)
     yield tmp_path / "results"
     signal.signal(signal.SIGTERM, previous)
@@ -243,7 +244,7 @@ def check_result(result: dict[str, Any], out: Path) -> None:
     assert result["hardware"]["threads"] == 1
     assert result["versions"]["mujoco"]
     assert result["peak_memory_mb"] > 50
-    assert report.read_runs(out / "runs") == ([result], [])
+    assert read_runs(out / "runs") == ([result], [])
 
 
 @pytest.mark.slow
@@ -286,7 +287,7 @@ def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     files = run_one.Files(tmp_path, run.name)
     files.checkpoint.parent.mkdir()
     files.checkpoint.write_bytes(b"half a file")
-    run_one.write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
+    write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
     agent, record = run_one.start_or_resume(run, files, dataset)
     assert "starting anew, the checkpoint cannot be used" in capsys.readouterr().out
     assert agent.num_timesteps == 0
@@ -307,6 +308,6 @@ def test_result_of_another_version_is_not_overwritten(tmp_path: Path) -> None:
     run = run_one.Run("BC", DATASET, 0, "fast", 1.0, 3)
     assert not run_suite.is_finished(run, tmp_path)
     path = run_one.Files(tmp_path, run.name).result
-    run_one.write_json(path, {"schema": 0})
+    write_json(path, {"schema": 0})
     with pytest.raises(SystemExit, match="no result that this version can read"):
         run_suite.is_finished(run, tmp_path)

@@ -121,7 +121,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     register_robotics()
     spec = evaluation_spec("umaze")
-    env = gym.make(spec["id"], max_episode_steps=spec["max_episode_steps"], **spec["kwargs"])
+    env = gym.make(spec.id, max_episode_steps=spec.max_episode_steps, **spec.kwargs)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MINARI_DATASETS_PATH", str(folder))
         warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.evaluation.eval_env import EvalEnvSpec
 
 # Three episodes: rows 0-2 (timeout), 3-6 (terminal), 7-8 (the data stop).
 ENDS = [3, 7, 9]
@@ -309,8 +310,11 @@ def test_flatten_observation() -> None:
 def test_make_eval_env() -> None:
     with pytest.raises(ValueError, match="names no evaluation environment"):
         OfflineDataset(**arrays()).make_eval_env()
-    spec = {"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "max_episode_steps": 7}
-    env = OfflineDataset(**arrays(), info=DatasetInfo(eval_env=spec)).make_eval_env()
+    spec = EvalEnvSpec("Pendulum-v1", {"g": 9.0, "render_mode": "human"}, max_episode_steps=7)
+    data = OfflineDataset(**arrays(), info=DatasetInfo(eval_env=spec))
+    assert data.make_eval_env(render_mode="rgb_array").render_mode == "rgb_array"
+    env = data.make_eval_env()
+    assert env.render_mode is None  # what the data name opens no window
     env.reset(seed=0)
     assert env.unwrapped.g == 9.0  # type: ignore[attr-defined]
     steps = 1

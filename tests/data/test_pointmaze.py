@@ -57,14 +57,9 @@ def states_of(episode: Any) -> np.ndarray:
 
 
 def generate_in_background(folder: Path, dataset_id: str, n_steps: int, processes: int) -> subprocess.Popen[str]:
-    # The module is loaded by its path because importing the package would cost seconds of torch.
     script = f"""
-import importlib.util, sys
-name = "ld_agents.data.pointmaze"
-spec = importlib.util.spec_from_file_location(name, {str(pointmaze.__file__)!r})
-module = sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
+from ld_agents.data.pointmaze import generate
+generate("umaze", {dataset_id!r}, {n_steps}, evaluation_episodes=1, processes={processes})
 """
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(folder)}
     return subprocess.Popen(
@@ -141,9 +136,9 @@ def test_information(data: OfflineDataset) -> None:
     assert info.reference_scores == (23.85, 161.86)
     assert "D4RL's maze2d recipe" in info.description
     assert info.eval_env is not None
-    assert info.eval_env["id"] == "PointMaze_UMaze-v3"
-    assert info.eval_env["max_episode_steps"] == 300
-    assert info.eval_env["goal"] == [-1.0, 1.0]
+    assert info.eval_env.id == "PointMaze_UMaze-v3"
+    assert info.eval_env.max_episode_steps == 300
+    assert info.eval_env.goal == (-1.0, 1.0)
     check = info.replay_check
     assert check is not None
     assert check["passed"]
@@ -275,8 +270,8 @@ def test_other_mazes(empty: Path) -> None:
     pointmaze.generate("large", "test/large-v0", 1000, evaluation_episodes=1, show_progress=False)
     data = load_dataset("test/large-v0")
     assert data.info.eval_env is not None
-    assert data.info.eval_env["goal"] == [3.5, -3.0]
-    assert data.info.eval_env["max_episode_steps"] == 800
+    assert data.info.eval_env.goal == (3.5, -3.0)
+    assert data.info.eval_env.max_episode_steps == 800
     assert data.info.reference_scores == (6.7, 273.99)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ld_agents import OfflineDataset, load_dataset
-from ld_agents.data import families
 from ld_agents.data.dataset import DatasetInfo
 from ld_agents.data.replay import replay_check
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.eval_env import file_environment
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -124,5 +124,5 @@ def test_rewards_of_point_mazes(umaze: OfflineDataset) -> None:
 def test_hidden_states_are_not_checked() -> None:
     for name in ("pen-human-v1", "my-own-data"):
         arrays = (np.zeros((3, 45)), np.zeros((3, 24)), np.zeros(3), [False] * 3, [False, False, True])
-        info = DatasetInfo(id=name, eval_env=families.file_environment("pen"))
+        info = DatasetInfo(id=name, eval_env=file_environment("pen"))
         assert replay_check(OfflineDataset(*arrays, info=info)) is None

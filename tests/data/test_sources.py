@@ -20,6 +20,7 @@ from minari.data_collector import EpisodeBuffer
 from ld_agents.data import minari as source
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.evaluation.eval_env import EvalEnvSpec
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 ACTIONS = spaces.Box(-1, 1, (1,), np.float32)
@@ -84,7 +85,7 @@ def test_minari_box_data(cached: bool) -> None:
     assert data.observation_keys is None
     assert data.info.id == name
     assert data.info.provenance == "hub"
-    assert data.info.eval_env == {"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 200}
+    assert data.info.eval_env == EvalEnvSpec("Pendulum-v1", {}, 200)
 
 
 def test_minaris_own_reader_gives_the_same_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +306,7 @@ def test_relabel_uses_the_evaluation_goal() -> None:
     assert data.observation_space == spaces.Box(-np.inf, np.inf, (4,), np.float64)
     assert data.window_starts(2).tolist() == [0, 1, 2, 4]
     assert data.info.eval_env is not None
-    assert data.info.eval_env["goal"] == [-1.0, 1.0]
+    assert data.info.eval_env.goal == (-1.0, 1.0)
     env = data.make_eval_env()
     for seed in range(3):
         observation, info = env.reset(seed=seed)
@@ -382,7 +383,7 @@ def test_entry_points_and_wrappers_of_the_data_are_ignored(minari_folder: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": "evil_module:Pendulum-v1"}, "would load code that the data set names"),
+        ({"id": "evil_module:Pendulum-v1"}, "would load code that the dataset names"),
         ({"id": "GymV26Environment-v0", "kwargs": {"env_id": "evil_module:X-v0"}}, "would load code"),
         ({"id": "Evil-v0"}, "not in Gymnasium's registry"),
         ({"kwargs": {"nonsense": 1}}, "cannot be built"),
@@ -412,7 +413,7 @@ def test_missing_spaces_do_not_build_the_environment(minari_folder: Path) -> Non
 
 
 def test_a_fixed_goal_on_another_environment_is_refused() -> None:
-    info = DatasetInfo(eval_env={"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 5, "goal": [0, 0]})
+    info = DatasetInfo(eval_env=EvalEnvSpec("Pendulum-v1", max_episode_steps=5, goal=(0, 0)))
     data = OfflineDataset(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2), np.zeros(2), np.zeros(2), info=info)
     with pytest.raises(TypeError, match="not a maze"):
         data.make_eval_env()
@@ -424,6 +425,7 @@ import sys
 sys.modules["mujoco"] = sys.modules["gymnasium_robotics"] = None
 import ld_agents.data.dataset
 from ld_agents.data.load import load_dataset
+from ld_agents.evaluation.eval_env import EvalEnvSpec
 try:
     load_dataset("ld-agents/pointmaze/umaze-10k-v0")
 except ImportError as error:

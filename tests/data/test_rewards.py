@@ -14,10 +14,11 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from ld_agents.data import families
+from ld_agents.data.d4rl import FILE_SIZES
 from ld_agents.data.load import load_dataset
-from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
-from ld_agents.evaluation.scores import TASKS, family
+from ld_agents.evaluation.eval_env import EvalEnvSpec, file_environment
+from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
+from ld_agents.evaluation.scores import FAMILIES, TASKS, family
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -34,7 +35,7 @@ def flags(n: int, *rows: int) -> np.ndarray:
 
 def write(folder: Path, name: str, n: int, **arrays: Any) -> Path:
     """A D4RL file of n rows, as compressed as D4RL's; its observations count up."""
-    width, actions = families.FILE_SIZES[TASKS[name]]
+    width, actions = FILE_SIZES[TASKS[name]]
     everything = {
         "observations": np.arange(n * width, dtype=np.float32).reshape(n, width),
         "actions": np.linspace(-1, 1, n * actions, dtype=np.float32).reshape(n, actions),
@@ -69,7 +70,7 @@ def test_maze2d_files_end_episodes_where_the_target_changes(tmp_path: Path) -> N
 def test_maze2d_files_are_turned_into_the_frame_of_the_simulator(maze: str) -> None:
     cells = np.argwhere(np.array(maze_map(maze)) == 0)
     positions = np.concatenate([cells - 0.2, np.tile([3.0, -2.0], (len(cells), 1))], axis=1).astype(np.float32)
-    turned, actions = families.to_robotics_maze(f"maze2d-{maze}", positions, np.tile([[0.25, -1.0]], (len(cells), 1)))
+    turned, actions = from_d4rl_frame(maze, positions, np.tile([[0.25, -1.0]], (len(cells), 1)))
     np.testing.assert_allclose(turned[:, :2], [cell_centre(maze, (i, j)) for i, j in cells], atol=1e-6)
     # Down the rows is D4RL's x and minus the simulator's y; along the columns is D4RL's y and the simulator's x.
     assert turned[0, 2:].tolist() == [-2.0, -3.0]
@@ -89,7 +90,7 @@ def test_maze2d_files_are_evaluated_at_d4rl_s_goal(tmp_path: Path) -> None:
     assert observation["desired_goal"].tolist() == [-0.8, 0.8]  # 0.2 off the cell's centre, towards the middle
     assert data.flatten_observation(observation).shape == (4,)
     assert data.info.eval_env is not None
-    assert data.info.eval_env["max_episode_steps"] == 300
+    assert data.info.eval_env.max_episode_steps == 300
     # What D4RL pays for, the simulator pays for: the point at rest in the goal's cell.
     maze: Any = env.unwrapped
     maze.point_env.set_state(data.observations[0, :2].numpy().astype(float), np.zeros(2))
@@ -141,7 +142,7 @@ def test_antmaze_files_under_the_names_of_d4rl_s_server(tmp_path: Path) -> None:
     assert info.id == "antmaze-large-play-v2"
     assert info.reference_scores == (0.0, 1.0)
     assert info.eval_env is not None
-    assert info.eval_env["id"] == "ld_agents/AntMaze-large-v0"
+    assert info.eval_env.id == "ld_agents/AntMaze-large-v0"
 
 
 def test_locomotion_files(tmp_path: Path) -> None:
@@ -196,11 +197,7 @@ def test_adroit_files(tmp_path: Path, hand: str, steps: int) -> None:
     data = load_dataset(write(tmp_path, f"{hand}-human-v1", 9, terminals=flags(9, 5), timeouts=flags(9, 2, 8)))
     assert data.episode_ends.tolist() == [3, 6, 9]
     assert data.terminals.tolist() == flags(9, 5).tolist()  # a dropped pen
-    assert data.info.eval_env == {
-        "id": f"ld_agents/Adroit{hand.title()}-v0",
-        "kwargs": {},
-        "max_episode_steps": steps,
-    }
+    assert data.info.eval_env == EvalEnvSpec(f"ld_agents/Adroit{hand.title()}-v0", {}, steps)
     env = data.make_eval_env()
     assert env.reset(seed=0)[0].shape == (data.observation_dim,)
     env.close()
@@ -242,9 +239,9 @@ def test_a_name_that_does_not_fit_the_numbers(tmp_path: Path) -> None:
 
 
 def test_every_task_has_sizes_and_its_family_a_row() -> None:
-    assert set(families.FILE_SIZES) == set(TASKS.values())
-    assert {family(name) for name in TASKS} == set(families.FAMILIES)
-    without = {task for task in TASKS.values() if families.file_environment(task) is None}
+    assert set(FILE_SIZES) == set(TASKS.values())
+    assert {family(name) for name in TASKS} == set(FAMILIES)
+    without = {task for task in TASKS.values() if file_environment(task) is None}
     assert without == {"ant"}
 
 
@@ -344,7 +341,7 @@ def test_kitchen_of_minari() -> None:
     assert data.rewards.tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
     assert data.terminals.nonzero().flatten().tolist() == [7]
     assert data.episode_ends.tolist() == [4, 8, 9, 11]
-    assert data.info.eval_env == {"id": "ld_agents/Kitchen-partial-v0", "kwargs": {}, "max_episode_steps": 280}
+    assert data.info.eval_env == EvalEnvSpec("ld_agents/Kitchen-partial-v0", {}, 280)
     env = data.make_eval_env()
     assert data.flatten_observation(env.reset(seed=0)[0]).shape == (59,)
     env.close()
@@ -357,7 +354,7 @@ def test_kitchen_recordings_that_pay_for_each_task_once_are_left_alone() -> None
     data = load_dataset(kitchen_set("mine/kitchen-v0", env_spec=spec))
     assert data.rewards.tolist() == [0, 1, 0, 2, 1, 2, 3, 4, 4, 0, 0]
     assert not data.terminals.any()
-    assert data.info.eval_env == {**spec}
+    assert data.info.eval_env == EvalEnvSpec(**spec)
 
 
 def flat_set(dataset_id: str, size: int, actions: int, **metadata: Any) -> str:
@@ -368,14 +365,14 @@ def flat_set(dataset_id: str, size: int, actions: int, **metadata: Any) -> str:
 def test_adroit_of_minari_is_evaluated_by_d4rl_s_rules() -> None:
     spec = {"id": "AdroitHandPen-v1", "kwargs": {}, "max_episode_steps": 625}
     info = load_dataset(flat_set("D4RL/pen/human-v2", 45, 24, env_spec=spec)).info
-    assert info.eval_env == {"id": "ld_agents/AdroitPen-v0", "kwargs": {}, "max_episode_steps": 100}
+    assert info.eval_env == EvalEnvSpec("ld_agents/AdroitPen-v0", {}, 100)
     assert info.reference_scores == (96.262799, 3076.8331017826877)
 
 
 def test_locomotion_of_minari() -> None:
     spec = {"id": "Hopper-v5", "kwargs": {}, "max_episode_steps": 1000}
     data = load_dataset(flat_set("mujoco/hopper/medium-v0", 11, 3, env_spec=spec))
-    assert data.info.eval_env == spec
+    assert data.info.eval_env == EvalEnvSpec(**spec)
     assert data.info.reference_scores == (-20.272305, 3234.3)
     assert data.info.provenance == "hub"
     assert data.n_episodes == 3
@@ -387,7 +384,11 @@ def test_sets_made_here_are_final(made_by: str) -> None:
     block = {"provenance": made_by, "replay_check": {"passed": True, "steps": 9}}
     name = flat_set("ld-agents/adroit/pen-human-v0", 45, 24, eval_env_spec=spec, ld_agents=block)
     info = load_dataset(name).info
-    assert (info.provenance, info.replay_check, info.eval_env) == (made_by, {"passed": True, "steps": 9}, spec)
+    assert (info.provenance, info.replay_check, info.eval_env) == (
+        made_by,
+        {"passed": True, "steps": 9},
+        EvalEnvSpec(**spec),
+    )
     # D4RL's scale is for the makers of the data to claim.
     assert info.reference_scores is None
     kitchen = kitchen_set("ld-agents/kitchen/mixed-v0", ld_agents=block, env_spec={**spec, "kwargs": {}})

@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all, so that whoever reads one never sees a part of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, with the line ends that `text` has."""
+    with whole(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file. Raises ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    # A list of numbers on one line keeps the files readable and small; no JSON string has a bare line break in it.
+    text = re.sub(
+        r"\[\n[^\[\]{}\"]*\]",
+        lambda numbers: re.sub(r"\s+", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"),
+        text,
+    )
+    write_text(path, text + "\n")

@@ -1,0 +1,140 @@
+"""The first screen of the README: interquartile means of every family, as a table and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+
+from ld_agents.evaluation.scores import family
+from reporting import figures, plan_figures
+from reporting.aggregates import Aggregates, hundredfold, score_matrices
+from reporting.intervals import Estimate
+from reporting.runs import ENV
+from reporting.tables import bracketed, markdown, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FAMILIES = {
+    "maze2d": "Point mazes",
+    "antmaze": "AntMaze",
+    "locomotion": "Locomotion",
+    "adroit": "Adroit",
+    "kitchen": "Kitchen",
+}
+PLANNERS = ("LDCQ", "LatentDiffuser")
+MAZE = "ld-agents/pointmaze/large-v0"
+
+
+HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval over runs; 0 is random actions, 100 \
+D4RL's reference policy. Fast presets, last checkpoint. One seed gives no interval.
+
+"""
+
+
+def by_family(runs: pd.DataFrame) -> dict[str, Aggregates]:
+    """Aggregates of the environment's return for each family that has D4RL scores."""
+    groups = {name: score_matrices(runs[runs["name"].map(family) == key], ENV) for key, name in FAMILIES.items()}
+    return {name: group for name, group in groups.items() if group is not None}
+
+
+def _labels(runs: pd.DataFrame) -> list[str]:
+    return [label for label in figures.LOOKS if label in set(runs["label"])]
+
+
+def _iqm(group: Aggregates, label: str) -> Estimate | None:
+    """IQM and interval, which a single score has not; None for an agent that is left out."""
+    if label not in group.metrics:
+        return None
+    value, low, high = hundredfold(group.metrics[label]["IQM"])
+    return (value, low, high) if len(group.matrices[label]) > 1 else (value, float("nan"), float("nan"))
+
+
+def _seeds(group: Aggregates) -> str:
+    counts = sorted({len(matrix) for matrix in group.matrices.values()})
+    return " to ".join(map(str, [counts[0], counts[-1]][: len(counts)])) + f" seed{'s' * (counts != [1])}"
+
+
+def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
+    """The block of the README."""
+    rows = [
+        {"agent": f"`{label}`"}
+        | {name: bracketed(found) if (found := _iqm(group, label)) else "–" for name, group in groups.items()}
+        for label in _labels(runs)
+    ]
+    rows.append({"agent": "*data*"} | {name: ", ".join(map(figures.short, g.datasets)) for name, g in groups.items()})
+    rows.append({"agent": "*runs*"} | {name: _seeds(group) for name, group in groups.items()})
+    left_out = [
+        f"{name}: {'; '.join(map(figures.short, group.left_out))}" for name, group in groups.items() if group.left_out
+    ]
+    text = HEAD + markdown(pd.DataFrame(rows))
+    return text + f"\nLeft out, so that each column compares agents on the same data: {'. '.join(left_out)}.\n" * bool(
+        left_out
+    )
+
+
+def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
+    """Plans of both planners over a maze on the left, IQM bars of every family on the right."""
+    drawn = pyplot.figure(figsize=(14, 6))
+    left, right = drawn.subfigures(1, 2, squeeze=False, width_ratios=[1, 2.1], wspace=0.03)[0]
+    in_maze = runs[runs["dataset"] == MAZE]
+    found = {label: plan_figures.first_plans(in_maze[in_maze["label"] == label]) for label in PLANNERS}
+    plans = {label: plan for label, plan in found.items() if plan is not None}
+    if plans:
+        _draw_plans(left.subplots(len(plans), 1, squeeze=False)[:, 0], plans)
+    left.supxlabel("dark to bright: candidates by value; black: the chosen one", fontsize=9)
+    labels = _labels(runs)
+    axes = right.subplots(1, len(groups), sharex=True, squeeze=False)[0]
+    for axis, (name, group) in zip(axes, groups.items(), strict=True):
+        _draw_bars(axis, labels, group)
+        data = "\n".join(dataset.split("/")[-1].replace(" ", ", ") for dataset in group.datasets)
+        axis.set_title(f"{name}\n", fontsize=12)
+        text = f"{data}\n{_seeds(group)}".replace("(", "").replace(")", "")
+        axis.text(0.5, 1.01, text, transform=axis.transAxes, fontsize=8, ha="center", color="#555555")
+    figures.agent_axis(axes[0], [label.replace("[", "\n[") for label in labels])
+    right.supxlabel(
+        "IQM of D4RL scores with 95 % intervals; dotted: D4RL's reference policy; –: not run on these data", fontsize=9
+    )
+    return drawn
+
+
+def _draw_plans(axes: Sequence[Axes], plans: Mapping[str, plan_figures.Plans]) -> None:
+    """The maze around what happens from the first start state, the same part for every agent."""
+    points = []
+    for axis, (label, plan) in zip(axes, plans.items(), strict=True):
+        start = plan["starts"][0]
+        plan_figures.draw_maze(axis, plan)
+        plan_figures.draw_candidates(axis, start, width=2.6)
+        axis.plot(*np.array(start["route"]).T, color=figures.look(label)[0], linewidth=2.4, zorder=3)
+        name = MAZE.split("/")[-1].removesuffix("-v0")
+        axis.set_title(f"{label}: {len(start['paths'])} candidates and its trajectory, {name} maze", fontsize=9)
+        points += [np.array(path) for path in (*start["paths"], start["route"], [plan["goal"]])]
+    low, high = np.concatenate(points).min(0), np.concatenate(points).max(0)
+    for axis, plan in zip(axes, plans.values(), strict=True):
+        margin = 0.7 * plan["cell_size"]
+        axis.set_xlim(low[0] - margin, high[0] + margin)
+        axis.set_ylim(low[1] - margin, high[1] + margin)
+
+
+def _draw_bars(axis: Axes, labels: Sequence[str], group: Aggregates) -> None:
+    for y, label in enumerate(labels):
+        estimate = _iqm(group, label)
+        if estimate is None:
+            axis.text(2, y, "–", color="#999999", va="center")
+            continue
+        value, low, high = estimate
+        axis.barh(y, value, height=0.62, color=figures.look(label)[0])
+        if np.isfinite(low):
+            axis.plot([low, high], [y, y], color="white", linewidth=3.2, solid_capstyle="butt")
+            axis.plot([low, high], [y, y], color="black", linewidth=1.4, solid_capstyle="butt")
+        axis.text(np.nanmax([value, high, 0]) + 3, y, number(value), fontsize=9, va="center")
+    figures.agent_axis(axis, [""] * len(labels))
+    axis.set_xlim(-16, 122)
+    axis.set_xticks([0, 50, 100])
+    axis.axvline(0, color="#555555", linewidth=0.8)
+    axis.axvline(100, color="#555555", linewidth=0.8, linestyle=":")

@@ -1,0 +1,101 @@
+"""What stands beside an agent's scores: published numbers, reference policies, and what is known to be wrong."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ld_agents.evaluation.scores import MEASURED_SCORES, REFERENCE_SCORES, TASKS
+from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, RunFile, base_id, measures, on_scale, reference_scores
+
+PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
+
+# D4RL datasets whose recipe and evaluation ours follow: their published scores may stand beside ours.
+PUBLISHED_DATASETS = {
+    **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}-v1" for maze in ("umaze", "medium", "large")},
+    **{f"ld-agents/antmaze/{name}-v0": f"antmaze-{name}-v2" for name in ("umaze", "medium-diverse", "large-diverse")},
+    **{
+        f"ld-agents/adroit/{task}-{level}-v0": f"{task}-{level}-v1"
+        for task in ("pen", "hammer", "door", "relocate")
+        for level in ("human", "cloned", "expert")
+    },
+}
+PUBLISHED_AGENTS = {"TD3BC": "TD3+BC", "BC[best_fraction=0.1]": "10% BC"}
+# Papers of published_scores.csv whose protocol on these datasets is known, and is the environment's return. LDCQ's has
+# no row for maze2d, where its protocol would not be D4RL's; LatentDiffuser's has none for these versions of the data.
+PUBLISHED_PAPERS = {
+    "CORL (re-implementation, last scores)": "CORL, last checkpoint",
+    "LDCQ (Venkatraman et al., arXiv 2309.06599, ICLR 2024)": "the paper, second-hand",
+}
+
+
+@functools.cache
+def _published() -> pd.DataFrame:
+    rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    rows = rows[rows["paper"].isin(list(PUBLISHED_PAPERS))]
+    return rows.assign(
+        protocol=ENV,
+        text=rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""),
+        paper=rows["paper"].map(PUBLISHED_PAPERS) + " (" + rows["dataset"] + ")",
+    )
+
+
+def published(run: pd.Series) -> dict[str, str]:
+    """Published scores of the same algorithm on the same D4RL dataset, or the one whose recipe ours follows.
+
+    Args:
+        run: a row of the frame of runs.
+
+    Returns:
+        texts for the columns of both tables; several sources are joined.
+    """
+    rows = _published()
+    comparable = run["provenance"] != "stand-in" and run["raw_because"] is None
+    rows = rows[
+        comparable
+        & (rows["dataset"] == PUBLISHED_DATASETS.get(run["name"], run["name"]))
+        & (rows["algorithm"] == PUBLISHED_AGENTS.get(run["agent"], run["agent"]))
+    ]
+    columns = {f"published_{name}": name for name in ("score", "spread", "protocol", "source", "confidence")}
+    columns |= {"published, env": "text", "source": "paper"}
+    return {column: "; ".join(rows[name]) for column, name in columns.items()}
+
+
+def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:
+    """Name, number of episodes and means by measure of the policies that were measured on the cell's dataset.
+
+    Point mazes store them with the data (`NAME_return`, `NAME_first_contact_return`, `episodes`); those of our other
+    datasets are in `ld_agents.evaluation.scores.MEASURED_SCORES`. They are no agents and take no part in aggregates.
+    """
+    run: RunFile = cell["file"].iloc[0]
+    stored = run["dataset"]["controller"] or {}
+    found = []
+    for key in stored:
+        name = key.removesuffix("_return")
+        if name != key and not name.endswith("_first_contact"):
+            keys = {ENV: key, FIRST_CONTACT: f"{name}_first_contact_return"}
+            keys = {measure: keys[measure] for measure in measures(cell) if keys.get(measure) in stored}
+            means = {measure: float(on_scale(run, np.array(float(stored[k])))) for measure, k in keys.items()}
+            found.append((name, int(stored["episodes"]), means))
+    if not stored and run["dataset"]["id"].startswith("ld-agents/"):
+        for name, score in sorted(MEASURED_SCORES.get(TASKS.get(base_id(run), ""), {}).items()):
+            means = {ENV: float(on_scale(run, np.array(score.mean_return)))}
+            means |= {} if score.success is None else {SUCCESS: 100 * score.success}
+            found.append((name, score.episodes, means))
+    return found
+
+
+def known_defects(run: RunFile) -> tuple[str, ...]:
+    """What is known to be wrong with the reference scores that the run's returns are normalized with."""
+    normalized = reference_scores(run) is not None
+    return REFERENCE_SCORES[base_id(run)].known_defects if normalized and base_id(run) in REFERENCE_SCORES else ()
+
+
+def changed_simulator(run: RunFile) -> tuple[str, str] | None:
+    """MuJoCo's versions of the replay check and of the evaluation where they are known and differ."""
+    check = run["dataset"]["replay_check"] or {}
+    made, ran = check.get("versions", {}).get("mujoco"), run["versions"]["mujoco"]
+    return None if made in (None, ran) else (made, ran)

@@ -1,0 +1,177 @@
+"""Run files as one pandas frame, checked and scored: every table and figure starts from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ld_agents.evaluation.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
+
+SCHEMA = 1
+
+ENV = "env"
+FIRST_CONTACT = "first contact"
+SUCCESS = "success"
+PROTOCOLS = (ENV, FIRST_CONTACT)
+
+RunFile = dict[str, Any]
+
+
+def read_runs(folder: Path) -> tuple[list[RunFile], list[str]]:
+    """All valid runs of a folder in the order of their file names, and a line for each file that was skipped."""
+    runs, skipped = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            run = json.loads(path.read_text())
+            _check_run(run)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            skipped.append(f"{path.name}: {reason}")
+        else:
+            runs.append(run)
+    return runs, skipped
+
+
+def _check_run(run: RunFile) -> None:
+    if run.get("schema") != SCHEMA:
+        raise ValueError(f"schema {run.get('schema')!r}, this report reads schema {SCHEMA}")
+    for key in ("commit", "plans", "versions", "hardware"):
+        run[key]
+    names = {"agent": run["agent"], "preset": run["preset"]}
+    names |= {f"dataset.{key}": run["dataset"][key] for key in ("id", "hash", "provenance")}
+    for key, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{key!r} is no text")
+    int(run["seed"]), float(run["budget_share"]), int(run["gradient_steps"])
+    float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
+    episodes = run["protocol"]["episodes"]
+    for key in ("returns", "lengths", "first_contact", "successes"):
+        if len(run[key]) != episodes:
+            raise ValueError(f"{key!r} has {len(run[key])} entries for {episodes} episodes")
+    if not all(math.isfinite(value) for value in run["returns"]):
+        raise ValueError("'returns' has an entry that is not finite")
+    for point in run["curve"]:
+        point["gradient_steps"], point["seconds"], point["returns"], point["first_contact"]
+    for start in run["plans"]["starts"] if run["plans"] else ():
+        start["position"], start["paths"], start["scores"], start["chosen"], start["route"]
+
+
+def frame(runs: Sequence[RunFile]) -> pd.DataFrame:
+    """One row per run, sorted by dataset, agent and seed; a run that is given twice counts once, the first time.
+
+    `env` and `first contact` are the run's mean scores, `success` the percentage of solved episodes, NaN where they
+    make no sense. `label` names the agent in tables and figures, with preset and budget where an agent has several.
+    `file` is the run file itself, which curves and plans are drawn from.
+    """
+    table = pd.DataFrame([_row(run) for run in runs])
+    table = table.drop_duplicates(["dataset", "agent", "preset", "budget_share", "seed"], ignore_index=True)
+    setting = table["preset"] + ", " + table["budget"]
+    several = setting.groupby(table["agent"]).transform("nunique") > 1
+    table["label"] = table["agent"].where(~several, table["agent"] + " (" + setting + ")")
+    return table.sort_values(["dataset", "label", "seed"], ignore_index=True, kind="stable")
+
+
+def _row(run: RunFile) -> dict[str, Any]:
+    hardware, versions, raw_because = run["hardware"], run["versions"], why_raw(run)
+    solved = [math.nan if success is None else float(success) for success in run["successes"]]
+    return {
+        "dataset": run["dataset"]["id"],
+        "name": base_id(run),
+        "hash": run["dataset"]["hash"],
+        "provenance": run["dataset"]["provenance"],
+        "agent": run["agent"],
+        "preset": run["preset"],
+        "budget_share": float(run["budget_share"]),
+        "budget": f"{100 * run['budget_share']:g} %",
+        "gradient_steps": int(run["gradient_steps"]),
+        "seed": int(run["seed"]),
+        "episodes": run["protocol"]["episodes"],
+        "unit": "D4RL score" if raw_because is None else "raw return",
+        "raw_because": raw_because,
+        ENV: scores(run, ENV).mean(),
+        FIRST_CONTACT: scores(run, FIRST_CONTACT).mean() if has_goal(run) else math.nan,
+        SUCCESS: 100 * np.mean(solved),
+        "ms_per_action": run["predict_ms"]["per_action"],
+        "minutes": run["seconds"]["total"] / 60,
+        "peak_memory_mb": run.get("peak_memory_mb") or math.nan,
+        "data": run["dataset"]["hash"][:12],
+        "simulator": f"mujoco {versions['mujoco']}, gymnasium-robotics {versions['gymnasium-robotics']}",
+        "commit": str(run["commit"])[:12] + "+changes" * str(run["commit"]).endswith("+changes"),
+        "hardware": f"{hardware['gpu'] or hardware['cpu']}, {hardware['threads']} thread(s)",
+        "file": run,
+    }
+
+
+def by_dataset(runs: pd.DataFrame) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Datasets in alphabetical order, each with its cells: the runs of each label, the best agent first."""
+    for dataset, members in runs.groupby("dataset"):
+        best_first = members.groupby("label")[ENV].mean().sort_values(ascending=False, kind="stable").index
+        yield str(dataset), {label: members[members["label"] == label] for label in best_first}
+
+
+def measures(cell: pd.DataFrame) -> list[str]:
+    """What a cell can show: the protocols, and rates of success where there is no first contact to say the same."""
+    shown = [protocol for protocol in PROTOCOLS if cell[protocol].notna().all()]
+    return shown + [SUCCESS] * (FIRST_CONTACT not in shown and bool(cell[SUCCESS].notna().all()))
+
+
+def digest(runs: pd.DataFrame) -> str:
+    """A hash of the run files' content, which tells whether a figure was drawn from them."""
+    contents = sorted(json.dumps(run, sort_keys=True) for run in runs["file"])
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+
+
+# Scoring
+
+
+def why_raw(run: RunFile) -> str | None:
+    """Why the run's returns may not be turned into D4RL scores; None if they may."""
+    data = run["dataset"]
+    return why_not_normalised(base_id(run), data["replay_check"], data.get("reference_scores"))
+
+
+def reference_scores(run: RunFile) -> tuple[float, float] | None:
+    """Returns that count as 0 and 100, or None where D4RL's scale may not be used."""
+    if why_raw(run) is not None:
+        return None
+    name = base_id(run)
+    if name in REFERENCE_SCORES:
+        return REFERENCE_SCORES[name].minimum, REFERENCE_SCORES[name].maximum
+    stored = run["dataset"]["reference_scores"]
+    return float(stored[0]), float(stored[1])
+
+
+def base_id(run: RunFile) -> str:
+    """The dataset's own id, without settings in brackets, or D4RL's name of a file that was given by its path."""
+    data = run["dataset"]
+    return str(data.get("name", data["id"])).partition("[")[0]
+
+
+def has_goal(run: RunFile) -> bool:
+    """Whether the first-contact protocol makes sense: point mazes, where a positive reward means being at the goal."""
+    return family(base_id(run)) == "maze2d" and all(
+        success is not None and success == (contact is not None)
+        for success, contact in zip(run["successes"], run["first_contact"], strict=True)
+    )
+
+
+def on_scale(run: RunFile, returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns as D4RL scores (x100), or as they are where D4RL's scale may not be used."""
+    ends = reference_scores(run)
+    return returns if ends is None else 100 * (returns - ends[0]) / (ends[1] - ends[0])
+
+
+def scores(run: RunFile, protocol: str, outcome: Mapping[str, Any] | None = None) -> NDArray[np.float64]:
+    """Scores [episodes] of the run, or of a point of its curve (`outcome`)."""
+    outcome = outcome or run
+    if protocol == ENV:
+        return on_scale(run, np.array(outcome["returns"], dtype=np.float64))
+    return on_scale(run, first_contact_return(outcome["first_contact"], int(run["protocol"]["episode_steps"])))

@@ -1,0 +1,187 @@
+"""The table of a suite, for people, machines and terminals: one frame of scores, rendered three times."""
+
+from __future__ import annotations
+
+import functools
+import math
+import textwrap
+from typing import Any
+
+import pandas as pd
+
+from reporting import references
+from reporting.intervals import Estimate, mean_interval
+from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, by_dataset, measures
+
+# What rows of one dataset may differ in, and the column of the frame of runs that tells.
+MIXTURES = {
+    "data (hash)": "data",
+    "simulators": "simulator",
+    "commits": "commit",
+    "budgets": "budget",
+    "presets": "preset",
+    "numbers of evaluation episodes": "episodes",
+    "hardware": "hardware",
+}
+CSV_FORMATS = {
+    "budget_share": "{:g}",
+    "gradient_steps": "{:.0f}",
+    "ms_per_action": "{:.4f}",
+    "peak_memory_mb": "{:.0f}",
+}
+BEFORE = ["dataset", "made by", "agent", "preset", "budget", "seeds", "episodes"]
+AFTER = ["ms per action", "minutes", "published, env", "source"]
+MEASURES = {
+    ENV: ("env", ""),
+    FIRST_CONTACT: ("first contact", "credits every step from the first one at the goal, from the same rollouts"),
+    SUCCESS: ("success %", "is the share of episodes in which the task was solved"),
+}
+HEAD = """{description}
+
+`env` is the environment's return{explained}. D4RL scores: 0 and 100 are D4RL's constants for random actions and for \
+its reference policy. Rows in italics are reference policies measured here. Published numbers are other people's, on \
+D4RL's own data. Data that are `regenerated` follow D4RL's recipe, a `stand-in` does not.
+
+"""
+
+
+def number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}".replace("-0.0", "0.0")
+
+
+def bracketed(estimate: Estimate) -> str:
+    """`12.3 [10.0, 14.5]`, without the brackets where there is no interval."""
+    value, low, high = estimate
+    return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame of texts in Markdown; pandas' own `to_markdown` needs one more package, and pads every column."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "".join("| " + " | ".join(str(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
+
+
+def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scores as numbers, one row per dataset, agent and measure, and as texts, one row per dataset and agent.
+
+    Reference policies (`is_policy`; in italics) stand below the agents of each dataset.
+    """
+    numbers: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    for dataset, members in by_dataset(runs):
+        for label, cell in members.items():
+            run = cell.iloc[0]
+            published = references.published(run)
+            costs = cell[["ms_per_action", "minutes"]].mean()
+            estimates = {measure: mean_interval(cell[measure].to_numpy()) for measure in measures(cell)}
+            setting = {"dataset": dataset, "dataset_hash": run["hash"], "provenance": run["provenance"]}
+            setting |= run[["agent", "preset", "budget_share", "gradient_steps"]].to_dict()
+            setting |= {"seeds": " ".join(map(str, cell["seed"])), "episodes": run["episodes"]}
+            for measure, (mean, low, high) in estimates.items():
+                row = {"protocol": measure, "unit": "%" if measure == SUCCESS else run["unit"], "mean": mean}
+                row |= {"low": low, "high": high, **costs, "peak_memory_mb": cell["peak_memory_mb"].max()}
+                row |= published if measure == ENV else {}
+                numbers.append(setting | row | {"label": label, "is_policy": False})
+            budget = f"{run['budget']} = {run['gradient_steps']:,} steps"
+            before = [dataset, run["provenance"], label, run["preset"], budget, len(cell), run["episodes"]]
+            after = [
+                f"{costs['ms_per_action']:.2f}",
+                f"{costs['minutes']:.1f}",
+                published["published, env"],
+                published["source"],
+            ]
+            row = {measure: bracketed(estimate) for measure, estimate in estimates.items()}
+            texts.append(dict(zip(BEFORE, before, strict=True)) | row | dict(zip(AFTER, after, strict=True)))
+        for name, episodes, means in references.policies(next(iter(members.values()))):
+            setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
+            for measure, mean in means.items():
+                row = {"agent": name, "episodes": episodes, "protocol": measure, "mean": mean}
+                row |= {"unit": "%" if measure == SUCCESS else run["unit"], "label": name, "is_policy": True}
+                numbers.append(setting | row)
+            row = {"dataset": dataset, "made by": run["provenance"], "agent": f"*{name}*", "episodes": episodes}
+            row |= {measure: number(mean) for measure, mean in means.items()}
+            texts.append(row | {"published, env": "", "source": ""})
+    shown = [measure for measure in MEASURES if any(measure in row for row in texts)]
+    table = pd.DataFrame(texts, columns=[*BEFORE, *shown, *AFTER], dtype=object).fillna("–")
+    return pd.DataFrame(numbers), table.rename(columns={SUCCESS: "success %"})
+
+
+def table_csv(numbers: pd.DataFrame) -> str:
+    """The table for machines."""
+    shown = numbers.drop(columns=["label", "is_policy", "published, env", "source"])
+    for name, form in CSV_FORMATS.items():
+        shown[name] = [form.format(value) if pd.notna(value) else "" for value in shown[name]]
+    return str(shown.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
+
+
+def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """The table for people, with its head and notes."""
+    explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
+    head = HEAD.format(description=describe(runs), explained=explained)
+    return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {line}\n" for line in [*notes(runs), origin(runs)])
+
+
+def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
+    """The table for a terminal of that width; names that are too long lose their beginning."""
+    shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", "published, env", "source"])
+    shown["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in shown["dataset"]]
+    shown["agent"] = [f"({name.strip('*')})" if name.startswith("*") else name for name in shown["agent"]]
+    shown.insert(1, "agent", shown.pop("agent"))
+    shown = shown.rename(columns={"ms per action": "ms/action", "minutes": "min"})
+    widths = {name: max(len(name), shown[name].str.len().max()) for name in shown}
+    room = width - sum(widths.values()) + widths["agent"] - 2 * len(widths)
+    widths["agent"] = min(widths["agent"], max(12, room))
+    for name in ("dataset", "agent"):  # to the left, numbers to the right
+        shown[name] = [_short(text, widths[name]).ljust(widths[name]) for text in shown[name]]
+        shown = shown.rename(columns={name: name.ljust(widths[name])})
+    lines = [describe(runs), "", shown.to_string(index=False), "", *notes(runs), origin(runs)]
+    wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(wrap(line) if len(line) > width and "\n" not in line else line for line in lines)
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[-(width - 1) :]
+
+
+def describe(runs: pd.DataFrame) -> str:
+    """What the numbers of a table are: scale, seeds, episodes."""
+    seeds = sorted(set(runs.groupby(["dataset", "label"]).size()))
+    return (
+        f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint with a 95 % stratified bootstrap "
+        f"interval over seeds; {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, "
+        f"{' or '.join(map(str, sorted(set(runs['episodes']))))} evaluation episodes per seed."
+    )
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """What a reader must know before comparing rows: mixtures, missing intervals, missing scales and their defects."""
+    lines = []
+    defects: dict[str, list[str]] = {}
+    single = []
+    for dataset, members in by_dataset(runs):
+        of_data = runs[runs["dataset"] == dataset]
+        first = next(iter(members.values())).iloc[0]
+        if first["raw_because"] is not None:
+            lines.append(f"{dataset}: raw returns, because {first['raw_because']}")
+        for defect in references.known_defects(first["file"]):
+            defects.setdefault(defect, []).append(dataset)
+        for what, column in MIXTURES.items():
+            values = sorted(set(of_data[column].astype(str)))
+            if len(values) > 1:
+                lines.append(f"{dataset}: rows mix {what}: {', '.join(values)}")
+        changes = {versions for run in of_data["file"] if (versions := references.changed_simulator(run)) is not None}
+        lines += [f"{dataset}: replayed under mujoco {made}, evaluated under {ran}" for made, ran in sorted(changes)]
+        single += [f"{label} on {dataset}" for label, cell in members.items() if len(cell) == 1]
+    if single:
+        all_rows = len(single) == len(runs.drop_duplicates(["dataset", "label"]))
+        lines.append(f"1 seed, so there is no interval: {'all rows' if all_rows else '; '.join(single)}")
+    return lines + [f"D4RL's scale on {', '.join(datasets)}: {defect}" for defect, datasets in defects.items()]
+
+
+def origin(runs: pd.DataFrame) -> str:
+    """Where all the runs came from: hardware, versions, commits."""
+    versions = []
+    for package in ("python", "torch", "stable-baselines3", "gymnasium-robotics", "mujoco"):
+        versions.append(f"{package} {' and '.join(sorted({str(run['versions'][package]) for run in runs['file']}))}")
+    machines, commits = (" and ".join(sorted(set(runs[column]))) for column in ("hardware", "commit"))
+    return f"Ran on {machines}; {', '.join(versions)}; commit {commits}."

@@ -1,0 +1,226 @@
+"""Does the guided sampler draw from the tilted density, also on the latents of a trained model?
+
+For the prior of a model there is no exact answer. For a prior that consists of finitely many latents there is: a latent
+z^i with weight v_i and return R_i gets the weight v_i exp(beta R_i) / Z, whatever the decoder. The score of this prior
+and the intermediate energy are sums over the atoms. So the latents that a model draws at one state are taken as the
+prior, and guided samples of it end at one of them.
+
+A number is the total variation distance between the shares of the latents that samples end at and the exact tilted
+weights. `prior`: the prior's own weights. `draws`: as many exact draws, on average. `unguided`: samples without
+guidance, against the prior's weights. `exact`, `learned`, `mse`: guided by the exact energy, by a network fitted with
+the contrastive loss, by one fitted by regression. Latents in the target: exp of its entropy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ld_agents import LatentDiffuser, load_dataset
+from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
+from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
+from ld_agents.latent_diffuser_settings import FAST
+from timing.harness import Result, Timing, timed_settings
+
+SCHEDULE = VPSchedule()
+TAU_END = 1e-3
+CHUNK = 4096  # samples at a time
+HIDDEN, LAYERS = 128, 3  # of the fitted networks
+SETS, SUPPORT_SIZE, LEARNING_RATE = 256, 16, 1e-3  # of fitting them: support sets per step, latents per set
+
+
+def measure(
+    states: int,
+    atoms: int,
+    betas: Sequence[float],
+    samples: int,
+    solver_steps: int,
+    gradient_steps: int,
+    latents: Sequence[str] | None = None,
+) -> Result:
+    """On made-up latents, or on those of a saved LatentDiffuser at states of its dataset: `latents` are both names."""
+    how, settings = "Latents and returns are made up.", {}
+    if latents is None:
+        problems = [made_up_atoms(atoms, seed) for seed in range(states)]
+    else:
+        file, dataset = latents
+        trained = LatentDiffuser.load(file)
+        how = f"Latents of {Path(file).stem} at states of {dataset}."
+        settings[f"LatentDiffuser {trained.preset}"] = timed_settings(trained.settings)
+        observations = load_dataset(dataset).observations
+        chosen = torch.randint(len(observations), (states,), generator=torch.Generator().manual_seed(0))
+        problems = atoms_of(trained, observations[chosen], atoms)
+    rows = []
+    for i, (drawn, returns) in enumerate(problems):
+        for beta in betas:
+            torch.manual_seed(0)
+            network = EnergyNet(1, drawn.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
+            distances = total_variations(network, drawn, returns, beta, samples, solver_steps, gradient_steps)
+            rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": drawn.shape[1], **distances})
+    return {"rows": rows, "how": how, "settings": settings}
+
+
+def total_variations(
+    network: EnergyNet,
+    latents: Tensor,
+    returns: Tensor,
+    beta: float,
+    n_samples: int,
+    n_steps: int,
+    gradient_steps: int,
+    sets: int = SETS,
+) -> Result:
+    """Total variation distances of guided samples to the exact weights of atoms.
+
+    Args:
+        network: fresh; copies of it are trained. Its state is held at 0.
+        latents: the atoms, with equal weights in the prior. Shape [A, D].
+        returns: R of the atoms, in any order. Shape [A].
+        beta: inverse temperature.
+        n_samples: of the sampler, for each kind of guidance.
+        n_steps: network evaluations of the solver. Many, since this is no test of the solver.
+        gradient_steps: of the two networks.
+        sets: support sets per gradient step.
+
+    Returns:
+        `target_atoms` (exp of the target's entropy), and `total_variation` with the keys `prior` (the exact weights
+        against those of the prior), `draws`, `unguided`, `exact`, `learned` and `mse`. `unguided` is against the prior,
+        all others against the tilted weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    atoms, energies = latents.double(), beta * returns.double()
+    target, prior = torch.softmax(energies, 0), torch.full((len(latents),), 1 / len(latents), dtype=torch.float64)
+    draws = [torch.multinomial(target, n_samples, replacement=True, generator=generator) for _ in range(20)]
+    steps = vp_solver_steps(SCHEDULE, n_steps, tau_end=TAU_END, final_denoise=True)
+    tau = torch.tensor([step.time for step in steps], dtype=torch.float64)
+    signal, noise = SCHEDULE.signal(tau).tolist(), SCHEDULE.noise(tau).tolist()
+
+    def shares(z: Tensor, k: int, tilt: Tensor | float = 0.0) -> Tensor:
+        """Posterior weights of the atoms at z. Shapes [n, D] -> [n, A]."""
+        distances = signal[k] * z @ atoms.T - 0.5 * signal[k] ** 2 * (atoms**2).sum(1)
+        return torch.softmax(distances / noise[k] ** 2 + tilt, 1)
+
+    def exact(z: Tensor, k: int) -> Tensor:
+        """-grad E_tau = alpha / sigma^2 times the shift of E[z_0 | z] by the tilt."""
+        return signal[k] / noise[k] ** 2 * (shares(z, k, energies) - shares(z, k)) @ atoms
+
+    def fitted(loss: Literal["contrastive", "mse"]) -> Callable[[Tensor, int], Tensor]:
+        net = copy.deepcopy(network)
+        fit_energy(net, latents.float(), beta * returns.float(), loss, gradient_steps, sets)
+        with torch.no_grad():
+            state_terms, time_terms = net.state_terms(torch.zeros(1, net.from_state.in_features)), net.time_terms(tau)
+        return lambda z, k: net.gradient(z, state_terms, time_terms[k]).double()
+
+    def distance(weights: Tensor, gradient: Callable[[Tensor, int], Tensor] | None) -> float:
+        def denoise(z: Tensor, k: int) -> Tensor:
+            epsilon = (z - signal[k] * shares(z, k) @ atoms) / noise[k]
+            return x0_from_noise(z, epsilon, signal[k], noise[k], gradient(z, k) if gradient else None)
+
+        ends = [
+            torch.cdist(sample(denoise, steps, start, _no_noise), atoms).argmin(1)
+            for start in torch.randn(n_samples, atoms.shape[1], generator=generator, dtype=torch.float64).split(CHUNK)
+        ]
+        return _distance(torch.cat(ends), weights)
+
+    return {
+        "target_atoms": math.exp(float(torch.special.entr(target).sum())),
+        "total_variation": {
+            "prior": float(0.5 * (target - prior).abs().sum()),
+            "draws": sum(_distance(indices, target) for indices in draws) / len(draws),
+            "unguided": distance(prior, None),
+            "exact": distance(target, exact),
+            "learned": distance(target, fitted("contrastive")),
+            "mse": distance(target, fitted("mse")),
+        },
+    }
+
+
+def fit_energy(
+    net: EnergyNet, atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int, sets: int
+) -> None:
+    """Trains an energy network on draws of atoms [A, D] with beta R [A]; independent weights, one time per set."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
+    state = torch.zeros(1, net.from_state.in_features)
+    shape = (max(1, sets // 2), 2, SUPPORT_SIZE)
+    for _ in tqdm(range(gradient_steps), desc=f"{kind} energy", leave=False, disable=not sys.stderr.isatty()):
+        indices = torch.randint(len(atoms), shape, generator=generator)
+        z0 = atoms[indices]  # [B, 2, M, D]
+        tau = TAU_END + (1 - TAU_END) * torch.rand(shape[:2], generator=generator)
+        epsilon = torch.randn(z0.shape, generator=generator)
+        z = SCHEDULE.add_noise(z0.flatten(0, 1), tau.flatten(), epsilon.flatten(0, 1)).view_as(z0)
+        f = net(z, state, tau[..., None])  # [B, 2, M]
+        if kind == "mse":
+            loss = F.mse_loss(f, energies[indices])
+        else:
+            loss = contrastive_loss(f, support_weights(energies[indices]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _distance(indices: Tensor, weights: Tensor) -> float:
+    """Total variation between the shares of drawn atoms and their weights."""
+    return float(0.5 * (indices.bincount(minlength=len(weights)) / len(indices) - weights).abs().sum())
+
+
+def _no_noise(k: int) -> Tensor:
+    raise AssertionError("the solver is deterministic")
+
+
+def made_up_atoms(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Latents [A, 16] and standardised returns [A] with smooth and random parts."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(n, 16, generator=generator)
+    returns = latents[:, 0] + torch.sin(2 * latents[:, 1]) + 0.5 * torch.randn(n, generator=generator)
+    return latents, (returns - returns.mean()) / returns.std()
+
+
+def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
+    """What the prior of a LatentDiffuser draws at each state, flattened, with standardised returns. [A, D], [A]."""
+    policy = agent.policy
+    policy.set_training_mode(False)
+    generator = torch.Generator().manual_seed(0)
+    atoms = []
+    with torch.no_grad():
+        for observation in observations.to(agent.device):
+            states = policy.normalize(observation).expand(n, -1)
+            start = torch.randn(n, *policy.latent_shape, generator=generator).to(agent.device)
+            latents = policy.draw_latents(states, start, guided=False)
+            atoms.append((latents.flatten(1).cpu(), policy.standard_returns(latents, states).cpu()))
+    return atoms
+
+
+def cells(result: Result) -> Iterable[Result]:
+    for row in result["rows"]:
+        asked = {"state": row["state"], "beta": row["beta"], "latents": row["atoms"]}
+        yield {**asked, "latents in the target": row["target_atoms"], **row["total_variation"]}
+
+
+ATOMIC = Timing(
+    name="atomic",
+    file="atomic_guidance",
+    doc=__doc__,
+    sizes={
+        "states": 2,  # each with latents of its own
+        "atoms": 64,  # latents per state
+        "betas": [1.0, 3.0],
+        "samples": 20_000,  # per row and kind of guidance
+        "solver_steps": 100,
+        "gradient_steps": 2000,  # of the fitted networks
+    },
+    quick={"atoms": 6, "betas": [2.0], "samples": 300, "solver_steps": 10, "gradient_steps": 3},
+    measure=measure,
+    cells=cells,
+)
