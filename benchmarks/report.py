@@ -101,7 +101,11 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def add_suite(pages: Pages, folder: Path) -> str:
-    """Add a suite's tables and figures to the pages; returns its table for the terminal."""
+    """Add a suite's tables and figures to the pages; returns its table for the terminal.
+
+    Raises:
+        SystemExit: when the folder holds no valid run.
+    """
     runs, skipped = suite_runs(folder)
     pages.problems += skipped
     numbers, texts = tables.score_tables(runs)

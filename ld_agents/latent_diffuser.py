@@ -188,14 +188,9 @@ class LatentDiffuserPolicy(OfflinePolicy):
         state: actions of the plans, flattened [n, exec_horizon A]; how many are still to come [n].
         """
         length = self.settings.exec_horizon
+        now = (states, keys, state, episode_start)
         plans, executed, state = self.hold(
-            lambda *of_rows: self.plan(*of_rows).flatten(1),
-            width=length * self.action_dim,
-            steps=length,
-            states=states,
-            keys=keys,
-            state=state,
-            episode_start=episode_start,
+            lambda *of_rows: self.plan(*of_rows).flatten(1), length * self.action_dim, length, now
         )
         return plans.unflatten(1, (length, self.action_dim))[np.arange(len(plans)), executed], state
 

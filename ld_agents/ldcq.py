@@ -151,15 +151,8 @@ class LDCQPolicy(OfflinePolicy):
         state: latents [n, Z], steps that they are still held [n].
         """
         s = self.settings
-        latents, _, state = self.hold(
-            self.choose_latent,
-            width=s.latent_dim,
-            steps=s.exec_horizon,
-            states=states,
-            keys=keys,
-            state=state,
-            episode_start=episode_start,
-        )
+        now = (states, keys, state, episode_start)
+        latents, _, state = self.hold(self.choose_latent, s.latent_dim, s.exec_horizon, now)
         mean = deterministic and not s.sample_actions
         epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
         return self.vae.action.act(states, self._raw(latents), epsilon), state

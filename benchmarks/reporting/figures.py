@@ -152,7 +152,7 @@ def aggregate_intervals(groups: Sequence[Aggregates]) -> Figure:
             axis.set_title(metric + (" (less is better)" if metric == "optimality gap" else ""), fontsize=10)
             axis.set_xlabel("D4RL score")
         row[0].set_ylabel(PROTOCOL_NAMES[group.protocol])
-    figure.suptitle(f"over {_datasets(groups)}", fontsize=11)
+    plan_figures.wrapped_title(figure, f"over {_datasets(groups)}")
     return figure
 
 
@@ -171,7 +171,7 @@ def performance_profiles(groups: Sequence[Aggregates]) -> Figure:
         axis.set_title(PROTOCOL_NAMES[group.protocol])
         axis.set_ylim(-0.03, 1.03)
     axes[0, 0].set_ylabel("share of runs with a score above τ")
-    figure.suptitle(f"over {_datasets(groups)}", fontsize=11)
+    plan_figures.wrapped_title(figure, f"over {_datasets(groups)}")
     legend_below(figure)
     return figure
 

@@ -29,8 +29,6 @@ FAMILIES = {
 }
 PLANNERS = ("LDCQ", "LatentDiffuser")
 MAZE = "ld-agents/pointmaze/large-v0"
-
-
 HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval over runs; 0 is random actions, 100 \
 D4RL's reference policy. Fast presets, last checkpoint. One seed gives no interval.
 
@@ -72,10 +70,8 @@ def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
     left_out = [
         f"{name}: {'; '.join(map(figures.short, group.left_out))}" for name, group in groups.items() if group.left_out
     ]
-    text = HEAD + markdown(pd.DataFrame(rows))
-    return text + f"\nLeft out, so that each column compares agents on the same data: {'. '.join(left_out)}.\n" * bool(
-        left_out
-    )
+    foot = f"\nLeft out, so that each column compares agents on the same data: {'. '.join(left_out)}.\n"
+    return HEAD + markdown(pd.DataFrame(rows)) + foot * bool(left_out)
 
 
 def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
@@ -92,11 +88,14 @@ def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
     axes = right.subplots(1, len(groups), sharex=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _draw_bars(axis, labels, group)
-        data = "\n".join(dataset.split("/")[-1].replace(" ", ", ") for dataset in group.datasets)
+        several = f"{len(group.datasets)} datasets"
+        data = several if len(group.datasets) > 1 else group.datasets[0].split("/")[-1].rstrip(")").replace(" (", ", ")
         axis.set_title(f"{name}\n", fontsize=12)
-        text = f"{data}\n{_seeds(group)}".replace("(", "").replace(")", "")
-        axis.text(0.5, 1.01, text, transform=axis.transAxes, fontsize=8, ha="center", color="#555555")
+        below = {"transform": axis.transAxes, "fontsize": 8, "ha": "center", "color": "#555555"}
+        axis.text(0.5, 1.01, f"{data}\n{_seeds(group)}", **below)
     figures.agent_axis(axes[0], [label.replace("[", "\n[") for label in labels])
+    ends = [100 * end for group in groups.values() for values in group.metrics.values() for end in values["IQM"]]
+    axes[0].set_xlim(min(0, *ends) - 8, max(100, *ends) + 22)  # room for the numbers; the axes share it
     right.supxlabel(
         "IQM of D4RL scores with 95 % intervals; dotted: D4RL's reference policy; –: not run on these data", fontsize=9
     )
@@ -134,7 +133,6 @@ def _draw_bars(axis: Axes, labels: Sequence[str], group: Aggregates) -> None:
             axis.plot([low, high], [y, y], color="black", linewidth=1.4, solid_capstyle="butt")
         axis.text(np.nanmax([value, high, 0]) + 3, y, number(value), fontsize=9, va="center")
     figures.agent_axis(axis, [""] * len(labels))
-    axis.set_xlim(-16, 122)
     axis.set_xticks([0, 50, 100])
     axis.axvline(0, color="#555555", linewidth=0.8)
     axis.axvline(100, color="#555555", linewidth=0.8, linestyle=":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,12 @@ def plans(title: str, plans_of: Mapping[str, Plans], look: Callable[[str], tuple
     bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
     bar.ax.set_yticklabels(["lowest value", "highest value"])
     horizons = " or ".join(map(str, sorted({found["horizon"] for found in shown.values()})))
-    figure.suptitle(f"{title}: simulated paths of candidates, {horizons} steps; black: the chosen one", fontsize=12)
+    wrapped_title(figure, f"{title}: simulated paths of candidates, {horizons} steps; black: the chosen one")
     return figure
+
+
+def wrapped_title(figure: Figure, text: str) -> None:
+    figure.suptitle(textwrap.fill(text, int(10 * figure.get_figwidth())), fontsize=11)
 
 
 def _positions(found: Plans) -> list[Any]:

@@ -82,16 +82,11 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 row |= {"low": low, "high": high, **costs, "peak_memory_mb": cell["peak_memory_mb"].max()}
                 row |= published if measure == ENV else {}
                 numbers.append(setting | row | {"label": label, "is_policy": False})
-            budget = f"{run['budget']} = {run['gradient_steps']:,} steps"
-            before = [dataset, run["provenance"], label, run["preset"], budget, len(cell), run["episodes"]]
-            after = [
-                f"{costs['ms_per_action']:.2f}",
-                f"{costs['minutes']:.1f}",
-                published["published, env"],
-                published["source"],
-            ]
-            row = {measure: bracketed(estimate) for measure, estimate in estimates.items()}
-            texts.append(dict(zip(BEFORE, before, strict=True)) | row | dict(zip(AFTER, after, strict=True)))
+            row = {"dataset": dataset, "made by": run["provenance"], "agent": label, "preset": run["preset"]}
+            row |= {"budget": f"{run['budget']} = {run['gradient_steps']:,} steps", "seeds": len(cell)}
+            row |= {measure: bracketed(estimate) for measure, estimate in estimates.items()}
+            row |= {"ms per action": f"{costs['ms_per_action']:.2f}", "minutes": f"{costs['minutes']:.1f}"}
+            texts.append(row | {"episodes": run["episodes"]} | published)
         for name, episodes, means in references.policies(next(iter(members.values()))):
             setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
             for measure, mean in means.items():

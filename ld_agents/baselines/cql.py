@@ -76,12 +76,12 @@ class CQLPolicy(OfflinePolicy):
 
 def _initialize(net: nn.Sequential) -> None:
     """Orthogonal weights, no biases, values near zero: [C]."""
-    *hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)]
+    *hidden, output_layer = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in hidden:
         nn.init.orthogonal_(layer.weight, math.sqrt(2))
         nn.init.zeros_(layer.bias)
-    nn.init.orthogonal_(outlet.weight, 0.01)
-    nn.init.zeros_(outlet.bias)
+    nn.init.orthogonal_(output_layer.weight, 0.01)
+    nn.init.zeros_(output_layer.bias)
 
 
 class SquashedGaussian(NamedTuple):
@@ -114,11 +114,11 @@ class SquashedGaussianActor(nn.Module):
     def __init__(self, observation_dim: int, action_dim: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.net = mlp(observation_dim, *hidden, 2 * action_dim)
-        outlet = self.net[-1]
-        assert isinstance(outlet, nn.Linear)
-        nn.init.xavier_uniform_(outlet.weight, 0.01)  # [C]
-        nn.init.zeros_(outlet.bias[:action_dim])
-        nn.init.constant_(outlet.bias[action_dim:], -1.0)  # [C]
+        output_layer = self.net[-1]
+        assert isinstance(output_layer, nn.Linear)
+        nn.init.xavier_uniform_(output_layer.weight, 0.01)  # [C]
+        nn.init.zeros_(output_layer.bias[:action_dim])
+        nn.init.constant_(output_layer.bias[action_dim:], -1.0)  # [C]
 
     def forward(self, observations: Tensor) -> SquashedGaussian:
         """Shapes [..., S] -> [..., A]."""

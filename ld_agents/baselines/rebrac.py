@@ -41,11 +41,11 @@ class ReBRACPolicy(TD3BCPolicy):
 
 def _initialize(net: nn.Sequential, last: float) -> None:
     """Hidden biases of 0.1, and a last layer within +- `last`. Torch draws the hidden weights as EDAC does."""
-    *hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)]
+    *hidden, output_layer = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in hidden:
         nn.init.constant_(layer.bias, 0.1)
-    nn.init.uniform_(outlet.weight, -last, last)
-    nn.init.uniform_(outlet.bias, -last, last)
+    nn.init.uniform_(output_layer.weight, -last, last)
+    nn.init.uniform_(output_layer.bias, -last, last)
 
 
 class ReBRAC(TD3BC):

@@ -19,7 +19,7 @@ class Transitions:
 
     Args:
         data: what an agent learns from, with observations and actions as the networks see them.
-        rewards: what stands for the rewards of the data, [N]; see `scaled_rewards`. None: the rewards as they are.
+        rewards: used instead of the dataset's rewards, [N]; see `scaled_rewards`. None: the dataset's own.
         next_actions: add a', the action that the data take at s'. It is unknown after a timeout, and those steps are
             left out then. After a terminal it is zero: nothing is bootstrapped from there.
 

@@ -1,4 +1,4 @@
-"""What makes an agent behind Stable-Baselines3's API: base class, policy, file format, repeatable noise, replay.
+"""What makes an agent behind Stable-Baselines3's API: base class, training stages, policy, settings, saved file, noise.
 
 May import `data` and `evaluation`; knows no agent.
 """

@@ -1,7 +1,7 @@
 """The file of a saved agent: a zip of one JSON and two safetensors members, all stored uncompressed. No pickle.
 
 `agent.json` describes the agent, `weights.safetensors` holds its networks, `training.safetensors` what `learn` needs to
-go on. Reading runs nothing from the file, and takes no memory beyond the file's own size.
+resume. Reading executes nothing from the file, and needs no more memory than the file's own size.
 """
 
 import io
@@ -29,7 +29,7 @@ def write(
     weights: dict[str, Tensor],
     training: dict[str, Tensor],
 ) -> None:
-    """Writes the three members to a file, whole or not at all, or to a stream. A path without suffix gets ".zip"."""
+    """Writes the three members to a file, atomically, or to a stream. A path without suffix gets ".zip"."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("agent.json", json.dumps({"format": _FORMAT, **description}, indent=1))
@@ -52,7 +52,7 @@ def write(
 
 
 def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """The three members of a saved agent, checked before they are unpacked."""
+    """Returns the three members of a saved agent, checked before they are unpacked."""
     if isinstance(path, str | pathlib.Path):
         path = pathlib.Path(path)
         if not path.is_file():

@@ -36,7 +36,7 @@ __all__ = ["Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
 
 
 class _SpacesOnlyEnv(gym.Env[Any, Any]):
-    """Stands where SB3's callbacks expect a training environment."""
+    """Placeholder for the training environment that SB3's callbacks expect."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         self.observation_space = observation_space
@@ -235,9 +235,9 @@ class OfflineAlgorithm(StagedTraining):
     ) -> tuple[NDArray[Any], State | None]:
         """Acts on one observation or on a batch.
 
-        What an agent keeps between steps, such as the latent that is held, is in `state`: pass what the last call
-        returned. `state=None` and `episode_start[i]=True` mean: decide anew. Leaving `state` out is correct but slow,
-        since every call then plans.
+        What an agent keeps between steps, such as the latent it is executing, is in `state`: pass what the last call
+        returned. `state=None` and `episode_start[i]=True` start a new plan. Omitting `state` is correct but slow, since
+        every call then plans.
 
         An action is a function of the seed, the observation and the state of its own environment. With
         `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise.
@@ -270,11 +270,11 @@ class OfflineAlgorithm(StagedTraining):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Writes the agent to a zip of JSON and safetensors, whole or not at all. No pickle.
+        """Writes the agent atomically to a zip of JSON and safetensors. No pickle.
 
         Args:
             path: file name (".zip" is added where there is no suffix) or a binary stream.
-            exclude, include: accepted for SB3's sake; the format is fixed, so they must be None.
+            exclude, include: part of SB3's signature; the format is fixed, so they must be None.
         """
         if exclude is not None or include is not None:
             raise ValueError("The file format is fixed: save takes no exclude and no include.")
@@ -316,15 +316,15 @@ class OfflineAlgorithm(StagedTraining):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> Self:
-        """Reads an agent. Runs nothing from the file: it may come from anywhere.
+        """Reads an agent. Executes nothing from the file, which may come from an untrusted source.
 
         Args:
             path: what `save` wrote.
             env: attached with `set_env`, if given.
             device: where the networks go.
-            custom_objects: accepted for SB3's sake and not needed.
+            custom_objects: part of SB3's signature; ignored.
             print_system_info: print the versions the file was written with.
-            dataset: needed to go on with `learn`; must be the data the agent was trained on.
+            dataset: needed to resume `learn`; must be the data that the agent was trained on.
 
         Raises:
             ValueError: the file is damaged, holds another agent, or does not fit its own description.

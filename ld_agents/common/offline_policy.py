@@ -68,13 +68,9 @@ class OfflinePolicy(BasePolicy):
     def hold(
         self,
         plan: Callable[[Tensor, Tensor], Tensor],
-        *,
         width: int,
         steps: int,
-        states: Tensor,
-        keys: Tensor,
-        state: State | None,
-        episode_start: NDArray[np.bool_],
+        now: tuple[Tensor, Tensor, State | None, NDArray[np.bool_]],
     ) -> tuple[Tensor, NDArray[np.int64], State]:
         """Plans where an episode begins or a plan has run out, and holds every other environment's plan.
 
@@ -82,12 +78,13 @@ class OfflinePolicy(BasePolicy):
             plan: what to hold from now on. Shapes [m, S], [m] noise keys -> [m, D].
             width: D.
             steps: environment steps that a plan is held for.
-            states, keys, state, episode_start: of `act`.
+            now: states, keys, state and episode_start, as `act` was given them.
 
         Returns:
             the plans [n, D], the steps that each has been held for [n], and the state to return from `act`: plans and
             steps that are left.
         """
+        states, keys, state, episode_start = now
         n = len(states)
         if state is None:
             held, steps_left = np.zeros((n, width), np.float32), np.zeros(n, np.int64)

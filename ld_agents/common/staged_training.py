@@ -1,7 +1,7 @@
 """The training of every agent: stages of gradient steps, behind SB3's `learn`.
 
 A stage is a generator that does one gradient step per `yield`, so that `learn` can count steps, call SB3's callbacks,
-write logs and stop between any two of them. What a stage needs to go on is saved with the agent.
+write logs and stop between any two of them. What a stage needs to resume is saved with the agent.
 """
 
 import math
@@ -205,7 +205,7 @@ class StagedTraining(BaseAlgorithm):
             self.data.actions = 2 * (self.data.actions - low) / (high - low).clamp(min=1e-12) - 1
 
     def _release_data(self) -> None:
-        """Drops what was only needed for training."""
+        """Frees what only training needs."""
         del self.data
 
     def optimizer(self, stage: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
@@ -251,7 +251,7 @@ class StagedTraining(BaseAlgorithm):
             group["lr"] = learning_rate
 
     def training_state(self) -> dict[str, Tensor]:
-        """What `learn` needs to go on: optimizers, resumable tensors, the state of the generator."""
+        """What `learn` needs to resume: optimizer states, resumable tensors, the state of the generator."""
         state = {**self._resumed, **self._resumable, "generator": self.generator.get_state()}
         for stage, optimizer in self._optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():

@@ -30,12 +30,10 @@ FILE_SIZES: dict[str, tuple[int, int]] = {
 }
 """Sizes of observations and actions, by task."""
 
-_ROWS_PER_READ = 262_144
 _LOCOMOTION_STEPS = 1000  # of an episode that no terminal ends, in files without timeouts
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _ONE_AXIS = ("rewards", "terminals", "timeouts")
-_FLAGS = ("terminals", "timeouts")
 _AGAIN = "Download the file again, or pass repaired arrays to OfflineDataset."
 
 
@@ -88,8 +86,9 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                 f"{FILE_SIZES[task]}. If this is not D4RL's file, give it another name."
             )
 
-        def read(key: str, rows: np.ndarray | None = None) -> np.ndarray:
-            return _read(found[key], key, path, rows)
+        def read(key: str) -> np.ndarray:
+            dtype = bool if key in ("terminals", "timeouts") else np.float32
+            return hdf5.read_array(found[key], dtype, f"{path}: {key!r}", _AGAIN)
 
         terminals = read("terminals")
         if "timeouts" in found:
@@ -110,7 +109,7 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
             observations["desired_goal"] = read("infos/goal")
         if "next_observations" in found:
             final = {key: part[ends - 1] for key, part in observations.items()}
-            final["observation"] = read("next_observations", ends - 1)
+            final["observation"] = read("next_observations")[ends - 1]
         reference = REFERENCE_SCORES.get(name or "")
         return Recording(
             family=kind,
@@ -161,31 +160,3 @@ def _arrays(file: Any, path: Path, more: tuple[str, ...]) -> dict[str, Any]:
     if n == 0:
         raise ValueError(f"{path} holds no steps. {_AGAIN}")
     return found
-
-
-def _read(item: Any, name: str, path: Path, rows: np.ndarray | None = None) -> np.ndarray:
-    """The array (or some of its rows) as float32 or bool, read in pieces so that no second copy is held."""
-    import h5py
-
-    flags = name in _FLAGS
-    try:
-        array = h5py.Dataset(item)
-        shape = (len(array) if rows is None else len(rows), *array.shape[1:])
-        result: np.ndarray = np.empty(shape, dtype=bool if flags else np.float32)
-        for begin in range(0, len(array), _ROWS_PER_READ):
-            end = min(begin + _ROWS_PER_READ, len(array))
-            piece = array[begin:end]
-            if flags and not ((piece == 0) | (piece == 1)).all():
-                break
-            if rows is None:
-                result[begin:end] = piece
-            else:
-                first, last = np.searchsorted(rows, (begin, end))
-                result[first:last] = piece[rows[first:last] - begin]
-        else:
-            return result
-    except MemoryError:
-        raise ValueError(f"{path}: {name!r} has shape {item.shape}, which does not fit into memory.") from None
-    except Exception as error:
-        raise ValueError(f"{path}: {name!r} cannot be read ({error}). {_AGAIN}") from None
-    raise ValueError(f"{path}: {name!r} holds values other than 0 and 1. {_AGAIN}")

@@ -24,10 +24,10 @@ _ROWS_PER_CHECK = 262_144
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Where a data set comes from and how to evaluate on it.
+    """Where a dataset comes from and how to evaluate on it.
 
     Attributes:
-        id: name of the data set.
+        id: name of the dataset.
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
             a labelled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
@@ -93,31 +93,27 @@ class OfflineDataset:
     ) -> None:
         self.info = info if info is not None else DatasetInfo()
         self.observation_keys = tuple(observation_keys) if observation_keys is not None else None
-        rows = _float_tensor("observations", observations, 2)
-        self.actions = _float_tensor("actions", actions, 2)
-        self.rewards = _float_tensor("rewards", rewards, 1)
-        self.terminals = _bool_tensor("terminals", terminals)
-        ends_by_timeout = _bool_tensor("timeouts", timeouts)
+        rows = _tensor("observations", observations, 2)
+        self.actions = _tensor("actions", actions, 2)
+        self.rewards = _tensor("rewards", rewards, 1)
+        self.terminals = _tensor("terminals", terminals, 1, torch.bool)
+        ends = _tensor("timeouts", timeouts, 1, torch.bool)
         n = rows.shape[0]
-        for name, array in (
-            ("actions", self.actions),
-            ("rewards", self.rewards),
-            ("terminals", self.terminals),
-            ("timeouts", ends_by_timeout),
-        ):
+        others = {"actions": self.actions, "rewards": self.rewards, "terminals": self.terminals, "timeouts": ends}
+        for name, array in others.items():
             if array.shape[0] != n:
                 raise ValueError(
                     f"observations have {n} rows but {name} have {array.shape[0]}. Give one row per step to all five "
                     "arrays; pass the observation after the last step of each episode as final_observations."
                 )
         if n == 0:
-            raise ValueError("The data set is empty (0 steps). Pass at least one step.")
+            raise ValueError("The dataset is empty (0 steps). Pass at least one step.")
         if rows.shape[1] == 0 or self.actions.shape[1] == 0:
             raise ValueError(
                 f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
             )
         self._n_steps = n
-        ends = self.terminals | ends_by_timeout
+        ends = self.terminals | ends
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
         self._check_finite("observations", rows)
@@ -129,7 +125,7 @@ class OfflineDataset:
             self._final_known = torch.zeros(e, dtype=torch.bool)
             self.observation_rows = rows
         else:
-            final = _float_tensor("final_observations", final_observations, 2)
+            final = _tensor("final_observations", final_observations, 2)
             if tuple(final.shape) != (e, rows.shape[1]):
                 raise ValueError(
                     f"final_observations have shape {tuple(final.shape)}, but the arrays hold {e} episodes of "
@@ -164,7 +160,7 @@ class OfflineDataset:
                 value = float(array[begin + row, column])
                 raise ValueError(
                     f"{name} hold {value} in {self._where(begin + row)}, column {column}. Drop that episode or replace "
-                    "the value before building the data set."
+                    "the value before building the dataset."
                 )
 
     def _checked_action_space(self, space: spaces.Space[Any] | None) -> spaces.Box:
@@ -288,8 +284,8 @@ class OfflineDataset:
         Args:
             horizon: window length H in steps, at least 1.
             past_terminals: windows may also run past a terminal, so that each of the last H steps before it begins a
-                window that tells of it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
-                goal, where every step is an episode of one step, and those windows would tell nothing.
+                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
+                goal, where every step is an episode of its own, and windows of one step would carry no signal.
 
         Returns:
             [W] int32, increasing.
@@ -325,7 +321,7 @@ class OfflineDataset:
         """Row of s_{t+horizon} in ``observation_rows`` for each start t, [B] int64.
 
         Where the episode ends first, this is its final observation. If that is unknown, it is the last row of the
-        episode: a place holder that nothing may bootstrap from.
+        episode: a placeholder that must never be bootstrapped from.
         """
         after = starts.long() + horizon
         episode = self._episodes(starts)
@@ -376,13 +372,8 @@ class OfflineDataset:
     def to(self, device: torch.device | str) -> OfflineDataset:
         """The same data on another device; shares memory where nothing has to move."""
         other = object.__new__(OfflineDataset)
-        other.__dict__.update(self.__dict__)
-        other.observation_rows = self.observation_rows.to(device)
-        other.actions = self.actions.to(device)
-        other.rewards = self.rewards.to(device)
-        other.terminals = self.terminals.to(device)
-        other.episode_ends = self.episode_ends.to(device)
-        other._final_known = self._final_known.to(device)
+        for name, value in vars(self).items():
+            setattr(other, name, value.to(device) if isinstance(value, torch.Tensor) else value)
         return other
 
     # -- use -------------------------------------------------------------------------------------------------------
@@ -395,12 +386,12 @@ class OfflineDataset:
         """
         if isinstance(observation, Mapping):
             if self.observation_keys is None:
-                raise ValueError("This data set has flat observations, but a dictionary was given. Pass the array.")
+                raise ValueError("This dataset has flat observations, but a dictionary was given. Pass the array.")
             missing = [key for key in self.observation_keys if key not in observation]
             if missing:
                 raise ValueError(
                     f"The observation has no key {missing[0]!r}, only {tuple(observation)}. Use the environment of the "
-                    "data set (make_eval_env)."
+                    "dataset (make_eval_env)."
                 )
             flat = np.concatenate(
                 [np.asarray(observation[key], dtype=np.float32) for key in self.observation_keys], axis=-1
@@ -420,46 +411,31 @@ class OfflineDataset:
             render_mode: see Gymnasium.
 
         Raises:
-            ValueError: the data set names no environment, or one that is not registered.
+            ValueError: the dataset names no environment, or one that is not registered.
         """
         if self.info.eval_env is None:
             raise ValueError(
-                f"The data set {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
+                f"The dataset {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
                 "evaluate(agent, make_env=...)."
             )
         return self.info.eval_env.make(render_mode)
 
 
-def _float_tensor(name: str, array: Any, ndim: int) -> torch.Tensor:
+def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The array as a contiguous tensor, without a copy where it is one of that type already."""
     if not isinstance(array, torch.Tensor):
         array = np.asarray(array)
         if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} hold {array.dtype} values. Pass an array of numbers.")
-        array = np.ascontiguousarray(array, dtype=np.float32)
+            wanted = "an array of numbers" if dtype == torch.float32 else "booleans, or 0 and 1"
+            raise TypeError(f"{name} hold {array.dtype} values. Pass {wanted}.")
         with warnings.catch_warnings():
-            # The data set never writes to its arrays, so a read-only array (a memory map) is fine.
+            # The dataset never writes to its arrays, so a read-only array (a memory map) is fine.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            array = torch.from_numpy(array)
-    tensor: torch.Tensor = array.detach().to(torch.float32).contiguous()
+            array = torch.from_numpy(np.ascontiguousarray(array, np.float32 if dtype == torch.float32 else None))
+    tensor: torch.Tensor = array.detach()
     if tensor.ndim != ndim:
         wanted = "[steps, size]" if ndim == 2 else "[steps]"
         raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}. Reshape them.")
-    return tensor
-
-
-def _bool_tensor(name: str, array: Any) -> torch.Tensor:
-    if not isinstance(array, torch.Tensor):
-        array = np.asarray(array)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} hold {array.dtype} values. Pass booleans, or 0 and 1.")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            array = torch.from_numpy(np.ascontiguousarray(array))
-    tensor: torch.Tensor = array.detach()
-    if tensor.ndim != 1:
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of [steps]. Reshape them.")
-    if tensor.dtype != torch.bool:
-        if not ((tensor == 0) | (tensor == 1)).all():
-            raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
-        tensor = tensor != 0
-    return tensor.contiguous()
+    if dtype == torch.bool and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
+        raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
+    return tensor.to(dtype).contiguous()

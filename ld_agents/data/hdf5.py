@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # What gzip makes of a long run of equal numbers. An array that claims more is damaged, or made to fill the memory.
 _BEST_COMPRESSION = 1100
 _SMALL = 1_000_000  # bytes
@@ -78,3 +80,38 @@ def open_array(file: Any, name: str, axes: int, again: str) -> Any:
     if claimed > max(_SMALL, _BEST_COMPRESSION * stored):
         raise ValueError(f"{where} has shape {shape}, but only {stored} bytes of it are stored. {again}")
     return item
+
+
+def read_array(item: Any, dtype: Any, where: str, again: str) -> np.ndarray:
+    """All numbers of an array, converted while they are read, so that no second copy is held.
+
+    Args:
+        item: from `open_array`.
+        dtype: type of the result; bool is for flags.
+        where: how messages name the array.
+        again: see `open_file`.
+
+    Raises:
+        ValueError: it cannot be read, does not fit into memory, or flags are not 0 and 1.
+    """
+    from h5py import h5s
+
+    try:
+        array: np.ndarray = np.empty(item.shape, item.dtype if item.dtype.kind == "b" or dtype is bool else dtype)
+        item.read(h5s.ALL, h5s.ALL, array)
+    except MemoryError:
+        raise ValueError(f"{where} has shape {item.shape}, which does not fit into memory. {again}") from None
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read ({error}). {again}") from None
+    return as_flags(array, where, again) if dtype is bool else array.astype(dtype, copy=False)
+
+
+def as_flags(array: np.ndarray, where: str, again: str) -> np.ndarray:
+    """0 and 1 as booleans.
+
+    Raises:
+        ValueError: other values.
+    """
+    if not ((array == 0) | (array == 1)).all():
+        raise ValueError(f"{where} has values other than 0 and 1. {again}")
+    return array != 0

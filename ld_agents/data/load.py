@@ -14,7 +14,7 @@ from ld_agents.evaluation.scores import D4RL_TASKS
 
 
 def load_dataset(source: str | Path, *, goal: Goal = "relabel", download: bool = True) -> OfflineDataset:
-    """Load a data set by its Minari id or from a D4RL HDF5 file.
+    """Load a dataset by its Minari id or from a D4RL HDF5 file.
 
     Args:
         source: a Minari id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``,
@@ -25,10 +25,10 @@ def load_dataset(source: str | Path, *, goal: Goal = "relabel", download: bool =
         goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
             ``"keep"``: append the goal to the observation and use the rewards as stored.
-        download: whether a data set that is not on this machine may be fetched from Minari's hub.
+        download: whether a dataset that is not on this machine may be fetched from Minari's hub.
 
     Raises:
-        FileNotFoundError: the data set is neither here nor can it be fetched.
+        FileNotFoundError: the dataset is neither here nor can it be fetched.
         ValueError: the data are malformed; the message names the episode and what to do.
     """
     if goal not in ("relabel", "keep"):

@@ -116,7 +116,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     folder = get_dataset_path()
     if dataset_id.startswith("ld-agents/"):
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}. Make it: python benchmarks/make_datasets.py {dataset_id}"
+            f"The dataset {dataset_id} is not in {folder}. Make it: python benchmarks/make_datasets.py {dataset_id}"
         )
     get_it = (
         f"Run `minari download {dataset_id}` on a machine that reaches the hub and copy the folder, or set "
@@ -124,7 +124,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     )
     if not allowed:
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}, and download=False. Call with download=True, or: {get_it}"
+            f"The dataset {dataset_id} is not in {folder}, and download=False. Call with download=True, or: {get_it}"
         )
     import minari
 
@@ -139,7 +139,7 @@ def _download(dataset_id: str, allowed: bool) -> None:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
-            f"The data set {dataset_id} is not in {folder}, and Minari's hub did not deliver it "
+            f"The dataset {dataset_id} is not in {folder}, and Minari's hub did not deliver it "
             f"({type(error).__name__}: {reason}). Check the id with `minari list remote`. {get_it}"
         ) from None
     finally:
@@ -167,7 +167,7 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
     for name in ("observation_space", "action_space"):
         if name not in metadata:
             raise ValueError(
-                f"The metadata of {dataset_id} hold no {name}. Store the data set again with Minari 0.5, which "
+                f"The metadata of {dataset_id} hold no {name}. Store the dataset again with Minari 0.5, which "
                 "writes it."
             )
         try:
@@ -179,13 +179,13 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
         except (Exception, RecursionError) as error:
             raise ValueError(
                 f"The {name} in the metadata of {dataset_id} cannot be read ({type(error).__name__}: {error}). Store "
-                "the data set again with Minari 0.5."
+                "the dataset again with Minari 0.5."
             ) from None
     observation_space, action_space = found
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise TypeError(
             f"{dataset_id} has actions in {action_space}. Only flat continuous ones (Box) are supported. Choose "
-            "a data set with such actions."
+            "a dataset with such actions."
         )
     if isinstance(observation_space, spaces.Dict):
         missing = [key for key in _GOAL_KEYS if key not in observation_space.spaces]
@@ -259,10 +259,8 @@ def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
+def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, Any]]) -> Iterator[Arrays]:
     """Episodes of main_data.hdf5 in order, only the arrays that are needed, through h5py's low-level calls."""
-    from h5py import h5s
-
     again = f"Delete {data.parent} and fetch or make {dataset_id} again."
     with hdf5.open_file(data / "main_data.hdf5", again) as file:
         try:
@@ -275,21 +273,11 @@ def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str
                 item = hdf5.open_array(file, f"episode_{index}/{name}", axes, again)
                 if item is None:
                     raise ValueError(f"Episode {index} of {dataset_id} has no {name}. {again}")
-                try:
-                    kind = item.dtype
-                    array: np.ndarray = np.empty(
-                        item.shape, bool if kind.kind == "b" else kind if dtype == "?" else dtype
-                    )
-                    item.read(h5s.ALL, h5s.ALL, array)
-                except Exception as error:
-                    raise ValueError(
-                        f"Episode {index} of {dataset_id}: {name} cannot be read ({error}). {again}"
-                    ) from None
-                episode[name] = array
+                episode[name] = hdf5.read_array(item, dtype, f"Episode {index} of {dataset_id}: {name}", again)
             yield episode
 
 
-def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, str]]) -> Iterator[Arrays]:
+def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, Any]]) -> Iterator[Arrays]:
     """Episodes through Minari's own reader, for its other storage formats."""
     from minari.dataset.minari_storage import MinariStorage
 
@@ -319,8 +307,9 @@ def _assemble(
         them.
     """
     # name -> number of axes and type
-    wanted = {"actions": (2, "<f4"), "rewards": (1, "<f4"), "terminations": (1, "?")}
-    wanted |= {part: (2, "<f8" if part.endswith("/achieved_goal") else "<f4") for part in parts}
+    wanted: dict[str, tuple[int, Any]] = {"actions": (2, np.float32), "rewards": (1, np.float32)}
+    wanted["terminations"] = 1, bool
+    wanted |= {part: (2, np.float64 if part.endswith("/achieved_goal") else np.float32) for part in parts}
     row_shapes = {name: box.shape for name, box in parts.items()}
     row_shapes |= {"actions": action_space.shape, "rewards": (), "terminations": ()}
     episodes: Iterable[Arrays] = (_hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes)(
@@ -349,12 +338,9 @@ def _assemble(
                     f"{' or '.join(map(str, allowed))}. Repair or leave out the episode and store the dataset again."
                 )
             if place == "terminations":
-                if not ((array == 0) | (array == 1)).all():
-                    raise ValueError(
-                        f"Episode {index} of {dataset_id} has terminations other than 0 and 1. Repair or leave out the "
-                        "episode and store the dataset again."
-                    )
-                name, array = "terminals", array != 0
+                repair = "Repair or leave out the episode and store the dataset again."
+                array = hdf5.as_flags(array, f"Episode {index} of {dataset_id}: {name}", repair)
+                name = "terminals"
             elif place in parts:
                 has_final = len(array) > steps
                 last = array[steps:] if has_final else np.full_like(array[:1], np.nan, dtype=np.float64)

@@ -90,8 +90,9 @@ def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
     else:
         ruled = recording
     # D4RL's 29 numbers of AntMaze begin with the position, which gymnasium-robotics only has as the achieved goal.
-    order = ("achieved_goal", "observation") if recording.family == "antmaze" else ("observation",)
-    keys = tuple(key for key in (*order, *(["desired_goal"] if keep else [])) if key in ruled.observations)
+    position = ("achieved_goal",) if recording.family == "antmaze" else ()
+    order = (*position, "observation", *(("desired_goal",) if keep else ()))
+    keys = tuple(key for key in order if key in ruled.observations)
     if isinstance(space, spaces.Dict) and not keep:
         low, high = (np.concatenate([getattr(space[key], end) for key in keys]) for end in ("low", "high"))
         space = spaces.Box(low, high, dtype=low.dtype.type)

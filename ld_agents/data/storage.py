@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def is_local(dataset_id: str) -> bool:
-    """Whether the data set lies in the local Minari folder."""
+    """Whether the dataset lies in the local Minari folder."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     return (Path(get_dataset_path(dataset_id)) / "data" / "metadata.json").is_file()
 
 
 def move_in(folder: Path, dataset_id: str) -> None:
-    """Move a whole new data set, a folder with ``data/``, to its place in the local Minari folder in one step."""
+    """Move a whole new dataset, a folder with ``data/``, to its place in the local Minari folder in one step."""
     import minari
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.datasets_root_dir import get_dataset_path

@@ -1,1 +1,1 @@
-"""Environments, seeded rollouts and reference scores. Imports no other room of this package."""
+"""Environments, seeded rollouts, and reference scores. Imports no other room of this package."""

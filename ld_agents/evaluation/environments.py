@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 
 from ld_agents.evaluation.mazes import maze_map
 
+Start = tuple[NDArray[np.float64], dict[str, Any]]  # what `reset` returns
+Step = tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]  # what `step` returns
+
 ANTMAZE_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
 CELL_SIZE = 4.0  # metres
 GOAL_RADIUS = 0.5  # metres
 _ANTMAZE_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}
 _START_CELL = (1, 1)
 
-_ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
+ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
 _PEN_DROPPED = 0.075  # height of a pen that fell, metres
 # For each task the number of steps at the goal after which an episode counts as a success.
 _ADROIT_SUCCESS_STEPS = {"Pen": 20, "Hammer": 25, "Door": 25, "Relocate": 25}
@@ -48,7 +51,7 @@ def register() -> None:
     """Put the environments of this file into Gymnasium's registry; simulators are only imported when one is made."""
     entries: list[tuple[str, type, dict[str, Any], int]] = [
         *((f"AntMaze-{maze}", AntMaze, {"maze": maze}, steps) for maze, steps in _ANTMAZE_STEPS.items()),
-        *((f"Adroit{task}", Adroit, {"task": task}, steps) for task, steps in _ADROIT_STEPS.items()),
+        *((f"Adroit{task}", Adroit, {"task": task}, steps) for task, steps in ADROIT_STEPS.items()),
         *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
     ]
     for name, cls, kwargs, steps in entries:
@@ -163,9 +166,7 @@ class AntMaze(_Simulation):
     def _reached(self) -> bool:
         return math.dist(self.data.qpos[:2], self.goal) <= GOAL_RADIUS
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         super().reset(seed=seed)
         self.simulator.reset(seed=seed)
         options = options or {}
@@ -178,7 +179,7 @@ class AntMaze(_Simulation):
             self.goal = np.array(goal, dtype=np.float64)
         return self._observation(), {"success": self._reached()}
 
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> Step:
         self.simulator.do_simulation(np.clip(action, -1.0, 1.0), self.simulator.frame_skip)
         reached = self._reached()
         if self.render_mode == "human":
@@ -263,8 +264,8 @@ class Adroit(_Simulation):
     """
 
     def __init__(self, task: str, render_mode: str | None = None) -> None:
-        if task not in _ADROIT_STEPS:
-            raise ValueError(f"Unknown task {task!r}. Choose one of {tuple(_ADROIT_STEPS)}.")
+        if task not in ADROIT_STEPS:
+            raise ValueError(f"Unknown task {task!r}. Choose one of {tuple(ADROIT_STEPS)}.")
         register_robotics()
         simulator = gym.make(f"AdroitHand{task}-v1", render_mode=render_mode, disable_env_checker=True).unwrapped
         assert simulator.observation_space.shape is not None
@@ -272,9 +273,7 @@ class Adroit(_Simulation):
         self.task = task
         self._steps_at_goal = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         super().reset(seed=seed)
         self._steps_at_goal = 0
         observation, _ = self.simulator.reset(seed=seed, options=options)
@@ -288,7 +287,7 @@ class Adroit(_Simulation):
             offset = observation[35:38] if self.task == "Door" else observation[30:33]
         return float(np.linalg.norm(offset))
 
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> Step:
         observation, reward, _, _, info = self.simulator.step(action)
         reward, dropped = float(reward), False
         if self.task == "Pen":
@@ -324,13 +323,11 @@ class Kitchen(_Simulation):
         ).unwrapped
         super().__init__(simulator, 59, render_mode)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         super().reset(seed=seed)
         observation, _ = self.simulator.reset(seed=seed)
         return observation["observation"], {"success": False}
 
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> Step:
         observation, reward, done, _, _ = self.simulator.step(action)
         return observation["observation"], float(reward), bool(done), False, {"success": bool(done)}

@@ -115,21 +115,12 @@ class EvalEnvSpec:
 # -- which environment evaluates a task ----------------------------------------------------------------------------
 
 _ENVIRONMENTS: dict[str, str] = {
-    "antmaze-umaze": "ld_agents/AntMaze-umaze-v0",
-    "antmaze-medium": "ld_agents/AntMaze-medium-v0",
-    "antmaze-large": "ld_agents/AntMaze-large-v0",
+    **{f"antmaze-{maze}": f"ld_agents/AntMaze-{maze}-v0" for maze in environments.ANTMAZE_GOALS},
     # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
     # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
-    "halfcheetah": "HalfCheetah-v4",
-    "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
-    "pen": "ld_agents/AdroitPen-v0",
-    "hammer": "ld_agents/AdroitHammer-v0",
-    "door": "ld_agents/AdroitDoor-v0",
-    "relocate": "ld_agents/AdroitRelocate-v0",
-    "kitchen-complete": "ld_agents/Kitchen-complete-v0",
-    "kitchen-partial": "ld_agents/Kitchen-partial-v0",
-    "kitchen-mixed": "ld_agents/Kitchen-mixed-v0",
+    **{robot.lower(): f"{robot}-v4" for robot in ("HalfCheetah", "Hopper", "Walker2d")},
+    **{hand.lower(): f"ld_agents/Adroit{hand}-v0" for hand in environments.ADROIT_STEPS},
+    **{f"kitchen-{name}": f"ld_agents/Kitchen-{name}-v0" for name in environments.KITCHEN_TASKS},
 }
 # D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
 _KITCHEN_POSITIONS = (*range(9), *range(18, 39))
@@ -216,7 +207,9 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         gym.utils.RecordConstructorArgs.__init__(self, goal=[float(g) for g in goal])
         gym.Wrapper.__init__(self, env)
         if not hasattr(env.unwrapped, "update_target_site_pos"):
-            raise TypeError(f"{env} is not a maze of gymnasium-robotics, so its goal cannot be held fixed.")
+            raise TypeError(
+                f"{env} is not a maze of gymnasium-robotics, so its goal cannot be held fixed. Leave the goal out."
+            )
         self.goal = np.asarray(goal, dtype=np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -52,7 +52,7 @@ class Evaluation:
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of the reset of episode number `episode` (from 0): at least 2**31, so it is nobody's training seed."""
+    """The seed of the reset of episode number `episode` (from 0): at least 2**31, so it is never a training seed."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0]) | 2**31
 
 

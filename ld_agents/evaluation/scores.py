@@ -27,7 +27,7 @@ class ReferenceScore:
     known_defects: tuple[str, ...] = ()
 
 
-# D4RL, d4rl/infos.py: REF_MIN_SCORE (random actions) and REF_MAX_SCORE. All data sets of a task share them.
+# D4RL, d4rl/infos.py: REF_MIN_SCORE (random actions) and REF_MAX_SCORE. All datasets of a task share them.
 _TASK_SCORES: dict[str, tuple[float, float]] = {
     "maze2d-umaze": (23.85, 161.86),
     "maze2d-medium": (13.13, 277.39),
@@ -105,7 +105,7 @@ D4RL_TASKS: dict[str, str] = {
     **{f"{hand}-{level}-{v}": hand for hand in _HANDS for level in _DEMONSTRATIONS for v in ("v0", "v1")},
     **{f"kitchen-{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
 }
-"""D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's data sets."""
+"""D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's datasets."""
 
 _LATER_TASKS: dict[str, str] = {
     **{f"D4RL/pointmaze/{maze}{dense}-v2": f"maze2d-{maze}{dense}" for maze in _MAZES for dense in ("", "-dense")},
@@ -127,7 +127,7 @@ _LATER_TASKS: dict[str, str] = {
     **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
 }
 TASKS: dict[str, str] = D4RL_TASKS | _LATER_TASKS
-"""The same for the data sets of D4RL, of Minari's hub, and those that ld_agents makes."""
+"""The same for the datasets of D4RL, of Minari's hub, and those that ld_agents makes."""
 
 _FAMILIES = {
     "antmaze": r"ant-?maze",
@@ -139,7 +139,7 @@ _FAMILIES = {
 
 FAMILIES = tuple(_FAMILIES)
 
-# Names of files on D4RL's server, where they are not the names of the data sets.
+# Names of files on D4RL's server, where they are not the names of the datasets.
 _SERVER_NAMES: dict[str, str] = {
     **{f"maze2d-{maze}-sparse-v1": f"maze2d-{maze}-v1" for maze in _MAZES},
     **{
@@ -168,7 +168,7 @@ _SERVER_NAMES: dict[str, str] = {
 
 
 def family(dataset_id: str) -> str | None:
-    """The benchmark family of a data set, read from its name: "maze2d", "antmaze", "locomotion", "adroit", "kitchen".
+    """The benchmark family of a dataset, read from its name: "maze2d", "antmaze", "locomotion", "adroit", "kitchen".
 
     Args:
         dataset_id: of Minari, or the path of a D4RL file, of which only the file's name counts. None for a name of no
@@ -180,9 +180,9 @@ def family(dataset_id: str) -> str | None:
 
 
 def d4rl_name(file: str | PurePath) -> str | None:
-    """D4RL's name of the data set in a file, such as "hopper-medium-v2", from the file's name; None if it is not known.
+    """D4RL's name of the dataset in a file, such as "hopper-medium-v2", from the file's name; None if it is not known.
 
-    Understands D4RL's data set ids and the names that the files have on D4RL's server.
+    Understands D4RL's dataset ids and the names that the files have on D4RL's server.
     """
     stem = PurePath(file).stem.lower().replace("_", "-")
     name = _SERVER_NAMES.get(stem, stem)
@@ -199,7 +199,7 @@ def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
 
 
 REFERENCE_SCORES: dict[str, ReferenceScore] = {name: _reference_score(name, task) for name, task in TASKS.items()}
-"""Reference scores by data set id."""
+"""Reference scores by dataset id."""
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,12 @@ theirs with the data (`DatasetInfo.controller`)."""
 def why_not_normalised(
     dataset_id: str, replay_check: Mapping[str, Any] | None, reference_scores: Sequence[float] | None
 ) -> str | None:
-    """Why returns on a data set may not be turned into D4RL scores; None if they may.
+    """Why returns on a dataset may not be turned into D4RL scores; None if they may.
 
     D4RL's scale is for simulators in which stored actions from stored states lead to the stored states and rewards.
 
     Args:
-        dataset_id: id of the data set.
+        dataset_id: id of the dataset.
         replay_check: result that is stored with the data, ``{"passed": bool, ...}``.
         reference_scores: (minimum, maximum) that are stored with the data.
     """
@@ -258,27 +258,27 @@ def why_not_normalised(
 def normalise(
     returns: ArrayLike, dataset_id: str, replay_check: Mapping[str, Any] | None = None
 ) -> NDArray[np.float64]:
-    """D4RL scores: 0 for a return of the data set's reference minimum, 100 for its maximum; the shape of `returns`.
+    """D4RL scores: 0 for a return of the dataset's reference minimum, 100 for its maximum; the shape of `returns`.
 
     Args:
         returns: undiscounted returns.
         dataset_id: of D4RL, Minari or ld_agents.
-        replay_check: `dataset.info.replay_check`; needed for the data sets that ld_agents makes.
+        replay_check: `dataset.info.replay_check`; needed for the datasets that ld_agents makes.
 
     Raises:
         KeyError: when no reference scores are known for `dataset_id`.
-        ValueError: the replay check was not passed, or a data set made by ld_agents has none.
+        ValueError: the replay check was not passed, or a dataset made by ld_agents has none.
     """
     if dataset_id not in REFERENCE_SCORES:
         raise KeyError(
             f"no reference scores for {dataset_id!r}; known: {', '.join(sorted(REFERENCE_SCORES))}. Report raw "
-            "returns, or add the data set and its task to ld_agents/scores.py"
+            "returns, or add the dataset and its task to ld_agents/evaluation/scores.py"
         )
     passed = replay_check is not None and replay_check.get("passed") is True
     if not passed and (replay_check is not None or dataset_id.startswith("ld-agents/")):
         raise ValueError(
             f"{dataset_id} has no passed replay check, so D4RL's scale does not apply. Report raw returns, or pass the "
-            "check of the data set: replay_check=dataset.info.replay_check"
+            "check of the dataset: replay_check=dataset.info.replay_check"
         )
     reference = REFERENCE_SCORES[dataset_id]
     span = reference.maximum - reference.minimum

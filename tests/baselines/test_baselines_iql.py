@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
+from echo import BEST, Echo, echo_states, echoes, one_state_data
 from numpy.typing import NDArray
-from test_baselines_td3 import BEST, Echo, NoSynchronisation, echo_states, echoes, forward, parts, q_by_hand, ready
+from test_baselines_td3 import NoSynchronisation, forward, parts, q_by_hand, ready
 from torch import Tensor, nn
 
 from conftest import BOX, weights
@@ -121,7 +121,7 @@ def test_huge_advantages_are_clipped_too(dataset: OfflineDataset) -> None:
 # ---------------------------------------------------------------- the actor
 
 
-def outlet_set_to(policy: Any, means: list[float], log_std: list[float]) -> None:
+def set_output_layer(policy: Any, means: list[float], log_std: list[float]) -> None:
     """The same mean, given before the tanh, in all states."""
     nn.init.zeros_(policy.actor.net[-1].weight)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def outlet_set_to(policy: Any, means: list[float], log_std: list[float]) -> None
 
 def test_sampled_actions_have_the_free_deviations_and_are_not_squashed(dataset: OfflineDataset) -> None:
     agent = ready(IQL, dataset)
-    outlet_set_to(agent.policy, [1.0, -0.5], [-3.0, -1.5])
+    set_output_layer(agent.policy, [1.0, -0.5], [-3.0, -1.5])
     observations = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
     actions = 2 * (agent.predict(observations)[0] - BOX.low) / (BOX.high - BOX.low) - 1
     np.testing.assert_allclose(actions.mean(0), np.tanh([1.0, -0.5]), atol=0.01)
@@ -145,7 +145,7 @@ def test_sampled_actions_have_the_free_deviations_and_are_not_squashed(dataset: 
 
 def test_deviations_are_clamped_and_actions_clipped(dataset: OfflineDataset) -> None:
     agent = ready(IQL, dataset)
-    outlet_set_to(agent.policy, [0.0, 0.0], [-30.0, 30.0])
+    set_output_layer(agent.policy, [0.0, 0.0], [-30.0, 30.0])
     np.testing.assert_allclose(agent.policy.actor.clamped_log_std().detach(), [-5, 2])
     actions = agent.predict(np.zeros((1000, 3)) + np.arange(1000)[:, None])[0]
     assert actions[:, 0].std() < 0.01  # half of the box is 1, exp(-5) is 0.0067
@@ -154,7 +154,7 @@ def test_deviations_are_clamped_and_actions_clipped(dataset: OfflineDataset) -> 
 
 def test_noise_of_an_episode_goes_on_in_the_state(dataset: OfflineDataset) -> None:
     agent = ready(IQL, dataset)
-    outlet_set_to(agent.policy, [0.0, 0.0], [-2.0, -2.0])
+    set_output_layer(agent.policy, [0.0, 0.0], [-2.0, -2.0])
     observations = np.zeros((2, 3), np.float32)
     first, state = agent.predict(observations)
     second, later = agent.predict(observations, state)
@@ -284,21 +284,6 @@ def test_settings_out_of_range(dataset: OfflineDataset, setting: str, value: Any
 
 
 # ---------------------------------------------------------------- what is learned
-
-
-def one_state_data(terminals: Any, timeouts: Any, action_dim: int = 1) -> OfflineDataset:
-    """One state, reward 1 at every step."""
-    n = len(terminals)
-    rng = np.random.default_rng(0)
-    return OfflineDataset(
-        np.zeros((n, 1)),
-        rng.uniform(-1, 1, (n, action_dim)),
-        np.ones(n),
-        terminals,
-        timeouts,
-        action_space=spaces.Box(-1.0, 1.0, (action_dim,), np.float32),
-        final_observations=np.zeros((int((np.asarray(terminals) + np.asarray(timeouts) > 0).sum()), 1)),
-    )
 
 
 @pytest.mark.parametrize(("ends", "value"), [("terminals", 1.0), ("timeouts", 2.0)])

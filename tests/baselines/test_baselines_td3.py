@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from echo import BEST, Echo, echo_states, echoes
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -264,13 +264,13 @@ def test_networks_of_rebrac(dataset: OfflineDataset) -> None:
     assert kinds(policy.actor.net) == [*["Linear", "ReLU"] * 3, "Linear"]
     nets = [(policy.actor.net, 1e-3), *((critic.net, 3e-3) for critic in policy.critics)]
     for net, last in nets:
-        hidden, outlet = [layer for layer in net if isinstance(layer, nn.Linear)][:-1], net[-1]
+        hidden, output_layer = [layer for layer in net if isinstance(layer, nn.Linear)][:-1], net[-1]
         for layer in hidden:
             assert (layer.bias == 0.1).all()
             bound = layer.in_features**-0.5
             assert 0.9 * bound < float(layer.weight.detach().abs().max()) <= bound
-        assert 0.8 * last < float(outlet.weight.detach().abs().max()) <= last
-        assert float(outlet.bias.detach().abs().max()) <= last
+        assert 0.8 * last < float(output_layer.weight.detach().abs().max()) <= last
+        assert float(output_layer.bias.detach().abs().max()) <= last
     for critic in policy.critics:
         assert kinds(critic.net) == [*["Linear", "ReLU", "LayerNorm"] * 3, "Linear"]
         assert [layer.out_features for layer in critic.net if isinstance(layer, nn.Linear)] == [256, 256, 256, 1]
@@ -349,46 +349,6 @@ def test_training_steps_do_not_wait_for_the_device(agent_class: type[TD3BC], dat
 
 # ---------------------------------------------------------------- a task with a known optimum
 
-BEST = np.array([0.6, -0.5, 0.7, -0.4, 0.5], np.float32)
-
-
-class Echo(gym.Env[Any, Any]):
-    """Each action is paid for one step later: 1 - (a_{t-1} - BEST[t])^2 at step t, five steps, then the end.
-
-    The observation is (t, a_{t-1}) with a_{-1} = 0. The best actions are BEST[1:], whatever was done before; what the
-    last action is does not matter. The best return is 5 - BEST[0]^2 = 4.64, that of doing nothing 3.48.
-    """
-
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.t, self.last = 0, 0.0
-        return np.array([0, 0], np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        reward = 1 - (self.last - BEST[self.t]) ** 2
-        self.t, self.last = self.t + 1, float(action[0])
-        return np.array([self.t, self.last], np.float32), float(reward), self.t == 5, False, {}
-
-
-def echoes(episodes: int = 600) -> OfflineDataset:
-    """Uniformly random actions: their mean does nothing."""
-    actions = np.random.default_rng(0).uniform(-1, 1, (episodes, 5)).astype(np.float32)
-    last = np.concatenate([np.zeros((episodes, 1), np.float32), actions[:, :-1]], 1)
-    t = np.tile(np.arange(5, dtype=np.float32), (episodes, 1))
-    return OfflineDataset(
-        np.stack([t, last], -1).reshape(-1, 2),
-        actions.reshape(-1, 1),
-        (1 - (last - BEST) ** 2).reshape(-1),
-        (t == 4).reshape(-1),
-        np.zeros(5 * episodes),
-        action_space=Echo.action_space,
-        final_observations=np.stack([np.full(episodes, 5), actions[:, -1]], 1),
-    )
-
-
 LEARNING: dict[str, Any] = {
     "preset": "fast",
     "hidden": (32, 32),
@@ -407,12 +367,6 @@ LEARNING: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def echo_data() -> OfflineDataset:
     return echoes()
-
-
-def echo_states() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Observations of which the action matters, all over the data's range, and the best actions. [m, 2], [m]."""
-    pairs = [(0, 0.0), *((t, last) for t in (1, 2, 3) for last in np.linspace(-0.9, 0.9, 7))]
-    return np.array(pairs, np.float32), np.array([BEST[t + 1] for t, _ in pairs])
 
 
 def test_cloning_does_nothing(echo_data: OfflineDataset) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rliable import metrics
+from run_files import ANTMAZE, HOPPER, LARGE, PEN, UMAZE, a_plan, a_run, rows_of, score, three_agents, write_runs
 
 import report
 from ld_agents.evaluation.scores import REFERENCE_SCORES, MeasuredScore
@@ -18,89 +17,6 @@ from reporting import figures, intervals, references, tables
 from reporting.aggregates import aggregate, score_matrices
 from reporting.runs import frame, measures, read_runs
 from suites import SUITES
-
-UMAZE = "ld-agents/pointmaze/umaze-v0"
-LARGE = "ld-agents/pointmaze/large-v0"
-ANTMAZE = "ld-agents/antmaze/umaze-v0"
-PEN = "ld-agents/adroit/pen-human-v0"
-HOPPER = "ld-agents/locomotion/hopper-medium-v0"
-MINIMUM, MAXIMUM = 23.85, 161.86
-
-
-def a_run(agent: str = "LDCQ", on: str = UMAZE, seed: int = 0, level: float = 100.0, **changes: Any) -> dict[str, Any]:
-    """A run file whose mean return is `level`; on each episode first contact is at step 101 of 300."""
-    returns = [level - 10, level, level + 10, level]
-    curve = [
-        {"gradient_steps": 100 * k, "seconds": 6.0 * k, "returns": [level * k / 5] * 2, "first_contact": [101, 101]}
-        for k in range(1, 6)
-    ]
-    run: dict[str, Any] = {
-        "schema": 1,
-        "agent": agent,
-        "preset": "fast",
-        "dataset": {
-            "id": on,
-            "hash": "ab" * 32,
-            "provenance": "regenerated",
-            "replay_check": {"passed": True},
-            "reference_scores": [0.0, 1.0],
-            "controller": {
-                "controller_return": MAXIMUM,
-                "controller_first_contact_return": MAXIMUM,
-                "random_return": MINIMUM,
-                "random_first_contact_return": MINIMUM,
-                "episodes": 100,
-            },
-        },
-        "seed": seed,
-        "budget_share": 1.0,
-        "gradient_steps": 500,
-        "protocol": {"episodes": 4, "episode_steps": 300},
-        "returns": returns,
-        "lengths": [300] * 4,
-        "first_contact": [101] * 4,
-        "successes": [True] * 4,
-        "curve": curve,
-        "seconds": {"total": 90.0},
-        "predict_ms": {"per_action": 0.25},
-        "peak_memory_mb": 700.0,
-        "plans": None,
-        "hardware": {"cpu": "a cpu", "threads": 1, "gpu": None},
-        "versions": {
-            "python": "3.11.7",
-            "torch": "2.13.0",
-            "stable-baselines3": "2.9.2",
-            "gymnasium-robotics": "1.4.2",
-            "mujoco": "3.11.0",
-        },
-        "commit": "0123456789abcdef",
-    }
-    for key, value in changes.items():
-        run[key] = {**run[key], **value} if isinstance(value, dict) and run[key] else value
-    return run
-
-
-def a_plan(horizon: int = 20) -> dict[str, Any]:
-    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    paths = [[[0.5 + 0.02 * t * np.cos(a), 0.02 * t * np.sin(a)] for t in range(horizon + 1)] for a in angles]
-    start = {"position": [0.5, 0.0], "paths": paths, "scores": list(np.cos(angles)), "chosen": 0}
-    maze = [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
-    route = [[0.5, 0.0], [-0.5, 0.0]]
-    return {
-        "maze_map": maze,
-        "cell_size": 1.0,
-        "goal": [-0.5, 0.0],
-        "horizon": horizon,
-        "starts": [{**start, "route": route}],
-    }
-
-
-def write_runs(folder: Path, runs: list[dict[str, Any]]) -> Path:
-    """The folder of a suite with these runs."""
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    for number, run in enumerate(runs):
-        (folder / "runs" / f"{number:03d}.json").write_text(json.dumps(run))
-    return folder
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
@@ -114,28 +30,9 @@ def mean_of(runs: list[dict[str, Any]], protocol: str = "env") -> float:
     return float(mean)
 
 
-def three_agents(datasets: tuple[str, ...] = (UMAZE,), seeds: int = 3) -> list[dict[str, Any]]:
-    levels = {"LDCQ": 150.0, "LDCQ[prior=gaussian]": 120.0, "BC": 30.0}
-    return [
-        a_run(agent, dataset, seed, level + 5 * seed)
-        for agent, level in levels.items()
-        for dataset in datasets
-        for seed in range(seeds)
-    ]
-
-
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "REPS", 200)
-
-
-def score(value: float) -> float:
-    return 100 * (value - MINIMUM) / (MAXIMUM - MINIMUM)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_scores_under_both_protocols(tmp_path: Path) -> None:
@@ -478,122 +375,3 @@ def test_every_agent_of_the_suites_has_a_look_of_its_own() -> None:
     assert figures.look("my_module:MyAgent") == figures.look("my_module:MyAgent") != figures.look("my_module:Other")
     red, green, blue = (int(figures.look("LDCQ[horizon=10]")[0][i : i + 2], 16) for i in (1, 3, 5))
     assert red < green < blue
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A README, two suites that share an agent's runs, and a record, with everything that is made from them."""
-    tmp_path = tmp_path_factory.mktemp("repository")
-    begin, end = report.BLOCK
-    (tmp_path / "README.md").write_text(f"before\n\n{begin}old\n{end}\nafter\n")
-    write_runs(tmp_path / "results" / "maze2d", three_agents(seeds=2))
-    shared = [a_run(f"LatentDiffuser{setting}", UMAZE, 0, 50) for setting in ("", "[guidance=mse]")]
-    write_runs(tmp_path / "results" / "guidance", shared)
-    record = {
-        "id": "ld-agents/adroit/door-human-v0",
-        "behaviour": {"mean_return": 1000.0, "std_return": 5.0, "success_rate": 0.5},
-        "replay_check": {"passed": True, "max_next_state_error": 1e-7, "max_reward_error": 0.0, "steps": 600},
-        "demonstrations": "real",
-        "provenance": "regenerated",
-        "description": "A door. 1,000 steps",
-        "steps": 1000,
-        "original_steps": 6729,
-        "episodes": 25,
-        "seconds": 4.0,
-        "sha256": "ab" * 32,
-        "versions": {"mujoco": "3.11.0"},
-    }
-    (tmp_path / "results" / "datasets").mkdir()
-    (tmp_path / "results" / "datasets" / "door.json").write_text(json.dumps(record))
-    write_runs(tmp_path / "results" / "quick", [a_run()])  # not part of the repository
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "REPS", 20)
-        patch.setitem(figures.STYLE, "savefig.dpi", 30)
-        report.all_pages(tmp_path).write()
-    return tmp_path
-
-
-@pytest.fixture
-def repository(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(intervals, "REPS", 20)
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 30)
-    return Path(shutil.copytree(built, tmp_path / "repository"))
-
-
-def test_runs_that_two_suites_share_are_stored_once(repository: Path) -> None:
-    agents = {row["agent"] for row in rows_of(repository / "results" / "maze2d" / "tables" / "table.csv")}
-    assert agents == {"LDCQ", "LDCQ[prior=gaussian]", "BC", "LatentDiffuser", "controller", "random"}
-    # The suite's own run counts where both have one.
-    own = a_run("LatentDiffuser", UMAZE, 0, 90)
-    (repository / "results" / "maze2d" / "runs" / "own.json").write_text(json.dumps(own))
-    runs, _ = report.suite_runs(repository / "results" / "maze2d")
-    assert list(runs[runs["label"] == "LatentDiffuser"]["env"]) == [pytest.approx(score(90))]
-
-
-def test_readme_block(repository: Path) -> None:
-    readme = (repository / "README.md").read_text()
-    begin, end = report.BLOCK
-    assert readme.startswith(f"before\n\n{begin}Interquartile mean")
-    assert readme.endswith(f"{end}\nafter\n")
-    assert "old" not in readme
-    row = next(line for line in readme.splitlines() if line.startswith("| `LDCQ` |"))
-    assert row.startswith(f"| `LDCQ` | {(score(150) + score(155)) / 2:.1f} [{score(150):.1f}, {score(155):.1f}] |")
-    assert f"| `LatentDiffuser` | {score(50):.1f} |" in readme  # one seed, no interval
-    assert "guidance=mse" not in readme
-    (repository / "README.md").write_text("no markers")
-    with pytest.raises(SystemExit, match="lacks the lines"):
-        report.check(repository)
-
-
-def test_check_passes_and_finds_every_change(repository: Path) -> None:
-    assert report.check(repository) == []
-    suite = repository / "results" / "maze2d"
-    table, run, readme = suite / "tables" / "table.md", suite / "runs" / "000.json", repository / "README.md"
-
-    def problems_after(path: Path, text: str | None) -> str:
-        """What the check says while `path` holds `text`, or is missing."""
-        before = path.read_bytes() if path.exists() else None
-        path.unlink(missing_ok=True)
-        if text is not None:
-            path.write_text(text)
-        problems = report.check(repository)
-        path.unlink(missing_ok=True)
-        if before is not None:
-            path.write_bytes(before)
-        assert problems
-        return "\n".join(problems)
-
-    level = f"{(score(150) + score(155)) / 2:.1f}"
-    changed = problems_after(table, table.read_text().replace(level, "99.9"))
-    assert f"--- {table}" in changed
-    assert "99.9" in next(line for line in changed.splitlines() if line.startswith("-|"))
-    assert level in next(line for line in changed.splitlines() if line.startswith("+|"))
-    assert f"--- {readme}" in problems_after(readme, readme.read_text().replace(level, "99.9"))
-    assert "--- " in problems_after(repository / "results" / "datasets.md", "by hand")
-    for of_run in (run.read_text().replace("140.0", "141.0"), None):
-        changed = problems_after(run, of_run)
-        for name in ("tables/table.md", "tables/table.csv", "tables/aggregates.md", "tables/aggregates.csv"):
-            assert f"--- {suite / name}" in changed
-        assert f"--- {readme}" in changed
-        assert f"{suite / 'figures' / 'scores.png'}: drawn from other run files" in changed
-        assert f"{repository / 'results' / 'overview.png'}: drawn from other run files" in changed
-    assert "skipped 000.json: " in problems_after(run, "{")
-    assert f"{table}: missing" in problems_after(table, None)
-    figure = suite / "figures" / "profiles.png"
-    assert problems_after(figure, None) == f"{figure}: missing"
-    for leftover in (suite / "tables" / "old.md", suite / "figures" / "old.png"):
-        assert problems_after(leftover, "") == f"{leftover}: nothing makes it any more"
-    assert report.check(repository) == []
-    (suite / "figures" / "old.png").touch()
-    report.build(suite)
-    assert report.check(repository) == []
-
-
-def test_check_finds_what_has_no_runs_and_asks_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "OTHER_CHECKS", (lambda: ["speed.md: measured with other settings"],))
-    monkeypatch.setattr(report, "ROOT", repository)
-    (repository / "results" / "gone" / "tables").mkdir(parents=True)
-    first, second = report.check(repository)
-    assert first.startswith(f"no finished run in {repository / 'results' / 'gone' / 'runs'}")
-    assert second == "speed.md: measured with other settings"
-    assert report.main(["--check"]) == 1

@@ -399,3 +399,19 @@ def test_two_at_once_share_one_result(empty: Path) -> None:
     assert load_dataset("test/shared-v0").n_steps == 3000
     metadata = json.loads((empty / "test" / "shared-v0" / "data" / "metadata.json").read_text())
     assert metadata["total_steps"] == 3000
+
+
+def test_import_needs_no_simulator(empty: Path) -> None:
+    script = """
+import sys
+sys.modules["mujoco"] = sys.modules["gymnasium_robotics"] = None
+from ld_agents import load_dataset
+assert not {"h5py", "minari"} & set(sys.modules)
+try:
+    load_dataset("ld-agents/pointmaze/umaze-10k-v0")
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'pip install "ld_agents[bench]"' in done.stdout
+    assert not any(empty.glob("ld-agents*"))

@@ -1,0 +1,132 @@
+"""All that a repository holds of reports: written, shared between suites, pasted into the README, and checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from run_files import UMAZE, a_run, rows_of, score, three_agents, write_runs
+
+import report
+from reporting import figures, intervals
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A README, two suites that share an agent's runs, and a record, with everything that is made from them."""
+    tmp_path = tmp_path_factory.mktemp("repository")
+    begin, end = report.BLOCK
+    (tmp_path / "README.md").write_text(f"before\n\n{begin}old\n{end}\nafter\n")
+    write_runs(tmp_path / "results" / "maze2d", three_agents(seeds=2))
+    shared = [a_run(f"LatentDiffuser{setting}", UMAZE, 0, 50) for setting in ("", "[guidance=mse]")]
+    write_runs(tmp_path / "results" / "guidance", shared)
+    record = {
+        "id": "ld-agents/adroit/door-human-v0",
+        "behaviour": {"mean_return": 1000.0, "std_return": 5.0, "success_rate": 0.5},
+        "replay_check": {"passed": True, "max_next_state_error": 1e-7, "max_reward_error": 0.0, "steps": 600},
+        "demonstrations": "real",
+        "provenance": "regenerated",
+        "description": "A door. 1,000 steps",
+        "steps": 1000,
+        "original_steps": 6729,
+        "episodes": 25,
+        "seconds": 4.0,
+        "sha256": "ab" * 32,
+        "versions": {"mujoco": "3.11.0"},
+    }
+    (tmp_path / "results" / "datasets").mkdir()
+    (tmp_path / "results" / "datasets" / "door.json").write_text(json.dumps(record))
+    write_runs(tmp_path / "results" / "quick", [a_run()])  # not part of the repository
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "REPS", 20)
+        patch.setitem(figures.STYLE, "savefig.dpi", 30)
+        report.all_pages(tmp_path).write()
+    return tmp_path
+
+
+@pytest.fixture
+def repository(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(intervals, "REPS", 20)
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 30)
+    return Path(shutil.copytree(built, tmp_path / "repository"))
+
+
+def test_runs_that_two_suites_share_are_stored_once(repository: Path) -> None:
+    agents = {row["agent"] for row in rows_of(repository / "results" / "maze2d" / "tables" / "table.csv")}
+    assert agents == {"LDCQ", "LDCQ[prior=gaussian]", "BC", "LatentDiffuser", "controller", "random"}
+    # The suite's own run counts where both have one.
+    own = a_run("LatentDiffuser", UMAZE, 0, 90)
+    (repository / "results" / "maze2d" / "runs" / "own.json").write_text(json.dumps(own))
+    runs, _ = report.suite_runs(repository / "results" / "maze2d")
+    assert list(runs[runs["label"] == "LatentDiffuser"]["env"]) == [pytest.approx(score(90))]
+
+
+def test_readme_block(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    begin, end = report.BLOCK
+    assert readme.startswith(f"before\n\n{begin}Interquartile mean")
+    assert readme.endswith(f"{end}\nafter\n")
+    assert "old" not in readme
+    row = next(line for line in readme.splitlines() if line.startswith("| `LDCQ` |"))
+    assert row.startswith(f"| `LDCQ` | {(score(150) + score(155)) / 2:.1f} [{score(150):.1f}, {score(155):.1f}] |")
+    assert f"| `LatentDiffuser` | {score(50):.1f} |" in readme  # one seed, no interval
+    assert "guidance=mse" not in readme
+    (repository / "README.md").write_text("no markers")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        report.check(repository)
+
+
+def test_check_passes_and_finds_every_change(repository: Path) -> None:
+    assert report.check(repository) == []
+    suite = repository / "results" / "maze2d"
+    table, run, readme = suite / "tables" / "table.md", suite / "runs" / "000.json", repository / "README.md"
+
+    def problems_after(path: Path, text: str | None) -> str:
+        """What the check says while `path` holds `text`, or is missing."""
+        before = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        problems = report.check(repository)
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+        assert problems
+        return "\n".join(problems)
+
+    level = f"{(score(150) + score(155)) / 2:.1f}"
+    changed = problems_after(table, table.read_text().replace(level, "99.9"))
+    assert f"--- {table}" in changed
+    assert "99.9" in next(line for line in changed.splitlines() if line.startswith("-|"))
+    assert level in next(line for line in changed.splitlines() if line.startswith("+|"))
+    assert f"--- {readme}" in problems_after(readme, readme.read_text().replace(level, "99.9"))
+    assert "--- " in problems_after(repository / "results" / "datasets.md", "by hand")
+    for of_run in (run.read_text().replace("140.0", "141.0"), None):
+        changed = problems_after(run, of_run)
+        for name in ("tables/table.md", "tables/table.csv", "tables/aggregates.md", "tables/aggregates.csv"):
+            assert f"--- {suite / name}" in changed
+        assert f"--- {readme}" in changed
+        assert f"{suite / 'figures' / 'scores.png'}: drawn from other run files" in changed
+        assert f"{repository / 'results' / 'overview.png'}: drawn from other run files" in changed
+    assert "skipped 000.json: " in problems_after(run, "{")
+    assert f"{table}: missing" in problems_after(table, None)
+    figure = suite / "figures" / "profiles.png"
+    assert problems_after(figure, None) == f"{figure}: missing"
+    for leftover in (suite / "tables" / "old.md", suite / "figures" / "old.png"):
+        assert problems_after(leftover, "") == f"{leftover}: nothing makes it any more"
+    assert report.check(repository) == []
+    (suite / "figures" / "old.png").touch()
+    report.build(suite)
+    assert report.check(repository) == []
+
+
+def test_check_finds_what_has_no_runs_and_asks_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "OTHER_CHECKS", (lambda: ["speed.md: measured with other settings"],))
+    monkeypatch.setattr(report, "ROOT", repository)
+    (repository / "results" / "gone" / "tables").mkdir(parents=True)
+    first, second = report.check(repository)
+    assert first.startswith(f"no finished run in {repository / 'results' / 'gone' / 'runs'}")
+    assert second == "speed.md: measured with other settings"
+    assert report.main(["--check"]) == 1
