@@ -280,7 +280,7 @@ class LDCQ(OfflineAlgorithm):
     def _standardized(self, latents: Tensor) -> Tensor:
         return (latents - self.policy.latent_mean) / self.policy.latent_std
 
-    # ------------------------------------------------- stage 3, before its first step: candidates at s_{t+H} (section 4.3)
+    # ------------------------------------------------- stage 3, at its start: candidates at s_{t+H} (paper section 4.3)
 
     @torch.no_grad()
     def draw_candidates(self, states: Tensor) -> Tensor:
