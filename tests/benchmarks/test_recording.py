@@ -103,7 +103,11 @@ def test_killed_while_it_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(recording, "record_chunk", killed)
         assert quiet("test/walk-v0").n_steps == 1_000
-    # Is there: nothing happens, but a record that is missing is written; and nothing else can take its place.
+    # Is there, also where the environment's code has moved since: nothing happens, but a record that is missing is
+    # written; and nothing else can take its place.
+    about = metadata(folder, "test/walk-v0")
+    about["ld_agents"]["made_with"]["env"]["entry_point"] = "earlier:Walk"
+    (folder / "minari" / "test/walk-v0" / "data" / "metadata.json").write_text(json.dumps(about))
     quiet("test/walk-v0", records=folder)
     for change, what in (
         ({"seed": 5}, "seed"),
