@@ -1,6 +1,6 @@
 """LDCQ: Latent Diffusion-Constrained Q-learning (Venkatraman et al., ICLR 2024, arXiv 2309.06599).
 
-A window of H steps of behaviour becomes a latent z. A diffusion model learns which latents the data hold at a state.
+A window of H steps of behavior becomes a latent z. A diffusion model learns which latents the data hold at a state.
 Q-learning runs over latents, one decision per H steps, and its maximum is taken over samples of the diffusion model
 only: that is the batch constraint. To act: draw candidate latents, score them with Q, decode the best one.
 
@@ -35,14 +35,15 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
    environment's return and that number side by side.
 7. Sampling: DPM-Solver++ with few steps instead of the full chain; tests/diffusion/test_diffusion.py shows how
    close it is.
-8. Test-time critics: the code overwrites the targets by the online networks; here the online networks are used too.
+8. Test-time critics: the code overwrites the targets by the online networks; here the online networks act too, unless
+   `acting_critics` chooses their averages.
 9. Rewards are divided by the spread of the returns in the data (`reward_scale`); the code divides locomotion's by ten.
 10. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
-   (`exec_horizon`; the code's other families hold it for 30).
+    (`exec_horizon`; the code's other families hold it for 30).
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
 network for all action dimensions, the action likelihood at a random subset of each window's steps (unbiased),
-standardised latents, Q-learning on a random subset of the windows, candidates that start from wider noise
+standardized latents, Q-learning on a random subset of the windows, candidates that start from wider noise
 (`noise_scale`), and cosine learning rates.
 """
 
@@ -78,7 +79,7 @@ from ld_agents.networks.trajectory_vae import TrajectoryVAE
 class LDCQPolicy(OfflinePolicy):
     """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps.
 
-    Latents are standardised outside the VAE if the agent standardises them: prior and critics see z with mean 0 and
+    Latents are standardized outside the VAE if the agent standardises them: prior and critics see z with mean 0 and
     standard deviation 1 over the data.
     """
 
@@ -253,7 +254,7 @@ class LDCQ(OfflineAlgorithm):
         """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
         s = self.settings
         starts = self._window_starts()
-        latents = self._standardised(self._encode(starts))  # [W, Z]
+        latents = self._standardized(self._encode(starts))  # [W, Z]
         diffuser = Diffuser(_schedule(s), self.device)
         denoiser = self.policy.denoiser
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
@@ -276,10 +277,10 @@ class LDCQ(OfflineAlgorithm):
             [self.policy.vae.encode(*self.data.windows(c.long(), self.settings.horizon)).mean for c in chunks]
         )
 
-    def _standardised(self, latents: Tensor) -> Tensor:
+    def _standardized(self, latents: Tensor) -> Tensor:
         return (latents - self.policy.latent_mean) / self.policy.latent_std
 
-    # ------------------------------------------------- stage 3: candidate latents at s_{t+H} (paper section 4.3)
+    # ------------------------------------------------- stage 3, at its start: candidates at s_{t+H} (paper section 4.3)
 
     @torch.no_grad()
     def draw_candidates(self, states: Tensor) -> Tensor:
@@ -299,14 +300,14 @@ class LDCQ(OfflineAlgorithm):
             candidates[first : first + size] = self.policy.draw_latents(part, noise)
         return candidates
 
-    # ------------------------------------------------- stage 4: Q-learning over latents (paper section 4.3)
+    # ------------------------------------------------- stage 3: Q-learning over latents (paper section 4.3)
 
     def train_q(self) -> Iterator[Losses]:
         """Clipped double Q-learning, its maximum over the stored candidates, with prioritised replay."""
         s = self.settings
         starts = self._q_windows()
         states = self.data.observations[starts]
-        latents = self._standardised(self._encode(starts))
+        latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
             self.policy.reward_scale.copy_(1 / self.data.returns_to_go(s.discount).std().clamp(min=1e-6))
         returns, bootstraps = self._window_returns(starts)

@@ -72,7 +72,7 @@ class LDCQSettings:
     prior_batch_size: BatchSize = 128  # [F]
     prior_steps: GradientSteps = 3_400_000  # 450 epochs of a million windows [F]
 
-    # stage 3 and acting
+    # candidates, for stage 3 and acting
     solver: Solver = "dpm++2m"  # ours: the released code runs the full chain
     solver_steps: SamplerSteps = 20  # network evaluations
     extra_steps: Annotated[int, Field(ge=0, le=1_000)] = 0  # "ddpm" only; 5 in [C]
@@ -82,7 +82,7 @@ class LDCQSettings:
     candidates_per_target: Candidates = 500  # [F]
     candidates_acting: Candidates = 500  # [F]
 
-    # stage 4
+    # stage 3
     discount: Fraction = 0.995  # [C]
     q_windows: Count | None = None  # windows in the replay buffer; None is all
     q_learning_rate: Fraction = 5e-4  # [F]; 1e-3 in effect in [C]

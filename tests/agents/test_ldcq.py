@@ -383,13 +383,13 @@ def test_width_of_the_noise(name: str, dataset: OfflineDataset) -> None:
 # ---------------------------------------------------------------- latents
 
 
-def test_latents_are_standardised(dataset: OfflineDataset) -> None:
+def test_latents_are_standardized(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset).learn()
     assert isinstance(agent, LDCQ)
     agent._prepare_data(dataset)
     starts = agent._window_starts()
     raw = agent._encode(starts)
-    latents = agent._standardised(raw)
+    latents = agent._standardized(raw)
     torch.testing.assert_close(latents.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(agent.policy._raw(latents), raw, atol=1e-5, rtol=1e-4)
@@ -503,7 +503,7 @@ def table_of_latents(agent: LDCQ, dataset: OfflineDataset) -> dict[float, Tensor
     """Standardised posterior means by the first row of their window."""
     agent._prepare_data(dataset)
     starts = agent.data.window_starts(agent.settings.horizon)
-    latents = agent._standardised(agent._encode(starts))
+    latents = agent._standardized(agent._encode(starts))
     return dict(zip(starts.tolist(), latents, strict=True))
 
 

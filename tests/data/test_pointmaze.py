@@ -415,3 +415,10 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 'pip install "ld_agents[bench]"' in done.stdout
     assert not any(empty.glob("ld-agents*"))
+
+
+def test_the_path_that_datasets_of_version_0_1_name_still_imports() -> None:
+    from ld_agents.evaluation.eval_env import FixedGoal
+    from ld_agents.sources import pointmaze
+
+    assert pointmaze.FixedGoal is FixedGoal
