@@ -5,7 +5,7 @@
 #           when a dataset is created, or at the latest when it is loaded.
 # Seen:     5 steps with 5 or with 7 observations, actions of 7 in a box of [-1, 1], float64 observations in a float32
 #           space, a termination in the middle and an episode with no end flag are all written, loaded and counted as
-#           5 steps, without an error and with the same two warnings, about environment specs, that a sound episode gets.
+#           5 steps, without an error. The only warnings, about missing metadata, are those that a sound episode gets too.
 # Matters:  `observations[t + 1]` is the next state only if there are T+1 of them, and a reader that trusts the action
 #           space squashes or clips what it trains on. A loader for offline RL has to make these checks itself.
 # Versions: minari 0.5.4, gymnasium 1.4.0
