@@ -12,7 +12,7 @@ from ldcq_by_hand import BY_HAND, STARTS, Table, prepared, trained_up_to_q
 from torch import Tensor, nn
 
 import ld_agents.ldcq
-from conftest import StopAt, make_agent, weights
+from conftest import StopAt, differing, make_agent, weights
 from ld_agents import LDCQ, OfflineDataset
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
@@ -118,6 +118,27 @@ def test_rewards_are_divided_by_the_spread_of_the_returns(by_hand: OfflineDatase
     agent._prepare_data(data)
     returns, _ = agent._window_returns(torch.tensor([2]))
     assert returns.item() == pytest.approx(1.5 / to_go.std(ddof=1), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**12])
+def test_the_size_of_the_rewards_does_not_matter(dataset: OfflineDataset, scale: float) -> None:
+    """A power of two changes no mantissa, so the critics come out the same bit for bit."""
+    timeouts = torch.zeros(dataset.n_steps, dtype=torch.bool)
+    timeouts[dataset.episode_ends - 1] = True
+    scaled = OfflineDataset(
+        dataset.observations,
+        dataset.actions,
+        dataset.rewards * scale,
+        dataset.terminals,
+        timeouts & ~dataset.terminals,
+        action_space=dataset.action_space,
+        final_observations=dataset.observation_rows[dataset.n_steps :],
+    )
+    one, other = (make_agent("LDCQ", data).learn() for data in (dataset, scaled))
+    assert float(other.policy.reward_scale * scale) == float(one.policy.reward_scale)
+    assert differing(weights(one), weights(other)) == ["reward_scale"]
+    fixed = [make_agent("LDCQ", data, reward_scale=1.0).learn() for data in (dataset, scaled)]
+    assert len(differing(*map(weights, fixed))) > 20
 
 
 def test_subset_of_the_windows(by_hand: OfflineDataset) -> None:
