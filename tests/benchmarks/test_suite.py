@@ -23,7 +23,7 @@ from reporting.runs import read_runs
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
-RUN_SUITE = TESTS.parent / "benchmarks" / "run_suite.py"
+RUN_SUITE = TESTS.parents[1] / "benchmarks" / "run_suite.py"
 DATASET = "ld-agents/pointmaze/umaze-10k-v0"
 
 
