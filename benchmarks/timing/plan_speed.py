@@ -38,7 +38,7 @@ from tqdm import tqdm
 import provenance
 from ld_agents import LatentDiffuser
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
-from ld_agents.latent_diffuser import LatentDiffuserPolicy
+from ld_agents.latent_diffuser_policy import LatentDiffuserPolicy
 from ld_agents.networks.denoisers import PositionConv, TemporalBlock, TemporalUNet, sinusoids
 from run_one import write_json
 from timing.speed import STATE_DIM, check, synthetic_dataset, write_text

@@ -20,13 +20,14 @@ from ld_agents import LatentDiffuser, OfflineDataset, evaluate
 from ld_agents import latent_diffuser as module
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from ld_agents.diffusion import guided_sampler
 from ld_agents.diffusion.guidance import EnergyNet
 from ld_agents.diffusion.sampling import VPSchedule, vp_solver_steps
-from ld_agents.latent_diffuser import returns_to_go
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PAPER, PRESETS
 from ld_agents.networks.critics import QFunction
 from ld_agents.networks.denoisers import PositionConv, TemporalUNet, sinusoids
 from ld_agents.networks.trajectory_transformer import Decoded
+from ld_agents.networks.window_values import returns_to_go
 
 Trained = Callable[[str], OfflineAlgorithm]
 T, L, N = 8, 2, 4  # of TINY_LATENT_DIFFUSER
@@ -577,9 +578,9 @@ def test_compiled_sampling_pads_the_batch(trained: Trained, monkeypatch: pytest.
 
     def note(x: Tensor, *rest: Any) -> Any:
         sizes.append(len(x))
-        return module._evaluate(x, *rest)
+        return guided_sampler.evaluate(x, *rest)
 
-    monkeypatch.setattr(module, "_compiled_evaluate", lambda: note)
+    monkeypatch.setattr(guided_sampler, "compiled_evaluate", lambda: note)
     for n in (1, 2, 3, 5, 8):
         states, start = torch.randn(n, 3), torch.randn(n, N, 3)
         policy.speed_up()
@@ -744,7 +745,8 @@ def test_bootstrapped_returns_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QFunction, "forward", lambda self, states, actions: torch.full(states.shape[:-1], 1000.0))
     starts = torch.tensor([3, 15, 20, 25])
     tokens, inside = agent.windows(starts)
-    returns = agent._bootstrapped(starts, tokens, inside)
+    returns, known = agent._window_targets(starts, tokens, inside)
+    assert torch.equal(known, inside)
     # rows are rewards; the window of 8 rows ends at row 10, at the timeout in row 19, at row 27, at the terminal
     for i, (start, last, q) in enumerate([(3, 10, True), (15, 19, True), (20, 27, True), (25, 31, False)]):
         for t in range(start, last + 1):
