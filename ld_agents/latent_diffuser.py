@@ -21,7 +21,8 @@ contrastive loss makes exact (`guidance.py`). To act: plan, execute the first de
 No code was released, and the body of the paper was not at hand. What it leaves open is decided as follows; what can
 move a score is a setting.
 
-1. Stages: VAE, prior, energy, one after the other, each frozen afterwards, as in the paper's algorithm 1.
+1. Stages: VAE, prior, energy, one after the other, each frozen afterwards, as in the paper's algorithm 1. With
+   `return_targets="expectile"` the return module has a stage of its own after the VAE's.
 2. The VAE's posterior is drawn to N(0, I) with weight `kl_weight`, per coordinate; the prior is fitted afterwards.
 3. Tokens: one per step, with states, actions, rewards, returns-to-go and a flag that the episode is over.
 4. Returns-to-go include the reward of their own step, so that they are samples of Q(s_t, a_t) (`discount`). Timeouts
@@ -32,18 +33,22 @@ move a score is a setting.
    (`decoder`). The return module sees the trunk, and the decoded state and action of its step. With
    `return_inputs="step"` it sees these two alone and learns from those of the data. Otherwise, where returns also hang
    on what no plan decides, latents hold how lucky the window was, and guidance looks for luck.
-   `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less.
+   `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less. With
+   "expectile" that is an in-sample optimal value instead of the behavior's (`networks/window_values.py`).
 7. The prior learns posterior means or samples (`latent_targets`), whitened per channel. State and time are
    concatenated. Continuous VP diffusion; `solver`, `solver_grid` and `solver_steps` are ours.
 8. R is the sum of the decoded returns-to-go, steps past a decoded end left out (`plan_return`, `return_steps`). Beta is
    in standard deviations of R over draws of the prior: at all states of the data, or at each state (`return_scale`).
    Far from a goal the returns of plans hardly differ, so that only the second guides there.
 9. Support latents are draws of the prior with averaged weights, the one that is sampled later; `weights` says how they
-   are weighted, `weight_limit` how much one may count. `guidance` also has the two approximate kinds and none.
+   are weighted, `weight_limit` how much one may count. `energy_loss="exponential"` takes the place of the contrastive
+   loss and has the same minimiser. `guidance` also has the two approximate kinds and none.
 10. `guidance_scale` 1 is the only exact one. One plan is drawn and executed (`n_candidates`); with more, the one with
    the highest R is, which is no longer a draw of the tilted density.
 11. `exec_horizon` actions are executed, as decoded with the plan, before the next plan: 1 in TAP.
-12. Weights of prior and energy are averaged (`average_rate`); the rate starts higher, so that short runs forget where
+12. Actions are decoded from the plan and s_1 alone. With `action_decoder="state"` they are decoded from the plan and
+   the state they are taken in, as LDCQ's are, when that state is seen; an ant falls before an open loop notices.
+13. Weights of prior and energy are averaged (`average_rate`); the rate starts higher, so that short runs forget where
    they began.
 
 `latent_space=False` is the same planner on raw actions: the L actions themselves take the place of each latent. Prior,
