@@ -20,13 +20,15 @@ from ld_agents import LatentDiffuser, OfflineDataset, evaluate
 from ld_agents import latent_diffuser as module
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from ld_agents.data.returns import returns_to_go
+from ld_agents.diffusion import guided_sampler
 from ld_agents.diffusion.guidance import EnergyNet
 from ld_agents.diffusion.sampling import VPSchedule, vp_solver_steps
-from ld_agents.latent_diffuser import returns_to_go
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PAPER, PRESETS
 from ld_agents.networks.critics import QFunction
 from ld_agents.networks.denoisers import PositionConv, TemporalUNet, sinusoids
 from ld_agents.networks.trajectory_transformer import Decoded
+from ld_agents.networks.window_values import StateValue
 
 Trained = Callable[[str], OfflineAlgorithm]
 T, L, N = 8, 2, 4  # of TINY_LATENT_DIFFUSER
@@ -577,9 +579,9 @@ def test_compiled_sampling_pads_the_batch(trained: Trained, monkeypatch: pytest.
 
     def note(x: Tensor, *rest: Any) -> Any:
         sizes.append(len(x))
-        return module._evaluate(x, *rest)
+        return guided_sampler.evaluate(x, *rest)
 
-    monkeypatch.setattr(module, "_compiled_evaluate", lambda: note)
+    monkeypatch.setattr(guided_sampler, "compiled_evaluate", lambda: note)
     for n in (1, 2, 3, 5, 8):
         states, start = torch.randn(n, 3), torch.randn(n, N, 3)
         policy.speed_up()
@@ -744,7 +746,8 @@ def test_bootstrapped_returns_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QFunction, "forward", lambda self, states, actions: torch.full(states.shape[:-1], 1000.0))
     starts = torch.tensor([3, 15, 20, 25])
     tokens, inside = agent.windows(starts)
-    returns = agent._bootstrapped(starts, tokens, inside)
+    returns, known = agent._window_targets(starts, tokens, inside)
+    assert torch.equal(known, inside)
     # rows are rewards; the window of 8 rows ends at row 10, at the timeout in row 19, at row 27, at the terminal
     for i, (start, last, q) in enumerate([(3, 10, True), (15, 19, True), (20, 27, True), (25, 31, False)]):
         for t in range(start, last + 1):
@@ -773,6 +776,95 @@ def test_q_learns_from_the_steps_of_the_data(dataset: OfflineDataset) -> None:
 def test_bootstrapping_needs_q(dataset: OfflineDataset) -> None:
     with pytest.raises(ValueError, match="return_inputs"):
         make(dataset, return_inputs="trunk")
+
+
+EXPECTILE: dict[str, Any] = {"return_targets": "expectile", "value_steps": 10, "value_learning_rate": 1e-2}
+
+
+def test_expectile_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards up to the window's last step, then V of its state; the last step itself is told of by terminals alone."""
+    agent = prepared(counting([(20, False), (12, True)]), standardize=False, **EXPECTILE)
+    monkeypatch.setattr(StateValue, "forward", lambda self, states: torch.full(states.shape[:-1], 1000.0))
+    starts = torch.tensor([3, 15, 25])
+    targets, known = agent._window_targets(starts, *agent.windows(starts))
+    assert known.sum(1).tolist() == [7, 4, 7]
+    for i, (start, last, end) in enumerate([(3, 10, 1000.0), (15, 19, 1000.0), (25, 31, 31.0)]):
+        for t in range(start, last + (end == 31)):
+            expected = sum(0.9 ** (row - t) * row for row in range(t, last)) + 0.9 ** (last - t) * end
+            assert known[i, t - start]
+            assert float(targets[i, t - start]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_values_learn_in_a_stage_of_their_own(dataset: OfflineDataset) -> None:
+    """Q is untouched by the VAE's stage; the values' stage moves Q and V alone; a stopped one goes on bit by bit."""
+    agent = make(dataset, **EXPECTILE)
+    assert [stage.name for stage in agent.stages()] == ["vae", "values", "prior", "energy"]
+    fresh = weights(agent)
+    after_vae = weights(agent.learn(callback=StopAt(12)))
+    assert not [name for name in differing(fresh, after_vae) if "q_function" in name or name.startswith("value")]
+    resumed = LatentDiffuser.load(io.BytesIO(saved(agent)), dataset=dataset)
+    resumed.learn(callback=StopAt(22), reset_num_timesteps=False)
+    moved = {name.removeprefix("vae.").split(".")[0] for name in differing(after_vae, weights(resumed))}
+    assert moved == {"q_function", "value", "value_average"}
+    resumed.learn(reset_num_timesteps=False)
+    whole = make(dataset, **EXPECTILE).learn()
+    assert not differing(weights(whole), weights(resumed))
+    again = whole.with_energy(inverse_temperature=2.0)
+    assert again.stage_steps["values"] == 10
+    assert torch.equal(again.policy.value.net[0].weight, whole.policy.value.net[0].weight)
+
+
+def test_upper_expectile_follows_the_better_branch() -> None:
+    """From one state, half of the episodes earn 0 and half 1: the mean is .5, the .9 expectile .9."""
+    n = 200
+    observations = np.tile(np.array([[0.0], [1.0]], np.float32), (n, 1))
+    rewards = np.zeros(2 * n, np.float32)
+    rewards[1::4] = 1.0
+    ends = np.tile([False, True], n)
+    actions = np.random.default_rng(0).uniform(-1, 1, (2 * n, 1)).astype(np.float32)
+    data = OfflineDataset(observations, actions, rewards, ends, np.zeros(2 * n, bool))
+    settings = {"normalize_observations": False, "standardize": False, "discount": 1.0, "value_steps": 400}
+    for expectile in (0.5, 0.9):
+        agent = prepared(data, **{**EXPECTILE, **settings, "expectile": expectile})
+        assert len(list(agent.train_values())) == 400
+        assert float(agent.policy.value(torch.zeros(1)).detach()) == pytest.approx(expectile, abs=0.06)
+
+
+# ---------------------------------------------------------------- actions decoded from the state they are taken in
+
+
+def test_actions_of_a_plan_follow_the_state(dataset: OfflineDataset) -> None:
+    """Between two plans the same plan answers other observations with other actions, those of the action module."""
+    agent = make(dataset, action_decoder="state", n_candidates=2).learn()
+    policy, observations = agent.policy, dataset.observations[[0, 40, 80]]
+    _, state = agent.predict(observations.numpy(), deterministic=True)
+    found, after = agent.predict(observations.flip(0).numpy(), state, np.zeros(3, bool), deterministic=True)
+    np.testing.assert_array_equal(after[0], state[0])
+    features = torch.as_tensor(state[0]).view(3, 3, 16)[:, 1]
+    actions = policy.vae.actions(features, policy.normalize(observations.flip(0))).detach()
+    expected = policy.unscale(actions * policy.token_std[:2] + policy.token_mean[:2])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    other, _ = agent.predict(observations.numpy(), state, np.zeros(3, bool), deterministic=True)
+    assert np.abs(other - found)[[0, 2]].max() > 1e-5
+    # the module learns from the states of the data
+    tokens, inside = torch.randn(5, T, 3 + 2 + 3), torch.ones(5, T, dtype=torch.bool)
+    seen: list[Tensor] = []
+    policy.vae.modules_of["actions"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    policy.vae.losses(tokens, inside, torch.randn(5, N, 3))
+    assert torch.equal(seen[0][..., -3:], tokens[..., :3])
+
+
+def test_switches_that_do_not_fit(dataset: OfflineDataset) -> None:
+    with pytest.raises(ValueError, match="return_inputs"):
+        make(dataset, return_targets="expectile", return_inputs="trunk")
+    with pytest.raises(ValueError, match="latent_space"):
+        make(dataset, action_decoder="state", latent_space=False)
+
+
+def test_energy_by_the_exponential_loss(dataset: OfflineDataset) -> None:
+    agent = make(dataset, energy_loss="exponential", weight_limit=16.0).learn()
+    other = agent.with_energy(energy_loss="contrastive").learn(reset_num_timesteps=False)
+    assert {name.split(".")[0] for name in differing(weights(agent), weights(other))} == {"energy", "energy_average"}
 
 
 # ---------------------------------------------------------------- settings

@@ -16,6 +16,7 @@ from conftest import StopAt, differing, make_agent, weights
 from ld_agents import LDCQ, OfflineDataset
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
+from ld_agents.data.returns import returns_to_go
 
 Trained = Callable[[str], OfflineAlgorithm]
 
@@ -111,7 +112,7 @@ def test_rewards_are_divided_by_the_spread_of_the_returns(by_hand: OfflineDatase
         final_observations=[[11.0], [12.0]],
     )
     to_go = np.array([0.81 + 2 * 0.9**4, 0.9 + 2 * 0.9**3, 1 + 2 * 0.81, 1.8, 2, 0, *(0.9**k for k in (4, 3, 2, 1, 0))])
-    np.testing.assert_allclose(data.returns_to_go(0.9), to_go * scale, rtol=1e-5)
+    np.testing.assert_allclose(returns_to_go(data.rewards, data.episode_ends, 0.9), to_go * scale, rtol=1e-5)
     agent = trained_up_to_q(data, reward_scale=None)
     agent.learn(reset_num_timesteps=False)
     assert float(agent.policy.reward_scale) == pytest.approx(1 / (to_go.std(ddof=1) * scale), rel=1e-5)

@@ -20,6 +20,7 @@ from ld_agents.diffusion.guidance import (
     EnergyNet,
     Weights,
     contrastive_loss,
+    exponential_loss,
     posterior_mean_gradient,
     support_weights,
 )
@@ -476,6 +477,33 @@ def test_posterior_mean_gradient() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(epsilon, -sigma * noisy.score(z))
     assert not epsilon.requires_grad
+
+
+@pytest.mark.parametrize("alpha", [0.81, 0.53, 0.28])
+def test_exponential_optimum_is_exact(alpha: float) -> None:
+    """T5, as for the contrastive loss: slope and constant of the best linear f, by Newton's method."""
+    beta, n = 2.0, 1 << 20
+    x, noise = torch.randn(2, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z = alpha * x + math.sqrt(1 - alpha**2) * noise
+    inputs = torch.stack([z, torch.ones_like(z)], 1)
+    f = tensor(0.7 * beta * alpha, 1.0).requires_grad_()
+    for _ in range(8):
+        (slope,) = torch.autograd.grad(exponential_loss(inputs @ f, beta * x)[0], f, create_graph=True)
+        curvature = torch.stack([torch.autograd.grad(g, f, retain_graph=True)[0] for g in slope])
+        f = (f - torch.linalg.solve(curvature, slope)).detach().requires_grad_()
+    assert float(f[0].detach()) == pytest.approx(beta * alpha, rel=0.03)
+    assert float(f[1].detach()) == pytest.approx(0.5 * beta**2 * (1 - alpha**2), abs=0.05)
+
+
+def test_exponential_loss_by_hand() -> None:
+    """e^d - d - 1 for d = beta R - f; beyond the limit its tangent, whose slope in f is 1 - limit."""
+    f, energies = tensor(0.0, 0.0, 0.0).requires_grad_(), tensor(-1.0, 0.5, math.log(4.0) + 2)
+    loss, limited = exponential_loss(f, energies, 4.0)
+    tangent = 4 * (1 + 2) - (math.log(4.0) + 2) - 1
+    assert float(loss.detach()) == pytest.approx((math.exp(-1) + math.exp(0.5) - 1.5 + tangent) / 3)
+    assert float(limited) == pytest.approx(1 / 3)
+    (slope,) = torch.autograd.grad(loss, f)
+    torch.testing.assert_close(slope, (1 - tensor(math.exp(-1), math.exp(0.5), 4.0)) / 3)
 
 
 # ---------------------------------------------------------------- a learned energy
