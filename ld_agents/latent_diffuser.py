@@ -112,7 +112,7 @@ class LatentDiffuser(OfflineAlgorithm):
         return PRESETS
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
         return FAMILY
 
     def stages(self) -> list[Stage]:
@@ -444,8 +444,7 @@ class LatentDiffuser(OfflineAlgorithm):
         polyak_update(online, target, max(self.settings.average_rate, 9 / (10 + step)))
 
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> float:
-        learning_rate = peak
-        if self.settings.learning_rates == "cosine":
-            learning_rate *= self.cosine_decay(stage, step)
+        cosine = self.settings.learning_rates == "cosine"
+        learning_rate = peak * self.cosine_decay(stage, step) if cosine else peak
         self.set_learning_rate(optimizer, learning_rate)
         return learning_rate

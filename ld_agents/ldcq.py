@@ -202,8 +202,8 @@ class LDCQ(OfflineAlgorithm):
         return PRESETS
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
-        return FAMILY
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
+        return FAMILY if preset == "fast" else {}
 
     @classmethod
     def complete_older_file(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:

@@ -138,7 +138,7 @@ class CQL(OfflineAlgorithm):
         return PRESETS
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
         return FAMILY
 
     def stages(self) -> list[Stage]:

@@ -64,7 +64,7 @@ class ReBRAC(TD3BC):
         return PRESETS
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
         return FAMILY
 
     @torch.no_grad()

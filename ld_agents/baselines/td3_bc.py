@@ -75,7 +75,7 @@ class TD3BC(OfflineAlgorithm):
         return PRESETS
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
         return FAMILY
 
     def stages(self) -> list[Stage]:

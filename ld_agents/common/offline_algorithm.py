@@ -170,7 +170,7 @@ class OfflineAlgorithm(StagedTraining):
         """The settings of "fast" and "paper"."""
 
     @classmethod
-    def family_settings(cls) -> dict[str, dict[str, Any]]:
+    def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
         """What is set otherwise for each family of datasets (`scores.family`). By default nothing."""
         return {}
 
@@ -199,12 +199,13 @@ class OfflineAlgorithm(StagedTraining):
         unknown = sorted(set(settings) - set(known))
         if unknown:
             raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
-        families = {*cls.family_settings(), *scores.FAMILIES}
+        by_family = cls.family_settings(preset)
+        families = {*by_family, *scores.FAMILIES}
         if family is not None and family not in families:
             raise ValueError(
                 f"Unknown family {family!r}. Choose from {sorted(families)}, or None for the plain preset."
             )
-        of_family = cls.family_settings().get(family or "", {})
+        of_family = by_family.get(family or "", {})
         origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(settings, "user")
         try:
             return dataclasses.replace(presets[preset], **{**of_family, **settings}), origin

@@ -14,7 +14,7 @@ from conftest import TINY_LDCQ, make_agent, weights
 from ld_agents import LDCQ, OfflineDataset
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
-from ld_agents.ldcq_settings import FAST, PAPER, RELEASED_CODE
+from ld_agents.ldcq_settings import FAMILY, FAST, PAPER, RELEASED_CODE
 
 Trained = Callable[[str], OfflineAlgorithm]
 
@@ -196,3 +196,10 @@ def test_one_action_dimension_and_one_step_windows() -> None:
     )
     agent = LDCQ("MlpPolicy", data, seed=0, **{**TINY_LDCQ, "horizon": 1, "exec_horizon": 1, "latent_dim": 1}).learn()
     assert agent.predict(np.zeros(1))[0].shape == (1,)
+
+
+def test_families_change_the_fast_preset_alone(dataset: OfflineDataset) -> None:
+    ant = LDCQ("MlpPolicy", dataset, preset="fast", family="antmaze").settings
+    assert dataclasses.replace(ant, **{name: getattr(FAST, name) for name in FAMILY["antmaze"]}) == FAST
+    assert (ant.sample_actions, ant.exec_horizon, ant.candidates_acting) == (True, 5, 30)
+    assert LDCQ("MlpPolicy", dataset, preset="paper", family="antmaze").settings == PAPER
