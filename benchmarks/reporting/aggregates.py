@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,12 @@ class Aggregates:
 
     @functools.cached_property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
-        """IQM, median, mean and optimality gap of each agent, the best IQM first."""
-        found = {label: intervals.aggregates(matrix) for label, matrix in self.matrices.items()}
+        """IQM, median, mean and optimality gap of each agent in D4RL scores, the best IQM first."""
+        found = {
+            label: {metric: (100 * value, 100 * low, 100 * high) for metric, (value, low, high) in estimates.items()}
+            for label, matrix in self.matrices.items()
+            if (estimates := intervals.aggregates(matrix))
+        }
         return dict(sorted(found.items(), key=lambda item: (-item[1]["IQM"][0], item[0])))
 
     @functools.cached_property
@@ -53,8 +57,11 @@ def aggregate(runs: pd.DataFrame) -> list[Aggregates]:
     return [group for protocol in PROTOCOLS if (group := score_matrices(runs, protocol)) is not None]
 
 
-def score_matrices(runs: pd.DataFrame, protocol: str) -> Aggregates | None:
-    """The largest block of agents and datasets without a hole; None where no run has a D4RL score."""
+def score_matrices(runs: pd.DataFrame, protocol: str, together: Collection[str] = ()) -> Aggregates | None:
+    """The largest block of agents and datasets without a hole; None where no run has a D4RL score.
+
+    Given `together`, the block with the most of these agents; of several, the one with the most agents at all.
+    """
     usable = runs[(runs["unit"] == "D4RL score") & runs[protocol].notna()]
     if usable.empty:
         return None
@@ -66,8 +73,10 @@ def score_matrices(runs: pd.DataFrame, protocol: str) -> Aggregates | None:
         common = {label: set.intersection(*(own.get(d, set()) for d in block)) for label, own in seeds.items()}
         return {label: sorted(found) for label, found in common.items() if found}
 
-    def size(block: Sequence[str]) -> tuple[int, int]:
-        return len(block) * len(agents_on(block)), len(block)
+    def size(block: Sequence[str]) -> tuple[int, ...]:
+        agents = agents_on(block)
+        wanted = (len(agents.keys() & set(together)), len(agents)) if together else (len(block) * len(agents),)
+        return *wanted, len(block)
 
     # The datasets of the largest block are those that some agents share.
     shared: set[frozenset[str]] = set()
@@ -93,7 +102,7 @@ def score_matrices(runs: pd.DataFrame, protocol: str) -> Aggregates | None:
 def aggregates_csv(groups: Sequence[Aggregates]) -> str:
     """One row per protocol, agent and metric in D4RL scores, and one per protocol and pair of agents."""
     metrics = [
-        [group.protocol, label, "", metric, *(f"{100 * value:.3f}" for value in estimate), "; ".join(group.datasets)]
+        [group.protocol, label, "", metric, *(f"{value:.3f}" for value in estimate), "; ".join(group.datasets)]
         for group in groups
         for label, values in group.metrics.items()
         for metric, estimate in values.items()
@@ -117,7 +126,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += f". Left out: {'; '.join(group.left_out)}.\n" if group.left_out else "; nothing is left out.\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
-        | {metric: bracketed(hundredfold(estimate)) for metric, estimate in values.items()}
+        | {metric: bracketed(estimate) for metric, estimate in values.items()}
         for group in groups
         for label, values in group.metrics.items()
     ]
@@ -135,7 +144,3 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += "\nProbability that a run of the first agent beats a run of the second:\n\n"
         text += markdown(pd.DataFrame(pairs))
     return text
-
-
-def hundredfold(estimate: Estimate) -> Estimate:
-    return 100 * estimate[0], 100 * estimate[1], 100 * estimate[2]
