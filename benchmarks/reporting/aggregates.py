@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,37 +65,33 @@ def score_matrices(runs: pd.DataFrame, protocol: str, together: Collection[str] 
     usable = runs[(runs["unit"] == "D4RL score") & runs[protocol].notna()]
     if usable.empty:
         return None
-    seeds = {label: members.groupby("dataset")["seed"].agg(set).to_dict() for label, members in usable.groupby("label")}
     data = (usable["dataset"] + " (" + usable["provenance"] + ")").groupby(usable["dataset"]).first()
+    table = usable.pivot(index=["label", "seed"], columns="dataset", values=protocol)
 
-    def agents_on(block: Iterable[str]) -> dict[str, list[int]]:
-        """The agents that have common seeds on all datasets of the block, and these seeds."""
-        common = {label: set.intersection(*(own.get(d, set()) for d in block)) for label, own in seeds.items()}
-        return {label: sorted(found) for label, found in common.items() if found}
-
-    def size(block: Sequence[str]) -> tuple[int, ...]:
-        agents = agents_on(block)
-        wanted = (len(agents.keys() & set(together)), len(agents)) if together else (len(block) * len(agents),)
+    def size(block: list[str]) -> tuple[int, ...]:
+        agents = set(table[block].dropna().index.get_level_values("label"))
+        wanted = (len(agents & set(together)), len(agents)) if together else (len(block) * len(agents),)
         return *wanted, len(block)
 
     # The datasets of the largest block are those that some agents share.
     shared: set[frozenset[str]] = set()
-    for own in map(frozenset, seeds.values()):
+    for _, members in usable.groupby("label"):
+        own = frozenset(members["dataset"])
         shared |= {own} | {own & other for other in shared}
     block = max(sorted(sorted(datasets) for datasets in shared if datasets), key=size)
-    agents = agents_on(block)
 
-    left_out = [data[dataset] for dataset in sorted(set(data.index) - set(block))]
-    for label, own in sorted(seeds.items()):
-        if label not in agents:
-            missing = [d for d in block if d not in own]
-            left_out.append(f"{label} ({'no run on ' + ', '.join(missing) if missing else 'no common seed'})")
-        elif extra := sorted(set().union(*(own[d] for d in block)) - set(agents[label])):
-            left_out.append(f"{label}'s seed{'s' * (len(extra) > 1)} {', '.join(map(str, extra))} (not on all of them)")
+    left_out = [data[dataset] for dataset in table if dataset not in block]
     matrices = {}
-    for label, kept in agents.items():
-        scores = usable[usable["label"] == label].pivot(index="seed", columns="dataset", values=protocol)
-        matrices[label] = scores.loc[kept, block].to_numpy() / 100
+    for label, scores in table[block].groupby("label"):
+        common = scores.dropna()  # the seeds that the agent has on all datasets of the block
+        extra = [str(seed) for _, seed in scores.dropna(how="all").index.difference(common.index)]
+        if common.empty:
+            missing = [dataset for dataset in block if scores[dataset].isna().all()]
+            left_out.append(f"{label} ({'no run on ' + ', '.join(missing) if missing else 'no common seed'})")
+            continue
+        matrices[str(label)] = common.to_numpy() / 100
+        if extra:
+            left_out.append(f"{label}'s seed{'s' * (len(extra) > 1)} {', '.join(extra)} (not on all of them)")
     return Aggregates(protocol, tuple(data[block]), matrices, tuple(left_out))
 
 
