@@ -33,9 +33,8 @@ from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
-from specs import Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
+from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 
-SCHEMA = 1
 N_ENVS = 25
 CURVE_POINTS = 5
 CURVE_EPISODES = 10
@@ -83,6 +82,8 @@ class Progress(BaseCallback):
     What a killed run needs to go on is the agent in `files.checkpoint` and `self.record` in `files.partial`.
     """
 
+    model: Any
+
     def __init__(
         self, files: Files, record: dict[str, Any], make_env: Callable[[], gym.Env[Any, Any]], run: Run
     ) -> None:
@@ -94,13 +95,11 @@ class Progress(BaseCallback):
         self.episodes = min(CURVE_EPISODES, run.episodes)
         self.stop_requested = False
         self.learn_seconds = float(record["learn_seconds"])
-        self._resumed_at = self._saved_at = time.perf_counter()
-        self._stages: tuple[str, ...] = ()
         self._announced = 0
 
     def _on_training_start(self) -> None:
         self._resumed_at = self._saved_at = time.perf_counter()
-        self._stages = tuple(getattr(self.model, "stage_seconds", ()))
+        self._stages = len(self.model.stage_seconds)
 
     def _on_step(self) -> bool:
         done = self.model.num_timesteps / self.record["total_steps"]
@@ -112,7 +111,7 @@ class Progress(BaseCallback):
         if int(20 * done) > self._announced:
             self._announced = int(20 * done)
             print(f"learning, {100 * done:.0f} % of {self.record['total_steps']:,} gradient steps", flush=True)
-        stages = tuple(getattr(self.model, "stage_seconds", ()))
+        stages = len(self.model.stage_seconds)
         if self.stop_requested or stages != self._stages or time.perf_counter() - self._saved_at > CHECKPOINT_SECONDS:
             self._stages = stages
             self.save()

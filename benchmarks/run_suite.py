@@ -25,8 +25,7 @@ from types import FrameType
 from tqdm import tqdm
 
 import report
-from run_one import SCHEMA
-from specs import Files, Run, canonical_spec, import_modules, load_dataset
+from specs import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
 from suites import SUITES, Suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -14,6 +14,8 @@ from typing import Any
 
 import ld_agents
 
+SCHEMA = 1  # of the run files
+
 
 @dataclass(frozen=True)
 class Run:

@@ -213,18 +213,12 @@ class MeasuredScore:
 
 
 MEASURED_FILE = Path(__file__).with_name("measured_scores.json")
+_MEASURED_KEYS = ("mean_return", "std_return", "success_rate", "episodes", "environment")
 
-
-def _measured_scores() -> dict[str, dict[str, MeasuredScore]]:
-    found = json.loads(MEASURED_FILE.read_text(encoding="utf-8")) if MEASURED_FILE.exists() else {}
-    keys = ("mean_return", "std_return", "success_rate", "episodes", "environment")
-    return {
-        task: {name: MeasuredScore(*(entry[key] for key in keys)) for name, entry in policies.items()}
-        for task, policies in found.items()
-    }
-
-
-MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = _measured_scores()
+MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = {
+    task: {name: MeasuredScore(*(found[key] for key in _MEASURED_KEYS)) for name, found in policies.items()}
+    for task, policies in json.loads(MEASURED_FILE.read_text(encoding="utf-8")).items()
+}
 """Local reference scores, by D4RL's task and by policy: "random" (uniform actions) and the policy that records the best
 data of the task, "expert" or "controller". Measured by `make_datasets.py --reference-scores`; the mazes of maze2d carry
 theirs with the data (`DatasetInfo.controller`)."""
