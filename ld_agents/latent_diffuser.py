@@ -21,7 +21,8 @@ contrastive loss makes exact (`guidance.py`). To act: plan, execute the first de
 No code was released, and the body of the paper was not at hand. What it leaves open is decided as follows; what can
 move a score is a setting.
 
-1. Stages: VAE, prior, energy, one after the other, each frozen afterwards, as in the paper's algorithm 1.
+1. Stages: VAE, prior, energy, one after the other, each frozen afterwards, as in the paper's algorithm 1. With
+   `return_targets="expectile"` the return module has a stage of its own after the VAE's.
 2. The VAE's posterior is drawn to N(0, I) with weight `kl_weight`, per coordinate; the prior is fitted afterwards.
 3. Tokens: one per step, with states, actions, rewards, returns-to-go and a flag that the episode is over.
 4. Returns-to-go include the reward of their own step, so that they are samples of Q(s_t, a_t) (`discount`). Timeouts
@@ -32,18 +33,22 @@ move a score is a setting.
    (`decoder`). The return module sees the trunk, and the decoded state and action of its step. With
    `return_inputs="step"` it sees these two alone and learns from those of the data. Otherwise, where returns also hang
    on what no plan decides, latents hold how lucky the window was, and guidance looks for luck.
-   `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less.
+   `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less. With
+   "expectile" that is an in-sample optimal value instead of the behavior's (`networks/window_values.py`).
 7. The prior learns posterior means or samples (`latent_targets`), whitened per channel. State and time are
    concatenated. Continuous VP diffusion; `solver`, `solver_grid` and `solver_steps` are ours.
 8. R is the sum of the decoded returns-to-go, steps past a decoded end left out (`plan_return`, `return_steps`). Beta is
    in standard deviations of R over draws of the prior: at all states of the data, or at each state (`return_scale`).
    Far from a goal the returns of plans hardly differ, so that only the second guides there.
 9. Support latents are draws of the prior with averaged weights, the one that is sampled later; `weights` says how they
-   are weighted, `weight_limit` how much one may count. `guidance` also has the two approximate kinds and none.
+   are weighted, `weight_limit` how much one may count. `energy_loss="exponential"` takes the place of the contrastive
+   loss and has the same minimiser. `guidance` also has the two approximate kinds and none.
 10. `guidance_scale` 1 is the only exact one. One plan is drawn and executed (`n_candidates`); with more, the one with
    the highest R is, which is no longer a draw of the tilted density.
 11. `exec_horizon` actions are executed, as decoded with the plan, before the next plan: 1 in TAP.
-12. Weights of prior and energy are averaged (`average_rate`); the rate starts higher, so that short runs forget where
+12. Actions are decoded from the plan and s_1 alone. With `action_decoder="state"` they are decoded from the plan and
+   the state they are taken in, as LDCQ's are, when that state is seen; an ant falls before an open loop notices.
+13. Weights of prior and energy are averaged (`average_rate`); the rate starts higher, so that short runs forget where
    they began.
 
 `latent_space=False` is the same planner on raw actions: the L actions themselves take the place of each latent. Prior,
@@ -56,305 +61,31 @@ where the best draws are rare, and smoother features of time in the energy.
 """
 
 import contextlib
-import copy
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.data.dataset import OfflineDataset
-from ld_agents.diffusion.guidance import (
-    EnergyNet,
-    Guidance,
-    contrastive_loss,
-    posterior_mean_gradient,
-    support_weights,
-)
-from ld_agents.diffusion.sampling import SolverStep, VPSchedule, sample, vp_solver_steps, x0_from_noise
-from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PRESETS, LatentDiffuserSettings
+from ld_agents.data.returns import returns_to_go
+from ld_agents.diffusion.guidance import contrastive_loss, exponential_loss, support_weights
+from ld_agents.diffusion.guided_sampler import SCHEDULE, TAU_MIN
+from ld_agents.latent_diffuser_policy import LOG_STD_MIN, LatentDiffuserPolicy
+from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, ENERGY_SETTINGS, FAMILY, PRESETS, LatentDiffuserSettings
 from ld_agents.networks.critics import descend, polyak_update
-from ld_agents.networks.denoisers import Dense, TemporalUNet
-from ld_agents.networks.trajectory_transformer import Decoded, TrajectoryTransformer
+from ld_agents.networks.window_values import expectile_loss, window_targets
 
-_SCHEDULE = VPSchedule()
-_TAU_MIN = 1e-3
 # of the network that predicts mean and standard deviation of R at a state: ours
-_SCALE_HIDDEN = 128
 _SCALE_DRAWS = 8
 _SCALE_STEPS = 1_000
 _SCALE_BATCH = 512
 _SCALE_LEARNING_RATE = 1e-3
-_LOG_STD_MIN = -9.0  # of the standard deviation over all states
-_ENERGY_GUIDED = ("exact", "mse")
 _NOT_KEPT = ("energy", "scale_of_state")  # weights that `with_energy` trains anew
-
-
-class Plans(NamedTuple):
-    """Drawn plans, in the units of the environment."""
-
-    states: Tensor  # [n, K, T, S]
-    actions: Tensor  # [n, K, T, A]
-    returns: Tensor  # [n, K], R
-
-
-class LatentDiffuserPolicy(OfflinePolicy):
-    """Plans at a state by guided sampling, executes the plan's first actions, plans again.
-
-    Latents are whitened outside the VAE: prior and energy see mean 0 and standard deviation 1 per channel.
-    """
-
-    token_mean: Tensor
-    token_std: Tensor
-    latent_mean: Tensor
-    latent_std: Tensor
-    return_mean: Tensor
-    return_std: Tensor
-
-    def __init__(self, *spaces: Any, settings: LatentDiffuserSettings, **kwargs: Any) -> None:
-        super().__init__(*spaces, **kwargs)
-        s = self.settings = settings
-        self.vae = TrajectoryTransformer(
-            self.state_dim,
-            self.action_dim,
-            horizon=s.horizon,
-            steps_per_latent=s.steps_per_latent,
-            latent_dim=s.latent_dim,
-            width=s.width,
-            blocks=s.blocks,
-            heads=s.heads,
-            dropout=s.dropout,
-            decoder=s.decoder,
-            return_inputs=s.return_inputs,
-            latent_space=s.latent_space,
-        )
-        if s.return_targets == "bootstrapped":
-            self.q_average = copy.deepcopy(self.vae.q_function).requires_grad_(False)
-        self.latent_shape = (s.horizon // s.steps_per_latent, self.vae.latent_dim)
-        n_latents, latent_dim = self.latent_shape
-        self.denoiser = TemporalUNet(
-            self.state_dim,
-            latent_dim,
-            n_latents,
-            s.denoiser_width,
-            s.denoiser_multipliers,
-            s.denoiser_blocks,
-            s.denoiser_activation,
-        )
-        self.denoiser_average = copy.deepcopy(self.denoiser).requires_grad_(False)
-        if s.guidance in _ENERGY_GUIDED:
-            self.energy = EnergyNet(
-                self.state_dim,
-                n_latents * latent_dim,
-                s.energy_hidden,
-                s.energy_layers,
-                frequency_scale=s.energy_frequency_scale,
-            )
-            self.energy_average = copy.deepcopy(self.energy).requires_grad_(False)
-        # actions, rewards and returns-to-go
-        self.register_buffer("token_mean", torch.zeros(self.action_dim + 2))
-        self.register_buffer("token_std", torch.ones(self.action_dim + 2))
-        self.register_buffer("latent_mean", torch.zeros(latent_dim))
-        self.register_buffer("latent_std", torch.ones(latent_dim))
-        self.register_buffer("return_mean", torch.zeros(()))
-        self.register_buffer("return_std", torch.ones(()))
-        if s.return_scale == "state":
-            self.scale_of_state = nn.Sequential(
-                nn.Linear(self.state_dim, _SCALE_HIDDEN),
-                nn.SiLU(),
-                nn.Linear(_SCALE_HIDDEN, _SCALE_HIDDEN),
-                nn.SiLU(),
-                nn.Linear(_SCALE_HIDDEN, 2),
-            )
-        self.speed_up()
-        self._fixed_key: object = None
-
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State]:
-        """Executes each environment's plan for `exec_horizon` steps.
-
-        `deterministic` makes the noise of a plan repeatable, which is all the randomness there is.
-
-        state: actions of the plans, flattened [n, exec_horizon A]; how many are still to come [n].
-        """
-        length = self.settings.exec_horizon
-        now = (states, keys, state, episode_start)
-        plans, executed, state = self.hold(
-            lambda *of_rows: self.plan(*of_rows).flatten(1), length * self.action_dim, length, now
-        )
-        return plans.unflatten(1, (length, self.action_dim))[np.arange(len(plans)), executed], state
-
-    def plan(self, states: Tensor, keys: Tensor) -> Tensor:
-        """The first actions of a plan, scaled to [-1, 1]. Shapes [n, S], [n] noise keys -> [n, exec_horizon, A]."""
-        s = self.settings
-        noise = keyed_normal(keys, (s.n_candidates, *self.latent_shape))  # [n, K, N, Z]
-        repeated = states.repeat_interleave(s.n_candidates, 0)
-        latents = self.draw_latents(repeated, noise.flatten(0, 1))  # [n K, N, Z]
-        if s.n_candidates > 1:
-            scores = self.plan_returns(self.decode(latents, repeated)).view(len(states), s.n_candidates)
-            rows = torch.arange(len(states), device=states.device)
-            latents = latents.unflatten(0, (len(states), s.n_candidates))[rows, scores.argmax(1)]
-        # the decoder is causal: what comes later in the plan does not change its first steps
-        decoded = self.decode(latents[:, : -(-s.exec_horizon // s.steps_per_latent)], states)
-        return self._unstandardised(decoded.actions, slice(self.action_dim))[:, : s.exec_horizon]
-
-    def draw_latents(self, states: Tensor, start: Tensor, guided: bool = True) -> Tensor:
-        """Latents from the tilted density, or from the prior itself. Shapes [n, S], noise [n, N, Z] -> [n, N, Z].
-
-        The loop has fixed shapes, and nothing is read back from the device.
-        """
-        s, n = self.settings, len(states)
-        guidance: Guidance = s.guidance if guided and s.guidance_scale else "none"
-        steps, signal, noise = _sampler_steps(s)
-        # what autograd is to run through must not come from inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            # compiled for each size of the batch, so there are to be few sizes
-            size = 1 << (n - 1).bit_length() if self.compiled else n
-            rows = torch.arange(size, device=states.device).clamp(max=n - 1)
-            states, start = states[rows], start[rows]
-            fixed = self._fixed()
-            dtype = fixed.time_terms[0].dtype
-            terms = _sums([term.to(dtype) for term in self.denoiser_average.state_terms(states)], fixed.time_terms)
-            energy_terms = self.energy_average.state_terms(states).to(dtype) if guidance in _ENERGY_GUIDED else None
-            networks = _compiled_evaluate() if self.compiled else _evaluate
-
-            def evaluate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-                if guidance != "posterior-mean":
-                    return networks(x, fixed, terms[k], energy_terms, fixed.energy_time_terms[k])
-                return posterior_mean_gradient(
-                    x,
-                    lambda z: fixed.denoiser.denoise(z.to(dtype), fixed.dense, terms[k]).float(),
-                    lambda z: s.inverse_temperature * self.standard_returns(z, states),
-                    signal[k],
-                    noise[k],
-                )
-
-            def denoise(x: Tensor, k: int) -> Tensor:
-                epsilon, gradient = evaluate(x, k)
-                return x0_from_noise(x, epsilon, signal[k], noise[k], gradient, s.guidance_scale)
-
-            return sample(denoise, steps, start, lambda _: start)[:n]
-
-    def speed_up(self, *, compile: bool = False, precision: Literal["fp32", "bf16"] = "fp32") -> None:
-        """How plans are computed from now on; says nothing about what is learned, and is not saved.
-
-        Args:
-            compile: let `torch.compile` make one program of the networks in the sampling loop; on a GPU, a CUDA graph.
-                Takes a while at the first plan of each size. Posterior-mean guidance is never compiled.
-            precision: of the two networks in the loop; the latents themselves stay in float32.
-        """
-        self.compiled, self.precision = compile, precision
-
-    def _fixed(self) -> "_Fixed":
-        """What sampling needs of the weights and the solver alone; worked out again only when weights have changed."""
-        denoiser, energy = self.denoiser_average, getattr(self, "energy_average", None)
-        parameters = [*denoiser.parameters(), *(energy.parameters() if energy else ())]
-        key = (self.settings, self.precision, self.device, [(id(p), p._version) for p in parameters])
-        if self._fixed_key != key:
-            tau = torch.tensor([step.time for step in _sampler_steps(self.settings)[0]], device=self.device)
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            self._fixed_value = _Fixed(
-                copy.deepcopy(denoiser).to(dtype) if self.precision == "bf16" else denoiser,
-                copy.deepcopy(energy).to(dtype) if self.precision == "bf16" and energy else energy,
-                [[(matrix.to(dtype), bias.to(dtype)) for matrix, bias in part] for part in denoiser.dense()],
-                [term.to(dtype) for term in denoiser.time_terms(tau)],
-                list(energy.time_terms(tau).to(dtype)) if energy else [None] * len(tau),
-            )
-            self._fixed_key = key
-        return self._fixed_value
-
-    def decode(self, latents: Tensor, states: Tensor) -> Decoded:
-        """Whitened latents to standardised steps. Shapes [n, m, Z], [n, S] -> `Decoded` of m L steps."""
-        return self.vae.decode(latents * self.latent_std + self.latent_mean, states)
-
-    def plan_returns(self, decoded: Decoded) -> Tensor:
-        """R of decoded plans, in the units of the environment. Shape [n]."""
-        s = self.settings
-        steps = s.return_steps or s.horizon
-        going_on = torch.sigmoid(-decoded.end_logits[:, :steps])  # [n, H]
-        returns = self._unstandardised(decoded.returns[:, :steps, None], slice(-1, None))[..., 0]
-        if s.plan_return != "tap":
-            total = (going_on * returns).sum(1)
-            return total / steps if s.plan_return == "mean" else total
-        rewards = self._unstandardised(decoded.rewards[:, :steps, None], slice(-2, -1))[..., 0]
-        discounts = s.discount ** torch.arange(steps, device=returns.device)
-        discounted = discounts * going_on.cumprod(1)
-        return (discounted[:, :-1] * rewards[:, :-1]).sum(1) + discounted[:, -1] * returns[:, -1]
-
-    def standard_returns(self, latents: Tensor, states: Tensor) -> Tensor:
-        """R of latents, standardised. Shapes [n, N, Z], [n, S] -> [n]."""
-        return self.standardised(self.plan_returns(self.decode(latents, states)), states)
-
-    def standardised(self, returns: Tensor, states: Tensor) -> Tensor:
-        """R in standard deviations of the prior's draws (`return_scale`). Shapes [...], [..., S] -> [...]."""
-        returns = (returns - self.return_mean) / self.return_std
-        if self.settings.return_scale == "all":
-            return returns
-        mean, log_std = self.scale_of_state(states).unbind(-1)
-        return (returns - mean) * (-log_std.clamp(min=_LOG_STD_MIN)).exp()
-
-    def _unstandardised(self, x: Tensor, part: slice) -> Tensor:
-        return x * self.token_std[part] + self.token_mean[part]
-
-    def propose_plans(self, observations: Tensor, n: int, guided: bool = True) -> Plans:
-        """Plans that an episode could begin with here, guided or from the prior alone. Shape [m, S] -> m times n.
-
-        The first `n_candidates` are those that an episode that begins here chooses from.
-        """
-        with torch.inference_mode():
-            keys = observation_keys(observations, self.noise_seed, 0)
-            states = self.normalize(observations).repeat_interleave(n, 0)
-            first = min(n, self.settings.n_candidates)
-            blocks = [keyed_normal(keys, (k, *self.latent_shape), i) for i, k in enumerate((first, n - first))]
-            noise = torch.cat(blocks, 1).flatten(0, 1)
-            decoded = self.decode(self.draw_latents(states, noise, guided), states)
-            actions = self.unscale(self._unstandardised(decoded.actions, slice(self.action_dim)))
-            return Plans(
-                (decoded.states * self.observation_std + self.observation_mean).unflatten(0, (-1, n)),
-                actions.unflatten(0, (-1, n)),
-                self.plan_returns(decoded).unflatten(0, (-1, n)),
-            )
-
-
-class _Fixed(NamedTuple):
-    """What sampling needs of the weights and the solver alone."""
-
-    denoiser: TemporalUNet
-    energy: EnergyNet | None
-    dense: list[Dense]
-    time_terms: list[Tensor]  # per block [steps, channels]
-    energy_time_terms: list[Tensor | None]  # per step [hidden]
-
-
-def _sums(state_terms: list[Tensor], time_terms: list[Tensor]) -> list[list[Tensor]]:
-    """Terms of every step and block. Shapes per block [n, channels], [steps, channels] -> per step [n, channels]."""
-    sums = [(state[None] + time[:, None]).unbind() for state, time in zip(state_terms, time_terms, strict=True)]
-    return [list(of_step) for of_step in zip(*sums, strict=True)]
-
-
-def _evaluate(
-    x: Tensor, fixed: _Fixed, terms: list[Tensor], energy_terms: Tensor | None, energy_times: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Predicted noise, and the gradient of the energy. Shapes [n, N, Z] and what is hoisted -> two of [n, N, Z]."""
-    epsilon = fixed.denoiser.denoise(x.to(terms[0].dtype), fixed.dense, terms)
-    if fixed.energy is None or energy_terms is None or energy_times is None:
-        return epsilon, None
-    return epsilon, fixed.energy.gradient(x.flatten(1), energy_terms, energy_times).view_as(x)
-
-
-@functools.cache
-def _compiled_evaluate() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    return torch.compile(_evaluate, dynamic=False, mode="reduce-overhead")
 
 
 class LatentDiffuser(OfflineAlgorithm):
@@ -365,8 +96,9 @@ class LatentDiffuser(OfflineAlgorithm):
         agent.learn(progress_bar=True)
         action, state = agent.predict(observation, deterministic=True)
 
-    Training has three stages of gradient steps (`vae`, `prior`, `energy`). The last is left out where the guidance
-    needs no network ("posterior-mean", "none"). `with_energy` trains it again with another beta, for example.
+    Training has the stages `vae`, `values`, `prior` and `energy`. There are values with `return_targets="expectile"`
+    alone, and no energy where the guidance needs no network ("posterior-mean", "none"). `with_energy` trains the energy
+    again, with another beta for example.
 
     See `OfflineAlgorithm` for the arguments and `LatentDiffuserSettings` for the settings.
     """
@@ -385,8 +117,13 @@ class LatentDiffuser(OfflineAlgorithm):
 
     def stages(self) -> list[Stage]:
         s = self.settings
-        stages = [Stage("vae", s.vae_steps, self.train_vae), Stage("prior", s.prior_steps, self.train_prior)]
-        return [*stages, Stage("energy", s.energy_steps, self.train_energy)] if s.guidance in _ENERGY_GUIDED else stages
+        stages = [Stage("vae", s.vae_steps, self.train_vae)]
+        if s.return_targets == "expectile":
+            stages.append(Stage("values", s.value_steps, self.train_values))
+        stages.append(Stage("prior", s.prior_steps, self.train_prior))
+        if s.guidance in ENERGY_GUIDED:
+            stages.append(Stage("energy", s.energy_steps, self.train_energy))
+        return stages
 
     def with_energy(self, **settings: Any) -> Self:
         """A new agent with this one's VAE and prior, whose energy is still to be trained.
@@ -404,7 +141,8 @@ class LatentDiffuser(OfflineAlgorithm):
         """
         if fixed := sorted(set(settings) - set(ENERGY_SETTINGS)):
             raise TypeError(f"VAE and prior depend on {', '.join(fixed)}. Train a new agent instead.")
-        unfinished = [n for n in ("vae", "prior") if self.stage_steps.get(n, 0) < self.stage_budget.get(n, 1)]
+        earlier = [stage.name for stage in self.stages() if stage.name != "energy"]
+        unfinished = any(self.stage_steps.get(name, 0) < self.stage_budget.get(name, 1) for name in earlier)
         if self.dataset is None or unfinished:
             raise ValueError("with_energy needs an agent with data, VAE and prior trained: call learn first.")
         other = type(self)(
@@ -424,7 +162,7 @@ class LatentDiffuser(OfflineAlgorithm):
         kept = {n: v for n, v in self.policy.state_dict().items() if n in fresh and not n.startswith(_NOT_KEPT)}
         other.policy.load_state_dict({**fresh, **kept})
         other._plan_budget(None, reset=True)
-        for name in ("vae", "prior"):
+        for name in earlier:
             other.stage_steps[name] = other.stage_budget[name]
             other.stage_seconds[name] = self.stage_seconds.get(name, 0.0)
         other.num_timesteps = sum(other.stage_steps.values())
@@ -488,6 +226,9 @@ class LatentDiffuser(OfflineAlgorithm):
             "kl": s.kl_weight,
         }
         parameters = list(vae.parameters())
+        if s.return_targets == "expectile":  # the return module has a stage of its own
+            of_returns = set(vae.q_function.parameters())
+            parameters = [parameter for parameter in parameters if parameter not in of_returns]
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         optimizer.param_groups[0]["betas"] = (0.9, 0.95)
         decayed = [module.weight for module in vae.modules() if isinstance(module, nn.Linear)]
@@ -495,10 +236,13 @@ class LatentDiffuser(OfflineAlgorithm):
             learning_rate = self._set_learning_rate(optimizer, s.vae_learning_rate, "vae", step)
             starts = self._random(self.window_starts, s.vae_batch_size)
             tokens, inside = self.windows(starts)
-            returns = self._bootstrapped(starts, tokens, inside) if s.return_targets == "bootstrapped" else None
+            bootstrapped = s.return_targets == "bootstrapped"
+            returns = self._window_targets(starts, tokens, inside)[0] if bootstrapped else None
             epsilon = torch.randn(len(tokens), *self.policy.latent_shape, generator=self.generator, device=self.device)
             with self._dropout(step):
                 losses = vae.losses(tokens, inside, epsilon, returns)
+            if s.return_targets == "expectile":
+                del losses["return"]
             loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
             optimizer.zero_grad()
             loss.backward()
@@ -507,28 +251,13 @@ class LatentDiffuser(OfflineAlgorithm):
                 with torch.no_grad():
                     torch._foreach_mul_(decayed, 1 - learning_rate * s.weight_decay)
             optimizer.step()
-            if s.return_targets == "bootstrapped":
+            if bootstrapped:
                 online, average = vae.q_function, self.policy.q_average
                 polyak_update(tuple(online.parameters()), tuple(average.parameters()), s.return_average_rate)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         latents = self._encode(self._some_starts(s.scale_states, "whitening")).flatten(0, 1)
         self.policy.latent_mean.copy_(latents.mean(0))
         self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
-
-    @torch.no_grad()
-    def _bootstrapped(self, starts: Tensor, tokens: Tensor, inside: Tensor) -> Tensor:
-        """Returns-to-go whose part behind the window is Q of its last step. Shapes [B], as `windows` -> [B, T].
-
-        The discounted rewards up to the last step are G_t less what G_last adds to it, so no reward is summed here.
-        A terminal leaves nothing to estimate.
-        """
-        state_dim, action_dim = self.policy.state_dim, self.policy.action_dim
-        last = inside.sum(1) - 1  # [B]
-        token = tokens[torch.arange(len(last), device=self.device), last]
-        states, actions = token[:, :state_dim], token[:, state_dim : state_dim + action_dim]
-        change = (self.policy.q_average(states, actions) - token[:, -2]) * ~self.data.terminals[starts + last]
-        steps_left = (last[:, None] - torch.arange(tokens.shape[1], device=self.device)).clamp(min=0)
-        return tokens[..., -2] + self.settings.discount**steps_left * change[:, None]
 
     @contextlib.contextmanager
     def _dropout(self, step: int) -> Iterator[None]:
@@ -540,6 +269,50 @@ class LatentDiffuser(OfflineAlgorithm):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.derived_generator(f"dropout {step}").initial_seed())
             yield
+
+    # ------------------------------------------------- the return module by in-sample optimal values
+
+    def train_values(self) -> Iterator[Losses]:
+        """IQL over windows: V to an upper expectile of the targets, Q to their mean (`window_values.py`)."""
+        s, policy = self.settings, self.policy
+        q, value = policy.vae.q_function, policy.value
+        optimizer = self.optimizer("values", [*q.parameters(), *value.parameters()], s.value_learning_rate)
+        for step in self.remaining_steps("values"):
+            self._set_learning_rate(optimizer, s.value_learning_rate, "values", step)
+            starts = self._random(self.window_starts, s.value_batch_size)
+            tokens, inside = self.windows(starts)
+            targets, known = self._window_targets(starts, tokens, inside)
+            states, actions, _ = tokens.split([policy.state_dim, policy.action_dim, 3], dim=-1)
+            share = known / known.sum().clamp(min=1)
+            losses = {
+                "return": (share * (targets - q(states, actions)) ** 2).sum(),
+                "value": (share * expectile_loss(targets - value(states), s.expectile)).sum(),
+            }
+            optimizer.zero_grad()
+            (losses["return"] + losses["value"]).backward()
+            optimizer.step()
+            polyak_update(tuple(value.parameters()), tuple(policy.value_average.parameters()), s.return_average_rate)
+            yield {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _window_targets(self, starts: Tensor, tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets of Q that look behind the window, and the steps that they tell something of.
+
+        Shapes [B], as `windows` -> [B, T], [B, T] bool. What lies behind is Q of the last step ("bootstrapped") or V of
+        its state ("expectile"), which says nothing of the last step's own action.
+        """
+        policy, state_dim = self.policy, self.policy.state_dim
+        last = inside.sum(1) - 1  # [B]
+        token = tokens[torch.arange(len(last), device=self.device), last]
+        states, actions = token[:, :state_dim], token[:, state_dim : state_dim + policy.action_dim]
+        terminal = self.data.terminals[starts + last]
+        if self.settings.return_targets == "bootstrapped":
+            value, known = policy.q_average(states, actions), inside
+        else:
+            value = policy.value_average(states)
+            steps = torch.arange(tokens.shape[1], device=self.device)
+            known = inside & ((steps < last[:, None]) | terminal[:, None])
+        return window_targets(tokens[..., -2], last, value, terminal, self.settings.discount), known
 
     # ------------------------------------------------- stage 2: diffusion prior over latent sequences
 
@@ -556,7 +329,7 @@ class LatentDiffuser(OfflineAlgorithm):
             tau = self._random_times(len(z))
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
             states = self.data.observations[starts[indices]]
-            loss = F.mse_loss(policy.denoiser(_SCHEDULE.add_noise(z, tau, epsilon), tau, states), epsilon)
+            loss = F.mse_loss(policy.denoiser(SCHEDULE.add_noise(z, tau, epsilon), tau, states), epsilon)
             self._descend(optimizer, loss, policy.denoiser, policy.denoiser_average, step)
             yield {"loss": loss.detach()}
         self._fit_return_scale()
@@ -596,7 +369,7 @@ class LatentDiffuser(OfflineAlgorithm):
             rows = torch.randint(len(states), (_SCALE_BATCH,), generator=generator, device=self.device)
             with torch.enable_grad():
                 mean, log_std = policy.scale_of_state(states[rows])[:, None].unbind(-1)
-                log_std = log_std.clamp(min=_LOG_STD_MIN)
+                log_std = log_std.clamp(min=LOG_STD_MIN)
                 loss = (log_std + 0.5 * ((returns[rows] - mean) * (-log_std).exp()) ** 2).mean()
                 descend(optimizer, loss)
 
@@ -621,10 +394,11 @@ class LatentDiffuser(OfflineAlgorithm):
         return torch.cat(support), torch.cat(returns)
 
     def train_energy(self) -> Iterator[Losses]:
-        """The contrastive loss, or for `guidance="mse"` a regression, over support latents of random states."""
+        """A loss whose minimiser is exact, or for `guidance="mse"` a regression, over support latents of states."""
         s, policy = self.settings, self.policy
         starts = self._some_starts(s.support_states, "support states")
-        sets = 2 if s.weights == "independent" else 1  # each set is the other's normaliser
+        exponential = s.guidance == "exact" and s.energy_loss == "exponential"
+        sets = 2 if s.weights == "independent" and not exponential else 1  # each set is the other's normaliser
         support, returns = self._draw_support(starts, sets * s.support_size)
         with torch.no_grad():
             returns = policy.standardised(returns, self.data.observations[starts][:, None])
@@ -637,10 +411,12 @@ class LatentDiffuser(OfflineAlgorithm):
             tau = self._random_times(len(z))  # shared by all that are contrasted
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
             states = self.data.observations[starts[indices]]
-            f = policy.energy(_SCHEDULE.add_noise(z, tau, epsilon), states[:, None], tau[:, None])  # [B, K]
+            f = policy.energy(SCHEDULE.add_noise(z, tau, epsilon), states[:, None], tau[:, None])  # [B, K]
             extra: Losses = {}
             if s.guidance == "mse":
                 loss = F.mse_loss(f, energies)
+            elif exponential:
+                loss, extra["limited"] = exponential_loss(f, energies, s.weight_limit)
             else:
                 of_set = (-1, sets, s.support_size)
                 weights = support_weights(energies.view(of_set), s.weights)
@@ -656,7 +432,7 @@ class LatentDiffuser(OfflineAlgorithm):
         return starts[torch.randint(len(starts), (n,), generator=self.generator, device=self.device)]
 
     def _random_times(self, n: int) -> Tensor:
-        return torch.rand(n, generator=self.generator, device=self.device) * (1 - _TAU_MIN) + _TAU_MIN
+        return torch.rand(n, generator=self.generator, device=self.device) * (1 - TAU_MIN) + TAU_MIN
 
     def _descend(
         self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module, average: nn.Module, step: int
@@ -673,37 +449,3 @@ class LatentDiffuser(OfflineAlgorithm):
             learning_rate *= self.cosine_decay(stage, step)
         self.set_learning_rate(optimizer, learning_rate)
         return learning_rate
-
-
-def returns_to_go(rewards: Tensor, episode_ends: Tensor, discount: float) -> Tensor:
-    """G_t = r_t + discount r_{t+1} + ... to the end of the episode, reward of step t included.
-
-    Sums over 1, 2, 4, 8, ... steps, each from the one before it: as many passes as the longest episode has binary
-    digits. A timeout ends the sum like a terminal does.
-
-    Args:
-        rewards: [rows].
-        episode_ends: exclusive end row of each episode, [E] int64.
-        discount: gamma, per environment step.
-
-    Returns:
-        [rows], of the type of `rewards`; summed in float64.
-    """
-    lengths = episode_ends.diff(prepend=episode_ends.new_zeros(1))
-    ends = episode_ends.repeat_interleave(lengths)
-    rows = torch.arange(len(rewards), device=rewards.device)
-    returns, span, longest = rewards.double(), 1, int(lengths.max())
-    while span < longest:
-        later = returns[(rows + span).clamp(max=len(rewards) - 1)]
-        returns = returns + discount**span * torch.where(rows + span < ends, later, 0.0)
-        span *= 2
-    return returns.to(rewards.dtype)
-
-
-@functools.cache
-def _sampler_steps(settings: LatentDiffuserSettings) -> tuple[list[SolverStep], list[float], list[float]]:
-    """The steps of the sampler, with signal and noise at each."""
-    s = settings
-    steps = vp_solver_steps(_SCHEDULE, s.solver_steps, solver=s.solver, grid=s.solver_grid, tau_end=_TAU_MIN)
-    tau = torch.tensor([step.time for step in steps], dtype=torch.float64)
-    return steps, _SCHEDULE.signal(tau).tolist(), _SCHEDULE.noise(tau).tolist()

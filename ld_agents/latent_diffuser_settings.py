@@ -45,8 +45,9 @@ class LatentDiffuserSettings:
     dropout: Fraction = 0.1
     decoder: Literal["shared", "separate"] = "shared"
     return_inputs: Literal["trunk", "step"] = "trunk"  # of the return module; "step": the data's own Q(s, a)
-    return_targets: Literal["data", "bootstrapped"] = "data"  # "bootstrapped": behind the window, its own estimate
-    return_average_rate: Fraction = 0.02  # of the averaged Q that "bootstrapped" looks up; ours
+    return_targets: Literal["data", "bootstrapped", "expectile"] = "data"  # see `window_values.py`
+    return_average_rate: Fraction = 0.02  # of the averaged Q or V behind the window; ours
+    action_decoder: Literal["plan", "state"] = "plan"  # "state": sees the state that each action is taken in
     denoiser_width: Width = 64  # [DIF] with the multipliers of Decision Diffuser
     denoiser_multipliers: Widths = (1, 2, 4)
     denoiser_blocks: Layers = 2
@@ -75,6 +76,12 @@ class LatentDiffuserSettings:
     gradient_clip: NonNegative = 1.0
     learning_rates: Literal["constant", "cosine"] = "constant"  # of all stages
 
+    # the stage of values, with return_targets="expectile" alone
+    expectile: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of V; IQL's on AntMaze
+    value_learning_rate: Fraction = 3e-4  # IQL's
+    value_batch_size: BatchSize = 128  # windows
+    value_steps: GradientSteps = 100_000
+
     # stage 2
     latent_targets: Literal["mean", "sample"] = "mean"
     prior_windows: Count | None = None  # windows that are encoded for it; None is all
@@ -85,8 +92,9 @@ class LatentDiffuserSettings:
 
     # stage 3
     guidance: Guidance = "exact"
-    weights: Weights = "independent"  # "softmax" in [CEP]
-    # largest weight; the log says what share of them it cuts. None is exact
+    energy_loss: Literal["contrastive", "exponential"] = "contrastive"  # both are exact; see `guidance.py`
+    weights: Weights = "independent"  # of the contrastive loss; "softmax" in [CEP]
+    # largest weight in either loss; the log says what share of them it cuts. None is exact
     weight_limit: Annotated[float, Field(ge=1, le=1e30)] | None = None
     inverse_temperature: NonNegative = 3.0  # beta [CEP], there in units of its own Q
     plan_return: Literal["sum", "mean", "tap"] = "sum"  # sum of returns-to-go; "tap": of rewards, with the last return
@@ -117,6 +125,10 @@ class LatentDiffuserSettings:
             )
         if self.return_targets == "bootstrapped" and self.return_inputs != "step":
             raise ValueError('return_targets="bootstrapped" needs return_inputs="step": only Q(s, a) can be looked up.')
+        if self.return_targets == "expectile" and self.return_inputs != "step":
+            raise ValueError('return_targets="expectile" needs return_inputs="step": V is an expectile of Q(s, a).')
+        if self.action_decoder == "state" and not self.latent_space:
+            raise ValueError('action_decoder="state" needs latent_space=True: raw actions are not decoded.')
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads}).")
         if self.denoiser_width % 8:
@@ -126,9 +138,20 @@ class LatentDiffuserSettings:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not exceed horizon ({self.horizon}).")
 
 
+ENERGY_GUIDED = ("exact", "mse")  # kinds of guidance with a network of their own
+
 # what `LatentDiffuser.with_energy` may change
 ENERGY_SETTINGS = (
-    *("guidance", "weights", "weight_limit", "inverse_temperature", "plan_return", "return_scale", "return_steps"),
+    *(
+        "guidance",
+        "energy_loss",
+        "weights",
+        "weight_limit",
+        "inverse_temperature",
+        "plan_return",
+        "return_scale",
+        "return_steps",
+    ),
     *("scale_states", "support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
     *("energy_hidden", "energy_layers", "energy_frequency_scale"),
     *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),

@@ -62,6 +62,7 @@ from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
+from ld_agents.data.returns import returns_to_go
 from ld_agents.diffusion.sampling import (
     Diffuser,
     NoiseSchedule,
@@ -162,10 +163,14 @@ class LDCQPolicy(OfflinePolicy):
         return latents * self.latent_std + self.latent_mean
 
     def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """The candidates an episode that begins here would choose from, and their Q. [n, S] -> [n, K, Z], [n, K]."""
+        """The candidates an episode that begins here would choose from, and their Q in the units of the rewards.
+
+        Shapes [n, S] -> [n, K, Z], [n, K].
+        """
         with torch.inference_mode():
             keys = observation_keys(observations, self.noise_seed, 0)
-            return self._candidates(self.normalize(observations), keys, n or self.settings.candidates_acting)
+            latents, scores = self._candidates(self.normalize(observations), keys, n or self.settings.candidates_acting)
+            return latents, scores / self.reward_scale
 
     def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
         """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
@@ -309,7 +314,9 @@ class LDCQ(OfflineAlgorithm):
         states = self.data.observations[starts]
         latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
-            self.policy.reward_scale.copy_(1 / self.data.returns_to_go(s.discount).std().clamp(min=1e-6))
+            self.policy.reward_scale.copy_(
+                1 / returns_to_go(self.data.rewards, self.data.episode_ends, s.discount).std().clamp(min=1e-6)
+            )
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)

@@ -71,6 +71,7 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "decoder": "shared",
     "return_inputs": "step",
     "return_targets": "bootstrapped",
+    "action_decoder": "plan",
     "return_scale": "state",
     "weight_limit": None,
     "denoiser_width": 8,
@@ -94,6 +95,7 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "prior_steps": 8,
     "average_rate": 0.01,
     "guidance": "exact",
+    "energy_loss": "contrastive",
     "weights": "independent",
     "inverse_temperature": 1.0,
     "plan_return": "sum",
@@ -327,3 +329,18 @@ def trained(dataset: OfflineDataset) -> Callable[[str], OfflineAlgorithm]:
 def blob(dataset: OfflineDataset) -> bytes:
     """LDCQ, stopped in the middle of Q-learning, so that the file holds all there can be."""
     return saved(make_agent("LDCQ", dataset).learn(callback=StopAt(30)))
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> OfflineDataset:
+    """Observation = row number. Six steps that time out, then five that end in a terminal. Rows 11 and 12 are final."""
+    rewards = [0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 1]
+    ends = np.arange(11)
+    return OfflineDataset(
+        np.arange(11.0)[:, None],
+        np.linspace(-1, 1, 11)[:, None],
+        rewards,
+        ends == 10,
+        ends == 5,
+        final_observations=[[11.0], [12.0]],
+    )

@@ -68,17 +68,14 @@ def make(
     target_folder(dataset_id)  # raises before the work is done
     described = _description(dataset_id, recipe, steps, seed, chunk_steps)
     total = described["steps"] or sum(getattr(part, "steps", 0) for part in recipe.parts) or None
-    with (
-        work_folder(dataset_id, described) as work,
-        worker_pool(processes) as pool,
-        tqdm(total=total, unit="step", unit_scale=True, desc=dataset_id, disable=not show_progress) as bar,
-    ):
+    with work_folder(dataset_id, described) as work, worker_pool(processes) as pool:
         if is_local(dataset_id):
             _check_same(dataset_id, described)
             print(f"{dataset_id} is there", file=sys.stderr)
         else:
-            making = Making(dataset_id, recipe, described, work, pool, bar)
-            store(dataset_id, make_env(recipe.env_id), making.episodes(), making.metadata, work)
+            with tqdm(total=total, unit="step", unit_scale=True, desc=dataset_id, disable=not show_progress) as bar:
+                making = Making(dataset_id, recipe, described, work, pool, bar)
+                store(dataset_id, make_env(recipe.env_id), making.episodes(), making.metadata, work)
     check = read_metadata(dataset_id)["ld_agents"]["replay_check"]
     if not check["passed"]:
         print(f"{dataset_id}: the stored steps do not replay, so it has no reference scores: {check}", file=sys.stderr)
@@ -228,11 +225,11 @@ def local_episodes(dataset_id: str) -> list[Episode]:
 
 def _description(dataset_id: str, recipe: Recipe, steps: int | None, seed: int, chunk_steps: int) -> dict[str, Any]:
     """All that the data are a function of, as JSON."""
-    env = make_env(recipe.env_id, **dict(recipe.env_kwargs))
-    assert env.spec is not None
+    spec = make_env(recipe.env_id, **dict(recipe.env_kwargs)).spec
+    assert spec is not None
     return {
         "id": dataset_id,
-        "env": json.loads(env.spec.to_json()),
+        "env": {key: value for key, value in json.loads(spec.to_json()).items() if key != "entry_point"},
         "past_terminals": recipe.past_terminals,
         "parts": [_describe(part) for part in recipe.parts],
         "steps": recipe.steps if steps is None or recipe.steps is None else steps,
@@ -245,6 +242,7 @@ def _description(dataset_id: str, recipe: Recipe, steps: int | None, seed: int, 
 def _check_same(dataset_id: str, described: dict[str, Any]) -> None:
     """Raise where a dataset was made otherwise; the versions of the libraries may differ."""
     stored = read_metadata(dataset_id).get("ld_agents", {}).get("made_with", {})
+    stored.get("env", {}).pop("entry_point", None)  # where the code of the environment was then
     other = [key for key, value in described.items() if key != "versions" and stored.get(key) != value]
     if other:
         raise FileExistsError(

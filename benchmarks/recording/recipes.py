@@ -129,8 +129,8 @@ _ZOO = "The behavior is an agent of RL Baselines3 Zoo, not D4RL's SAC. " + _SIMU
 def _locomotion(folder: Path) -> dict[str, Recipe]:
     recipes = {}
     sac = (
-        "D4RL's recipe with Stable-Baselines3's SAC, whose training stopped when its stochastic policy returned what "
-        "D4RL's medium data do. " + _SIMULATOR
+        "D4RL's recipe with Stable-Baselines3's SAC, whose training ended with the first of its snapshots, one every "
+        "10,000 steps, whose stochastic policy returned what D4RL's medium data do. " + _SIMULATOR
     )
     for robot, expert in _experts(folder).items():
         env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
@@ -139,8 +139,9 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
         recipes[f"{name}-medium-replay-v1"] = Recipe(
             env_id,
             "regenerated",
-            sac + "The replay buffer is recorded anew: snapshots of the actor, taken every 10,000 steps of the "
-            "training, act in turn for equal shares of the steps.",
+            sac
+            + "The replay buffer is recorded anew: the actor acts as it was in all snapshots in turn, for equal shares "
+            "of the steps.",
             [SacActor(expert.action_size, file=file, snapshot=None)],
             steps=_REPLAY_STEPS[robot],
             original_steps=_REPLAY_STEPS[robot],

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ld_agents import LatentDiffuser
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
-from ld_agents.latent_diffuser import LatentDiffuserPolicy
+from ld_agents.latent_diffuser_policy import LatentDiffuserPolicy
 from ld_agents.networks.denoisers import PositionConv, TemporalBlock, TemporalUNet, sinusoids
 from timing.harness import Result, Timing, check, clock_of, in_turn, milliseconds, preset_settings, random_dataset
 

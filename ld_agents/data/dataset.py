@@ -350,15 +350,6 @@ class OfflineDataset:
         """Whether a terminal lies in the window, [B] bool."""
         return self.terminals[starts.long() + self.window_steps(starts, horizon) - 1]
 
-    def returns_to_go(self, discount: float) -> torch.Tensor:
-        """Sum over k of discount^k r_{t+k} until the recording of the episode ends, [N] float32."""
-        rows = torch.arange(self.n_steps, device=self.rewards.device)
-        returns, ends, steps = self.rewards.clone(), self.episode_ends[self._episodes(rows)], 1
-        while steps < int((ends - rows).max()):  # sums of 1, 2, 4, ... rewards
-            returns[:-steps] += discount**steps * torch.where(rows[steps:] < ends[:-steps], returns[steps:], 0)
-            steps *= 2
-        return returns
-
     def _window_rows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the windows, the last one of an episode in place of what would follow it, and which are recorded."""
         steps = torch.arange(horizon, device=starts.device)

@@ -1,1 +1,1 @@
-"""Diffusion models: schedules, solvers, sampling and guidance. Imports nothing else of this package."""
+"""Diffusion models: schedules, solvers, sampling and guidance. May import `networks`."""

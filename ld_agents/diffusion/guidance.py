@@ -165,6 +165,32 @@ def contrastive_loss(f: Tensor, weights: Tensor) -> Tensor:
     return -(weights * F.log_softmax(f, -1)).sum(-1).mean()
 
 
+def exponential_loss(f: Tensor, energies: Tensor, limit: float | None = None) -> tuple[Tensor, Tensor]:
+    """E[exp(beta R - f) + f]: another loss whose minimiser is the exact f = log E[exp(beta R) | z_tau].
+
+    Its derivative in f at z_tau is 1 - E[exp(beta R - f) | z_tau], which is zero at the exact f and nowhere else. Known
+    as the linear-exponential loss, and as Gumbel regression in Extreme Q-learning (Garg et al. 2023, eq. 11).
+
+    A draw counts exp(beta R - f): how much better it is than what f says of z_tau. The contrastive loss has exp(beta R)
+    over the mean at the state, which is as large at small tau, where f knows R, as at large tau. With beta std(R) = 3
+    most of that mean comes from one draw in a hundred. Here weights are near 1 wherever f knows R, so few draws are
+    needed and a limit cuts little. No support sets are contrasted, so the constant per state and time is learned too.
+
+    Args:
+        f: of the noisy latents, any shape.
+        energies: beta R of the latents before noise, of the same shape.
+        limit: largest weight exp(beta R - f); above, the loss goes on along its tangent. None is exact.
+
+    Returns:
+        the loss, and the share of the draws beyond the limit.
+    """
+    excess = energies - f
+    cap = math.inf if limit is None else math.log(limit)
+    within = excess.clamp(max=cap)
+    loss = within.exp() * (1 + excess - within) - excess - 1
+    return loss.mean(), (excess > cap).float().mean()
+
+
 def posterior_mean_gradient(
     z: Tensor,
     predict_noise: Callable[[Tensor], Tensor],

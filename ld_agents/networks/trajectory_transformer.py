@@ -87,6 +87,8 @@ class TrajectoryTransformer(nn.Module):
         decoder: "shared": one trunk for all modules, as in TAP; "separate": a trunk for each.
         return_inputs: what the return module sees. "trunk": the plan so far, with the step's state and action; "step":
             state and action alone, and it learns from those of the data, so that it is the data's own Q(s_t, a_t).
+        action_decoder: what the action module sees. "plan": the plan so far; "state": the step's state as well, the
+            data's in training, the decoded one in a plan, and the one observed when the action is taken.
         latent_space: False: the "latent" of L steps is their L A actions themselves. There is no encoder, and the
             decoder predicts what is left: states, rewards, returns and the end of the episode.
     """
@@ -105,10 +107,11 @@ class TrajectoryTransformer(nn.Module):
         dropout: float,
         decoder: Literal["shared", "separate"],
         return_inputs: Literal["trunk", "step"],
+        action_decoder: Literal["plan", "state"] = "plan",
         latent_space: bool,
     ) -> None:
         super().__init__()
-        self.state_dim, self.action_dim = state_dim, action_dim
+        self.state_dim, self.action_dim, self.width, self.action_decoder = state_dim, action_dim, width, action_decoder
         self.steps_per_latent, self.return_inputs, self.latent_space = steps_per_latent, return_inputs, latent_space
         self.latent_dim = latent_dim if latent_space else steps_per_latent * action_dim
         body = (horizon, width, blocks, heads, dropout)
@@ -125,7 +128,11 @@ class TrajectoryTransformer(nn.Module):
         n_trunks = len(sizes) if decoder == "separate" else 1
         self.trunks = nn.ModuleList(CausalTransformer(*body) for _ in range(n_trunks))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_trunks))
-        seen = {name: width + (state_dim + action_dim if name == "returns" else 0) for name in sizes}
+        seen = dict.fromkeys(sizes, width)
+        if "returns" in sizes:
+            seen["returns"] += state_dim + action_dim
+        if action_decoder == "state":
+            seen["actions"] += state_dim
         self.modules_of = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -152,19 +159,17 @@ class TrajectoryTransformer(nn.Module):
         mean, log_variance = self.posterior(pooled).chunk(2, dim=-1)
         return mean, log_variance.clamp(*_LOG_VARIANCES)
 
-    def decode(self, latents: Tensor, states: Tensor) -> Decoded:
+    def decode(self, latents: Tensor, states: Tensor, seen_states: Tensor | None = None) -> Decoded:
         """The steps of latents z_1..z_m, for any m up to N: no step depends on later latents.
 
-        Shapes [B, m, Z], [B, S] -> `Decoded` of m L steps.
+        Shapes [B, m, Z], [B, S] -> `Decoded` of m L steps. `seen_states` [B, m L, S] are those that actions are decoded
+        from with `action_decoder="state"`; None is the decoded ones.
         """
-        mixed = self.mix(torch.cat([latents, states[:, None].expand(-1, latents.shape[1], -1)], dim=-1))
-        mixed = mixed.repeat_interleave(self.steps_per_latent, dim=1)  # [B, T, width]
-        bodies = [norm(trunk(mixed)) for trunk, norm in zip(self.trunks, self.norms, strict=True)]
-        features = dict(zip(self.modules_of, bodies * (len(self.modules_of) // len(bodies)), strict=True))
+        features = self._features(latents, states)
         module = self.modules_of
         decoded_states = states[:, None] + module["states"](features["states"])
         if self.latent_space:
-            actions = module["actions"](features["actions"])
+            actions = self.actions(features["actions"], decoded_states if seen_states is None else seen_states)
         else:
             actions = latents.reshape(len(latents), -1, self.action_dim)
         if self.return_inputs == "step":
@@ -179,6 +184,22 @@ class TrajectoryTransformer(nn.Module):
             returns,
             module["ends"](features["ends"])[..., 0],
         )
+
+    def _features(self, latents: Tensor, states: Tensor) -> dict[str, Tensor]:
+        """What each module sees of a plan. Shapes [B, m, Z], [B, S] -> of [B, m L, width]."""
+        mixed = self.mix(torch.cat([latents, states[:, None].expand(-1, latents.shape[1], -1)], dim=-1))
+        mixed = mixed.repeat_interleave(self.steps_per_latent, dim=1)  # [B, T, width]
+        bodies = [norm(trunk(mixed)) for trunk, norm in zip(self.trunks, self.norms, strict=True)]
+        return dict(zip(self.modules_of, bodies * (len(self.modules_of) // len(bodies)), strict=True))
+
+    def action_features(self, latents: Tensor, states: Tensor) -> Tensor:
+        """What the action module sees of a plan. Shapes [B, m, Z], [B, S] -> [B, m L, width]."""
+        return self._features(latents, states)["actions"]
+
+    def actions(self, features: Tensor, states: Tensor) -> Tensor:
+        """Actions of steps in the states that they are taken in. Shapes [..., width], [..., S] -> [..., A]."""
+        seen = torch.cat([features, states], dim=-1) if self.action_decoder == "state" else features
+        return self.modules_of["actions"](seen)
 
     def losses(
         self, tokens: Tensor, inside: Tensor, epsilon: Tensor, return_targets: Tensor | None = None
@@ -196,8 +217,8 @@ class TrajectoryTransformer(nn.Module):
             "end", binary cross-entropy, mean over all steps; "kl" to N(0, I), mean over the coordinates of the latents.
         """
         mean, log_variance = self.encode(tokens)
-        decoded = self.decode(mean + (0.5 * log_variance).exp() * epsilon, tokens[:, 0, : self.state_dim])
         states, actions, rewards, returns, ends = tokens.split([self.state_dim, self.action_dim, 1, 1, 1], dim=-1)
+        decoded = self.decode(mean + (0.5 * log_variance).exp() * epsilon, states[:, 0], states)
         if return_targets is not None:
             returns = return_targets[..., None]
         if self.return_inputs == "step":

@@ -1,21 +1,19 @@
-"""Schedules, solvers and their samples against known distributions; and the keyed noise for acting."""
+"""Schedules, the forward process, and the coefficients of the solvers."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import pytest
 import torch
-from analytic_guidance import Energy, Mixture, gradient, vp
+from analytic_guidance import vp
+from guided import no_noise
 from torch import Tensor
 
-from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.diffusion.sampling import (
     Diffuser,
-    NoiseSchedule,
     Solver,
     SolverStep,
     VPSchedule,
@@ -279,10 +277,6 @@ def test_continuous_solver_steps(
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
-def no_noise(k: int) -> Tensor:
-    raise AssertionError(f"noise was asked for at step {k}")
-
-
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m"])
 @pytest.mark.parametrize(("n_diffusion", "n_steps"), [(30, 1), (30, 2), (30, 29), (30, 30), (200, 8), (1000, 20)])
 def test_grid_of_few_step_solvers(solver: Solver, n_diffusion: int, n_steps: int) -> None:
@@ -358,247 +352,3 @@ def test_golden_numbers_of_whole_chains(
     assert float(x.sum()) == pytest.approx(total, abs=2e-5)
     assert float(x.abs().sum()) == pytest.approx(absolute, abs=2e-5)
     assert float(x[3, 1]) == pytest.approx(one, abs=2e-5)
-
-
-# ---------------------------------------------------------------- accuracy of the few-step solvers
-
-
-def gaussian_denoiser(
-    schedule: NoiseSchedule, steps: list[SolverStep], mean: float, std: float
-) -> Callable[[Tensor, int], Tensor]:
-    """E[x0 | x_j] where x0 is N(mean, std^2)."""
-
-    def denoise(x: Tensor, k: int) -> Tensor:
-        alpha_bar = float(schedule.alpha_bar[steps[k].j])
-        gain = alpha_bar**0.5 * std**2 / (alpha_bar * std**2 + 1 - alpha_bar)
-        return mean + gain * (x - alpha_bar**0.5 * mean)
-
-    return denoise
-
-
-def solver_error(solver: Solver, n_steps: int) -> float:
-    """Distance to the exact solution of the probability flow, which is linear for Gaussian data."""
-    mean, std = 0.5, 0.3
-    schedule = linear_schedule(1000)
-    steps = solver_steps(schedule, solver, n_steps)
-    start = torch.linspace(-3, 3, 101, dtype=torch.float64)[:, None]
-    found = sample(gaussian_denoiser(schedule, steps, mean, std), steps, start, no_noise)
-    spread = [float((schedule.alpha_bar[j] * std**2 + 1 - schedule.alpha_bar[j]).sqrt()) for j in (1000, 0)]
-    exact = mean + (start - float(schedule.signal[-1]) * mean) * spread[1] / spread[0]
-    return float((found - exact).abs().max())
-
-
-def test_dpm_solver_is_of_second_order_and_ddim_of_first() -> None:
-    ddim = [solver_error("ddim", n) for n in (10, 20, 40)]
-    dpm = [solver_error("dpm++2m", n) for n in (10, 20, 40)]
-    assert 1.5 < ddim[0] / ddim[1] < 3
-    assert 1.5 < ddim[1] / ddim[2] < 3
-    assert dpm[0] / dpm[2] > 8
-    assert all(fast < slow / 2 for fast, slow in zip(dpm, ddim, strict=True))
-
-
-def guided_gaussian(solver: VPSolver, grid: Literal["log-snr", "time"], n_steps: int) -> tuple[float, float]:
-    """Mean and standard deviation of N(0, 1) tilted by exp(-2 (x - 2)^2), exact up to the solver: 1.6 and 0.4472.
-
-    The chain is an affine map of its noise, so two starts tell its moments.
-    """
-    one = torch.ones(1, dtype=torch.float64)
-    prior, energy = Mixture(one, 0 * one[:, None], one[:, None, None]), Energy(4.0, one[:, None], 2 * one, 0 * one)
-    steps = vp_solver_steps(VPSchedule(), n_steps, solver=solver, grid=grid)
-
-    def denoise(z: Tensor, k: int) -> Tensor:
-        alpha, sigma = vp(steps[k].time)
-        slope = -gradient(lambda z: prior.noisy_energy("exact", energy, z, alpha, sigma), z)
-        return x0_from_noise(z, sigma * z, alpha, sigma, slope)
-
-    x = sample(denoise, steps, torch.tensor([[0.0], [1.0]], dtype=torch.float64), no_noise)
-    return float(x[0]), float(x[1] - x[0])
-
-
-@pytest.mark.parametrize(
-    ("solver", "grid", "stds"),
-    [
-        ("dpm++2m", "time", (0.496, 0.611, 0.587, 0.556, 0.512)),
-        ("dpm++2m", "log-snr", (0.428, 0.462, 0.457, 0.453, 0.450)),
-        ("dpm++2s", "time", (0.231, 0.506, 0.389, 0.470, 0.455)),  # QGPO's choice
-        ("dpm++2s", "log-snr", (0.306, 0.381, 0.413, 0.426, 0.437)),
-        ("ddim", "log-snr", (0.283, 0.352, 0.381, 0.397, 0.413)),
-    ],
-)
-def test_solver_errors_under_guidance(
-    solver: VPSolver, grid: Literal["log-snr", "time"], stds: tuple[float, ...]
-) -> None:
-    """With 5, 10, 15, 20 and 30 evaluations."""
-    for n_steps, expected in zip((5, 10, 15, 20, 30), stds, strict=True):
-        mean, std = guided_gaussian(solver, grid, n_steps)
-        assert mean == pytest.approx(1.6, abs=0.01)
-        assert std == pytest.approx(expected, abs=6e-4)
-
-
-MASSES, CENTRES, WIDTH = (0.8, 0.2), (-1.0, 1.0), 0.1
-
-
-def mixture_denoiser(schedule: NoiseSchedule, steps: list[SolverStep]) -> Callable[[Tensor, int], Tensor]:
-    """E[x0 | x_j] where x0 has two narrow modes: 80 % at -1 and 20 % at +1. Exact."""
-    masses, centres = torch.tensor(MASSES), torch.tensor(CENTRES)
-
-    def denoise(x: Tensor, k: int) -> Tensor:
-        alpha_bar = float(schedule.alpha_bar[steps[k].j])
-        variance = alpha_bar * WIDTH**2 + 1 - alpha_bar
-        distance = x - alpha_bar**0.5 * centres  # [n, 2]
-        responsibility = torch.softmax(masses.log() - distance**2 / (2 * variance), 1)
-        means = centres + alpha_bar**0.5 * WIDTH**2 / variance * distance
-        return (responsibility * means).sum(1, keepdim=True)
-
-    return denoise
-
-
-def draw_mixture(
-    solver: Solver, n_steps: int, *, n_diffusion: int = 500, rescaled: bool = True, extra: int = 0, n: int, seed: int
-) -> Tensor:
-    schedule = linear_schedule(n_diffusion, rescaled=rescaled)
-    steps = solver_steps(schedule, solver, n_steps, extra_steps=extra)
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(n, 1, generator=generator)
-    return sample(mixture_denoiser(schedule, steps), steps, start, lambda k: torch.randn(n, 1, generator=generator))
-
-
-def minority(x: Tensor) -> float:
-    return float((x > 0).float().mean())
-
-
-@pytest.mark.parametrize("n_diffusion", [100, 200, 500])
-@pytest.mark.parametrize(
-    ("solver", "n_steps", "shift", "width"),
-    [("dpm++2m", 10, 0.08, 0.25), ("dpm++2m", 20, 0.01, 0.1), ("ddim", 20, 0.06, 0.25)],
-)
-def test_few_steps_keep_the_masses_of_two_modes(
-    solver: Solver, n_steps: int, shift: float, width: float, n_diffusion: int
-) -> None:
-    """Within 0.02. Ten steps, and DDIM's twenty, move a mode as narrow as this by most of its width."""
-    x = draw_mixture(solver, n_steps, n_diffusion=n_diffusion, n=40_000, seed=0)
-    assert minority(x) == pytest.approx(0.2, abs=0.02)
-    for mode in (x[x < 0], x[x > 0]):
-        assert float(mode.abs().mean()) == pytest.approx(1.0, abs=shift)
-        assert float(mode.std()) == pytest.approx(WIDTH, rel=width)
-
-
-def test_eight_steps_nearly_keep_the_masses() -> None:
-    """What the fast preset uses."""
-    x = draw_mixture("dpm++2m", 8, n_diffusion=200, n=40_000, seed=0)
-    assert minority(x) == pytest.approx(0.2, abs=0.025)
-
-
-def test_full_chain_keeps_the_masses_of_two_modes() -> None:
-    x = draw_mixture("ddpm", 0, n=40_000, seed=1)
-    assert minority(x) == pytest.approx(0.2, abs=0.01)
-    for mode in (x[x < 0], x[x > 0]):
-        assert float(mode.std()) == pytest.approx(WIDTH, rel=0.2)
-
-
-def test_released_chain_of_100_steps_flattens_the_masses() -> None:
-    """The defect that `rescaled=True` is there for. How large it is depends on the width of the modes."""
-    x = draw_mixture("ddpm", 0, n_diffusion=100, rescaled=False, extra=5, n=20_000, seed=2)
-    assert 0.27 < minority(x) < 0.4
-    longer = draw_mixture("ddpm", 0, n_diffusion=500, rescaled=False, extra=5, n=20_000, seed=2)
-    assert minority(longer) == pytest.approx(0.203, abs=0.01)
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
-
-
-def test_few_step_samples_are_within_the_noise_of_two_full_runs() -> None:
-    """Sets of 500 samples: as many candidates as the paper preset draws."""
-    full = draw_mixture("ddpm", 0, n_diffusion=200, n=500 * 64, seed=0).split(500)
-    noise = torch.tensor([energy_distance(x, y) for x, y in zip(full[:32], full[32:], strict=True)])
-
-    def distance(solver: Solver, n_steps: int) -> float:
-        few = draw_mixture(solver, n_steps, n_diffusion=200, n=500 * 32, seed=1).split(500)
-        return sum(energy_distance(x, y) for x, y in zip(few, full[:32], strict=True)) / 32
-
-    largest = float(noise.quantile(0.95))
-    assert distance("dpm++2m", 20) < largest
-    assert distance("dpm++2m", 40) < largest
-    assert distance("ddim", 100) < largest
-    assert distance("dpm++2m", 20) < 1.5 * float(noise.mean())
-    assert distance("dpm++2m", 8) > largest  # the test can tell
-
-
-# ---------------------------------------------------------------- keyed noise
-
-
-@pytest.fixture(scope="module")
-def observations() -> Tensor:
-    return torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
-
-
-def test_keyed_noise_is_standard_normal(observations: Tensor) -> None:
-    keys = observation_keys(observations, seed=0, call=0)
-    x = keyed_normal(keys, (10, 7))
-    assert x.shape == (2000, 10, 7)
-    assert x.dtype == torch.float32
-    n = x.numel()
-    assert float(x.mean()) == pytest.approx(0, abs=4 / n**0.5)
-    assert float(x.var()) == pytest.approx(1, abs=4 * (2 / n) ** 0.5)
-    assert float((x**3).mean()) == pytest.approx(0, abs=4 * (15 / n) ** 0.5)
-    assert float((x**4).mean()) == pytest.approx(3, abs=4 * (96 / n) ** 0.5)
-    uniform = 0.5 * (1 + torch.erf(x.double() / 2**0.5))
-    counts = torch.histc(uniform, 50, 0, 1)
-    chi_square = float(((counts - n / 50) ** 2 / (n / 50)).sum())
-    assert chi_square < 49 + 4 * (2 * 49) ** 0.5
-    # every position of the block, over the keys
-    assert float(x.mean(0).abs().max()) < 5 / 2000**0.5
-    assert float((x.var(0) - 1).abs().max()) < 5 * (2 / 2000) ** 0.5
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    x, y = x.flatten().double(), y.flatten().double()
-    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
-
-
-def test_keyed_noise_is_independent_of_key_position_stream_seed_and_call(observations: Tensor) -> None:
-    shape = (6, 5)
-    x = keyed_normal(observation_keys(observations, 3, 5), shape)
-    others = {
-        "neighbouring key": x.roll(1, 0),
-        "neighbouring position": x.roll(1, 2),
-        "cosine and sine half": x.roll(3, 1),
-        "seed": keyed_normal(observation_keys(observations, 4, 5), shape),
-        "call": keyed_normal(observation_keys(observations, 3, 6), shape),
-        "stream": keyed_normal(observation_keys(observations, 3, 5), shape, stream=1),
-        "far stream": keyed_normal(observation_keys(observations, 3, 5), shape, stream=1 << 17),
-        "columns": keyed_normal(observation_keys(observations.flip(1), 3, 5), shape),
-    }
-    for name, other in others.items():
-        assert abs(correlation(x, other)) < 4.5 / x.numel() ** 0.5, name
-    squares = x**2
-    assert abs(correlation(squares, others["cosine and sine half"] ** 2)) < 4.5 / x.numel() ** 0.5
-
-
-def test_seed_and_call_are_not_interchangeable(observations: Tensor) -> None:
-    """The first call of seed 1 must not draw what the second call of seed 0 draws."""
-    assert not torch.equal(observation_keys(observations, 0, 1), observation_keys(observations, 1, 0))
-
-
-def test_keyed_noise_does_not_depend_on_the_batch(observations: Tensor) -> None:
-    whole = keyed_normal(observation_keys(observations, 1, 2), (3, 3))
-    order = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(keyed_normal(observation_keys(observations[order], 1, 2), (3, 3)), whole[order])
-    assert torch.equal(keyed_normal(observation_keys(observations[7:8], 1, 2), (3, 3)), whole[7:8])
-    # a longer block of the same key is another draw, but an odd one is fine
-    assert keyed_normal(observation_keys(observations[:2], 1, 2), (5,)).shape == (2, 5)
-
-
-def test_keys_of_many_similar_observations_are_different() -> None:
-    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 60)] * 3)
-    keys = observation_keys(grid, 0, 0)
-    assert len(keys.unique()) == len(grid)
-    zero = torch.zeros(1, 3)
-    assert torch.equal(observation_keys(zero, 0, 0), observation_keys(-zero, 0, 0))
-
-
-def test_golden_numbers_of_the_keyed_noise() -> None:
-    """The same on every machine: a saved agent goes on acting as it did."""
-    expected = [[1.153392, -0.707082, 1.310593], [-2.746561, 0.852373, 0.180633]]
-    torch.testing.assert_close(keyed_normal(torch.tensor([1, -5]), (3,), stream=4), torch.tensor(expected))

@@ -1,0 +1,29 @@
+"""Returns of recorded steps."""
+
+import torch
+from torch import Tensor
+
+
+def returns_to_go(rewards: Tensor, episode_ends: Tensor, discount: float) -> Tensor:
+    """G_t = r_t + discount r_{t+1} + ... to the end of the episode, reward of step t included.
+
+    Sums over 1, 2, 4, 8, ... steps, each from the one before it: as many passes as the longest episode has binary
+    digits. A timeout ends the sum like a terminal does.
+
+    Args:
+        rewards: [rows].
+        episode_ends: exclusive end row of each episode, [E] int64.
+        discount: gamma, per environment step.
+
+    Returns:
+        [rows], of the type of `rewards`; summed in float64.
+    """
+    lengths = episode_ends.diff(prepend=episode_ends.new_zeros(1))
+    ends = episode_ends.repeat_interleave(lengths)
+    rows = torch.arange(len(rewards), device=rewards.device)
+    returns, span, longest = rewards.double(), 1, int(lengths.max())
+    while span < longest:
+        later = returns[(rows + span).clamp(max=len(rewards) - 1)]
+        returns = returns + discount**span * torch.where(rows + span < ends, later, 0.0)
+        span *= 2
+    return returns.to(rewards.dtype)
