@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+PACKAGES = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "stable-baselines3", "ld_agents")
 
 
 def peak_memory_mb() -> float | None:
@@ -41,22 +44,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that can change a result; None where one is not installed."""
-    packages = (
-        "torch",
-        "numpy",
-        "gymnasium",
-        "gymnasium-robotics",
-        "mujoco",
-        "minari",
-        "stable-baselines3",
-        "ld-agents",
-    )
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package.replace("ld-agents", "ld_agents")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package.replace("ld-agents", "ld_agents")] = None
+    found: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(PACKAGES)
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from files import write_text
 from reporting import aggregates, datasets_table, figures, overview, tables
 from reporting.runs import digest, frame, read_runs
 from suites import ALL_AGENTS
@@ -54,12 +54,8 @@ class Pages:
         """Write all pages, each of which appears whole or not at all, and delete the leftovers."""
         print(*self.problems, sep="\n", end="\n" * bool(self.problems), file=sys.stderr)
         for path, text in self.texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            write_text(path, text)
         for path, (draw, source) in self.drawings.items() if with_figures else ():
-            path.parent.mkdir(parents=True, exist_ok=True)
             figures.save(draw, source, path)
         for path in self.leftovers():
             path.unlink()

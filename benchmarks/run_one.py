@@ -1,4 +1,4 @@
-"""One run: train one agent on one data set with one seed, evaluate it, and write one JSON file when all is done.
+"""One run: train one agent on one dataset with one seed, evaluate it, and write one JSON file when all is done.
 
     python benchmarks/run_one.py --agent "LDCQ[horizon=10]" --dataset ld-agents/pointmaze/umaze-v0 --out results/mine
 
@@ -12,16 +12,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import importlib
 import json
 import math
-import os
-import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +26,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-import ld_agents
 import provenance
 from files import write_json
 from ld_agents.data.replay import replay_check
@@ -39,8 +33,8 @@ from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
+from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 
-SCHEMA = 1
 N_ENVS = 25
 CURVE_POINTS = 5
 CURVE_EPISODES = 10
@@ -48,140 +42,12 @@ CHECKPOINT_SECONDS = 60.0
 LOSS_POINTS = 60
 
 
-@dataclass(frozen=True)
-class Run:
-    """What identifies a run. `agent` and `dataset` are specs such as `LDCQ[prior=gaussian,horizon=10]`."""
-
-    agent: str
-    dataset: str
-    seed: int
-    preset: str
-    budget: float
-    episodes: int
-
-    @property
-    def name(self) -> str:
-        """Name of the run's files without the suffix; different runs have different names."""
-        parts = (slug(self.agent), slug(self.dataset), slug(self.preset), f"b{self.budget:g}", f"seed{self.seed}")
-        return "__".join(parts)
-
-
 def evaluation_seed(seed: int, curve_point: int | None = None) -> int:
     """Seed of the final evaluation of a run, or of a point of its curve.
 
     `evaluate` turns it into reset seeds that no training seed below 2**31 can equal.
     """
-    purpose = 0 if curve_point is None else 1 + curve_point
-    return 1_000_000 * (1 + purpose) + seed
-
-
-def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """Split `Name[key=value,...]` into its name and its settings; values that are not JSON are strings."""
-    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", spec, flags=re.DOTALL)
-    if match is None:
-        raise ValueError(f"cannot read {spec!r}; write Name or Name[setting=value,setting=value]")
-    settings = {}
-    for item in _split_at_commas(match[2] or ""):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not key.isidentifier():
-            raise ValueError(f"cannot read {item!r} in {spec!r}; write setting=value")
-        if key in settings:
-            raise ValueError(f"{key!r} is given twice in {spec!r}")
-        try:
-            settings[key] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[key] = value
-    return match[1], settings
-
-
-def canonical_spec(spec: str) -> str:
-    """The one spelling of a spec: no spaces, settings in alphabetical order."""
-    name, settings = parse_spec(spec)
-    items = []
-    for key, value in sorted(settings.items()):
-        item = f"{key}={value}"
-        if not (isinstance(value, str) and _reads_as(item, {key: value})):
-            item = f"{key}={json.dumps(value, separators=(',', ':'))}"
-        items.append(item)
-    return f"{name}[{','.join(items)}]" if items else name
-
-
-def _reads_as(item: str, settings: dict[str, Any]) -> bool:
-    """Whether a setting that is written without quotation marks is read as what it is."""
-    try:
-        return parse_spec(f"name[{item}]")[1] == settings
-    except ValueError:
-        return False
-
-
-def _split_at_commas(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets and quotation marks."""
-    items, depth, quoted = [""], 0, False
-    for character in text:
-        quoted ^= character == '"'
-        depth += 0 if quoted else (character in "[{") - (character in "]}")
-        if character == "," and depth == 0 and not quoted:
-            items.append("")
-        else:
-            items[-1] += character
-    return [item for item in items if item.strip()]
-
-
-def slug(text: str) -> str:
-    """`text` as a part of a file name."""
-    text = text.removesuffix("]").replace("[", "-").replace("/", "-").replace(":", ".")
-    return re.sub(r"[^A-Za-z0-9_=,.+-]", lambda character: f"%{ord(character[0]):02x}", text)
-
-
-def agent_class(name: str) -> Any:
-    """The class called `name`: a public name of ld_agents, or `module:Class` of any importable module."""
-    module_name, colon, class_name = name.rpartition(":")
-    module = importlib.import_module(module_name) if colon else ld_agents
-    if not hasattr(module, class_name):
-        hint = "" if colon else "; agents of your own are given as module:Class"
-        raise ValueError(f"{module.__name__} has no agent {class_name!r}{hint}")
-    return getattr(module, class_name)
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import modules that register environments; they, and agents of your own, may lie where the command was typed."""
-    sys.path.insert(1, os.getcwd())
-    for name in names:
-        importlib.import_module(name)
-
-
-def load_dataset(spec: str) -> Any:
-    """The data set of a spec; settings in brackets go to `ld_agents.load_dataset`."""
-    name, settings = parse_spec(spec)
-    return ld_agents.load_dataset(name, **settings)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a run's files are."""
-
-    out: Path
-    name: str
-
-    @property
-    def result(self) -> Path:
-        return self.out / "runs" / f"{self.name}.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoints" / f"{self.name}.zip"
-
-    @property
-    def partial(self) -> Path:
-        return self.out / "checkpoints" / f"{self.name}.json"
-
-    @property
-    def model(self) -> Path:
-        return self.out / "models" / f"{self.name}.zip"
-
-    @property
-    def log(self) -> Path:
-        return self.out / "logs" / f"{self.name}.log"
+    return 1_000_000 * (1 if curve_point is None else 2 + curve_point) + seed
 
 
 class LossHistory(KVWriter):
@@ -216,6 +82,8 @@ class Progress(BaseCallback):
     What a killed run needs to go on is the agent in `files.checkpoint` and `self.record` in `files.partial`.
     """
 
+    model: Any
+
     def __init__(
         self, files: Files, record: dict[str, Any], make_env: Callable[[], gym.Env[Any, Any]], run: Run
     ) -> None:
@@ -227,13 +95,11 @@ class Progress(BaseCallback):
         self.episodes = min(CURVE_EPISODES, run.episodes)
         self.stop_requested = False
         self.learn_seconds = float(record["learn_seconds"])
-        self._resumed_at = self._saved_at = time.perf_counter()
-        self._stages: tuple[str, ...] = ()
         self._announced = 0
 
     def _on_training_start(self) -> None:
         self._resumed_at = self._saved_at = time.perf_counter()
-        self._stages = tuple(getattr(self.model, "stage_seconds", ()))
+        self._stages = len(self.model.stage_seconds)
 
     def _on_step(self) -> bool:
         done = self.model.num_timesteps / self.record["total_steps"]
@@ -245,7 +111,7 @@ class Progress(BaseCallback):
         if int(20 * done) > self._announced:
             self._announced = int(20 * done)
             print(f"learning, {100 * done:.0f} % of {self.record['total_steps']:,} gradient steps", flush=True)
-        stages = tuple(getattr(self.model, "stage_seconds", ()))
+        stages = len(self.model.stage_seconds)
         if self.stop_requested or stages != self._stages or time.perf_counter() - self._saved_at > CHECKPOINT_SECONDS:
             self._stages = stages
             self.save()
@@ -263,22 +129,11 @@ class Progress(BaseCallback):
     def _add_curve_point(self, index: int) -> None:
         policy = self.model.policy
         training = policy.training
-        outcome = evaluate(
-            self.model,
-            self.make_env,
-            self.episodes,
-            seed=evaluation_seed(self.seed, index),
-            n_envs=self.episodes,
-        )
+        seed = evaluation_seed(self.seed, index)
+        outcome = evaluate(self.model, self.make_env, self.episodes, seed=seed, n_envs=self.episodes)
         policy.train(training)
-        self.record["curve"].append(
-            {
-                "gradient_steps": self.model.num_timesteps,
-                "seconds": round(self.learn_seconds, 2),
-                "returns": outcome.returns,
-                "first_contact": outcome.first_contact,
-            }
-        )
+        point = {"gradient_steps": self.model.num_timesteps, "seconds": round(self.learn_seconds, 2)}
+        self.record["curve"].append(point | {"returns": outcome.returns, "first_contact": outcome.first_contact})
         mean = sum(outcome.returns) / len(outcome.returns)
         print(f"curve point {index + 1} of {CURVE_POINTS}: mean return {mean:.4g}", flush=True)
 
@@ -291,10 +146,10 @@ class Progress(BaseCallback):
         self._resumed_at = self._saved_at = time.perf_counter()
 
 
-def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str, Any]]:
+def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, Any]]:
     """The agent of a run and the record of its learning: from the run's checkpoint if there is one, else new."""
     name, settings = parse_spec(run.agent)
-    cls = agent_class(name)
+    cls, files = agent_class(name), Files(out, run.name)
     if files.checkpoint.exists() and files.partial.exists():
         try:
             record = json.loads(files.partial.read_text())
@@ -311,16 +166,17 @@ def start_or_resume(run: Run, files: Files, dataset: Any) -> tuple[Any, dict[str
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
     agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
-    base = Files(files.out, dataclasses.replace(run, agent=f"{name}[guidance=none]").name)
-    sharing = shared_agent(base, agent, dataset) if base != files and run.budget == 1 else None
+    unguided = dataclasses.replace(run, agent=f"{name}[guidance=none]")
+    shares = run.budget == 1 and run != unguided
+    sharing = shared_agent(Files(out, unguided.name), agent, dataset) if shares else None
     if sharing is not None:
-        print(f"VAE and prior are those of {base.name}", flush=True)
+        print(f"VAE and prior are those of {unguided.name}", flush=True)
         agent = sharing
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
-        "shares_with": None if sharing is None else base.name,
+        "shares_with": None if sharing is None else unguided.name,
         "skipped_points": CURVE_POINTS * agent.num_timesteps // total_steps,
         "curve": [],
         "losses": {},
@@ -353,13 +209,10 @@ def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:
     if agent.num_timesteps >= record["total_steps"]:
         return
     print(f"learning, {agent.num_timesteps:,} of {record['total_steps']:,} gradient steps done", flush=True)
-    logger = Logger(folder=None, output_formats=[LossHistory(record["losses"])])
-    agent.set_logger(logger)
+    agent.set_logger(Logger(folder=None, output_formats=[LossHistory(record["losses"])]))
     log_interval = max(1, record["total_steps"] // (4 * LOSS_POINTS))
-    if agent.num_timesteps:
-        agent.learn(None, callback=progress, log_interval=log_interval, reset_num_timesteps=False)
-    else:
-        agent.learn(record["total_steps"], callback=progress, log_interval=log_interval)
+    total, resumed = record["total_steps"], agent.num_timesteps > 0
+    agent.learn(None if resumed else total, progress, log_interval, reset_num_timesteps=not resumed)
 
 
 def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
@@ -377,12 +230,12 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     if info.eval_env is None:
         raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
     if info.eval_env.max_episode_steps is None:
-        raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the data set")
+        raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the dataset")
     episode_steps = int(info.eval_env.max_episode_steps)
     check = info.replay_check or replay_check(dataset)
     load_seconds = time.perf_counter() - started
 
-    agent, record = start_or_resume(run, files, dataset)
+    agent, record = start_or_resume(run, out, dataset)
     progress = Progress(files, record, dataset.make_eval_env, run)
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -396,9 +249,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     print(f"evaluating, {run.episodes} episodes", flush=True)
     final_seed = evaluation_seed(run.seed)
     outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=final_seed, n_envs=N_ENVS)
-    plans = None
-    if with_plans:
-        plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=final_seed)
+    plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=final_seed) if with_plans else None
 
     agent.save(files.model)
     result = {
@@ -412,13 +263,10 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
             "id": run.dataset,
             "name": info.id,
             "hash": dataset.content_hash,
-            "provenance": info.provenance,
-            "description": info.description,
             "steps": dataset.n_steps,
             "episodes": dataset.n_episodes,
             "replay_check": check,
-            "controller": info.controller,
-            "reference_scores": info.reference_scores,
+            **{key: getattr(info, key) for key in ("provenance", "description", "controller", "reference_scores")},
         },
         "seed": run.seed,
         "budget_share": run.budget,
@@ -431,10 +279,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
             "n_envs": N_ENVS,
             "evaluation_seed": final_seed,
         },
-        "returns": outcome.returns,
-        "lengths": outcome.lengths,
-        "first_contact": outcome.first_contact,
-        "successes": outcome.successes,
+        **{key: getattr(outcome, key) for key in ("returns", "lengths", "first_contact", "successes")},
         "curve": record["curve"],
         "losses": {name: thin(points) for name, points in record["losses"].items()},
         "seconds": {
@@ -477,14 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
     options = parser.parse_args(arguments)
     import_modules(options.imports)
-    run = Run(
-        agent=canonical_spec(options.agent),
-        dataset=canonical_spec(options.dataset),
-        seed=options.seed,
-        preset=options.preset,
-        budget=options.budget,
-        episodes=options.episodes,
-    )
+    what = canonical_spec(options.agent), canonical_spec(options.dataset)
+    run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
     run_and_write(run, options.out, options.plans)
 
 

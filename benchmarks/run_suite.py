@@ -1,4 +1,4 @@
-"""Train and evaluate a grid of agents, data sets and seeds, each run in a process of its own; then print the table.
+"""Train and evaluate a grid of agents, datasets and seeds, each run in a process of its own; then print the table.
 
     python benchmarks/run_suite.py                                   suite `quick`
     python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
@@ -17,27 +17,26 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
 
 import report
-from run_one import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
+from specs import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
 from suites import SUITES, Suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
+POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0  # what a run gets for saving its checkpoint when the suite is interrupted
 
 
 def grid(suite: Suite) -> list[Run]:
-    """All runs of a suite, in the order in which they are started: costly agents and data sets first."""
+    """All runs of a suite, in the order in which they are started: costly agents and datasets first."""
     return [
         Run(canonical_spec(agent), canonical_spec(dataset), seed, suite.preset, suite.budget, suite.episodes)
         for agent, dataset, seed in itertools.product(suite.agents, suite.datasets, suite.seeds)
@@ -66,87 +65,61 @@ def is_finished(run: Run, out: Path) -> bool:
 
 
 def make_datasets(specs: Iterable[str]) -> dict[str, str]:
-    """Make or download each data set once, before any run needs it; returns why some could not be had."""
+    """Make or download each dataset once, before any run needs it; returns why some are unavailable."""
     failures = {}
     for spec in specs:
-        print(f"data set {spec}: made or downloaded now if it is not here", flush=True)
+        print(f"dataset {spec}: made or downloaded now if it is not here", flush=True)
         started = time.perf_counter()
         try:
             dataset = load_dataset(spec)
         except Exception as error:
             failures[spec] = f"{type(error).__name__}: {error}"
-            print(f"data set {spec} cannot be had: {failures[spec]}", flush=True)
+            print(f"dataset {spec} is unavailable: {failures[spec]}", flush=True)
             continue
         seconds = time.perf_counter() - started
-        print(
-            f"data set {spec}: {dataset.n_steps:,} steps in {dataset.n_episodes:,} episodes, "
-            f"{dataset.info.provenance}, {seconds:.0f} s",
-            flush=True,
-        )
+        size = f"{dataset.n_steps:,} steps in {dataset.n_episodes:,} episodes"
+        print(f"dataset {spec}: {size}, {dataset.info.provenance}, {seconds:.0f} s", flush=True)
     return failures
 
 
-class Processes:
-    """Runs as child processes: starts them, keeps the ones that are alive, stops them all."""
+def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    """The process that does a run; all that it says goes to the run's log."""
+    log = Files(out, run.name).log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
+    command = [sys.executable, str(RUN_ONE), f"--out={out}", *settings, *options]
+    with log.open("wb") as stream:
+        # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | RUN_ENVIRONMENT,
+            start_new_session=True,
+        )
 
-    def __init__(self, out: Path, plans_seed: int, imports: Sequence[str]) -> None:
-        self.out = out
-        self.plans_seed = plans_seed
-        self.imports = imports
-        self.alive: dict[Run, subprocess.Popen[bytes]] = {}
-        self._stopping = False
-        self._lock = threading.Lock()
 
-    def do(self, run: Run) -> str | None:
-        """Do a run and wait for its end; returns why it failed, None when its result is there."""
-        files = Files(self.out, run.name)
-        files.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(RUN_ONE),
-            "--agent",
-            run.agent,
-            "--dataset",
-            run.dataset,
-            "--seed",
-            str(run.seed),
-        ]
-        command += ["--preset", run.preset, "--budget", repr(run.budget), "--episodes", str(run.episodes)]
-        command += ["--out", str(self.out)] + ["--plans"] * (run.seed == self.plans_seed)
-        command += ["--imports", *self.imports]
-        environment = {**os.environ, **RUN_ENVIRONMENT}
-        with files.log.open("wb") as log:
-            with self._lock:
-                if self._stopping:
-                    return "not started"
-                # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
-                self.alive[run] = process
-            code = process.wait()
-            with self._lock:
-                del self.alive[run]
-        if code == 0 and files.result.exists():
-            return None
-        if code < 0:
-            hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
-            return f"killed by signal {-code} ({signal.Signals(-code).name}){hint}"
-        return last_line(files.log) or f"ended with exit code {code} and without a word"
+def why_failed(code: int, files: Files) -> str | None:
+    """Why a run that ended with this exit code failed; None when its result is there."""
+    if code == 0 and files.result.exists():
+        return None
+    if code < 0:
+        hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
+        return f"killed by signal {-code} ({signal.Signals(-code).name}){hint}"
+    return last_line(files.log) or f"ended with exit code {code} and no output"
 
-    def stop(self) -> None:
-        """Ask all runs to save their checkpoints and end; kill those that do not."""
-        with self._lock:
-            self._stopping = True
-            processes = list(self.alive.values())
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+
+def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Ask runs to save their checkpoints and end; kill those that do not."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def last_line(path: Path) -> str:
@@ -159,70 +132,58 @@ def title(run: Run) -> str:
     return f"{run.agent} on {run.dataset}, seed {run.seed}"
 
 
-class Display:
-    """A progress bar on a terminal; elsewhere, a line for each run that ends and one a minute about the others."""
-
-    def __init__(self, total: int, processes: Processes) -> None:
-        self.processes = processes
-        self.bar = tqdm(total=total, unit="run", disable=not sys.stdout.isatty(), file=sys.stdout, dynamic_ncols=True)
-        self.details = tqdm(bar_format="{desc}", disable=self.bar.disable, file=sys.stdout, dynamic_ncols=True)
-        self.started = self.told = time.monotonic()
-        self.done, self.total = 0, total
-
-    def tick(self) -> None:
-        alive = list(self.processes.alive)
-        news = "; ".join(f"{title(run)}: {last_line(Files(self.processes.out, run.name).log)}" for run in alive)
-        self.details.set_description_str(news)
-        self.bar.refresh()
-        if self.bar.disable and time.monotonic() - self.told > 60:
-            self.told = time.monotonic()
-            print(f"[{self._minutes()}] {news}", flush=True)
-
-    def ended(self, run: Run, failure: str | None) -> None:
-        self.done += 1
-        self.bar.update()
-        outcome = f"FAILED, {failure}" if failure else last_line(Files(self.processes.out, run.name).log)
-        line = f"[{self._minutes()}] {self.done}/{self.total} {title(run)}: {outcome}"
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-    def _minutes(self) -> str:
-        seconds = int(time.monotonic() - self.started)
-        return f"{seconds // 60}:{seconds % 60:02d}"
-
-    def close(self) -> None:
-        self.details.close()
-        self.bar.close()
-
-
 def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports: Sequence[str] = ()) -> dict[Run, str]:
     """Do the runs, `jobs` at a time; returns the reasons of those that failed.
+
+    Shows a progress bar on a terminal; elsewhere, a line for each run that ends and one a minute about the others.
 
     Raises:
         KeyboardInterrupt: after every running process has saved its checkpoint and ended.
     """
-    processes = Processes(out, plans_seed, imports)
-    display = Display(len(runs), processes)
-    failures: dict[Run, str] = {}
-    pool = ThreadPoolExecutor(max_workers=jobs)
+    waiting, alive, failures = list(runs), dict[Run, subprocess.Popen[bytes]](), dict[Run, str]()
+    interrupted = False
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        # No exception, which could come when a process has started and is not in `alive` yet.
+        nonlocal interrupted
+        interrupted = True
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    terminal = sys.stdout.isatty()
+    bar = tqdm(total=len(runs), unit="run", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
+    details = tqdm(bar_format="{desc}", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
+    started = told = time.monotonic()
     try:
-        pending: dict[Future[str | None], Run] = {pool.submit(processes.do, run): run for run in runs}
-        while pending:
-            ended, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in ended:
-                run, failure = pending.pop(future), future.result()
-                if failure:
-                    failures[run] = failure
-                display.ended(run, failure)
-            display.tick()
-    except KeyboardInterrupt:
-        print("\nstopping; the runs save their checkpoints", flush=True)
-        pool.shutdown(wait=False, cancel_futures=True)
-        processes.stop()
-        raise
+        while (waiting or alive) and not interrupted:
+            while waiting and len(alive) < jobs:
+                run = waiting.pop(0)
+                options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
+                alive[run] = start(run, out, *options)
+            time.sleep(POLL_SECONDS)
+            clock = f"[{tqdm.format_interval(time.monotonic() - started)}]"
+            for run in [run for run, process in alive.items() if process.poll() is not None]:
+                files = Files(out, run.name)
+                if reason := why_failed(alive.pop(run).returncode, files):
+                    failures[run] = reason
+                outcome = f"FAILED, {reason}" if reason else last_line(files.log)
+                done = len(runs) - len(waiting) - len(alive)
+                bar.write(f"{clock} {done}/{len(runs)} {title(run)}: {outcome}", file=sys.stdout)
+                bar.update()
+            if terminal or time.monotonic() - told > 60:
+                told = time.monotonic()
+                news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
+                details.set_description_str(news)
+                bar.refresh()
+                print(f"{clock} {news}\n" * (not terminal), end="", flush=True)
+        if interrupted:
+            print("\nstopping; the runs save their checkpoints", flush=True)
+            raise KeyboardInterrupt
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        display.close()
+        stop(alive.values())
+        details.close()
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return failures
 
 
@@ -239,10 +200,8 @@ def suite_from(options: argparse.Namespace) -> Suite:
     suite = dataclasses.replace(SUITES[options.suite], **given)
     if options.cpu_bf16:
         # a setting of every agent, so that its runs have names and rows of their own
-        agents = (
-            f"{agent.strip().removesuffix(']')}{',' if '[' in agent else '['}cpu_bf16=true]" for agent in suite.agents
-        )
-        suite = dataclasses.replace(suite, agents=tuple(agents))
+        opened = [agent.strip().removesuffix("]") + ("," if "[" in agent else "[") for agent in suite.agents]
+        suite = dataclasses.replace(suite, agents=tuple(f"{agent}cpu_bf16=true]" for agent in opened))
     return suite
 
 
@@ -284,10 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_modules(options.imports)
     runs = grid(suite)
     missing = [run for run in runs if not is_finished(run, out)]
-    print(
-        f"suite {options.suite}: {len(runs)} runs, {len(runs) - len(missing)} finished before, results in {out}",
-        flush=True,
-    )
+    finished = len(runs) - len(missing)
+    print(f"suite {options.suite}: {len(runs)} runs, {finished} finished before, results in {out}", flush=True)
 
     failures: dict[Run, str] = {}
     try:
@@ -298,9 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures |= do_runs(runnable, out, options.jobs, min(suite.seeds), options.imports)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
-        print(
-            f"interrupted with {finished} of {len(runs)} runs finished; the same command goes on from here", flush=True
-        )
+        print(f"interrupted with {finished} of {len(runs)} runs finished; the same command goes on from here")
         return 130
 
     if any((out / "runs").glob("*.json")):

@@ -1,7 +1,10 @@
-"""The suites: which agents on which data sets, how long and how often. Plain data; `run_suite.py` reads it."""
+"""The suites: which agents on which datasets, how long and how often. Plain data; `run_suite.py` reads it."""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -32,85 +35,44 @@ ALL_AGENTS = (
     "BC[best_fraction=0.1]",
 )
 
-# Data sets of each family that are made on this machine (`make_datasets.py`), costliest first.
-MAZE2D = tuple(f"ld-agents/pointmaze/{maze}-v0" for maze in ("large", "medium", "umaze"))
-ANTMAZE = tuple(f"ld-agents/antmaze/{name}-v1" for name in ("large-diverse", "medium-diverse", "umaze"))
-LOCOMOTION = tuple(
-    f"ld-agents/locomotion/{robot}-{level}"
-    for robot in ("walker2d", "halfcheetah", "hopper")
-    for level in ("medium-replay-v1", "medium-v1", "medium-expert-v1", "expert-v0")
-)
-ADROIT = tuple(
-    f"ld-agents/adroit/{task}-{level}-v0"
-    for task in ("relocate", "hammer", "door", "pen")
-    for level in ("human", "cloned", "expert")
-)
-KITCHEN = tuple(f"ld-agents/kitchen/{name}-v0" for name in ("mixed", "partial", "complete"))
 
-# The same families on Minari's hub. Its locomotion sets are no copies of D4RL's, and have other levels.
-MAZE2D_MINARI = tuple(f"D4RL/pointmaze/{maze}-v2" for maze in ("large", "medium", "umaze"))
-ANTMAZE_MINARI = tuple(
-    f"D4RL/antmaze/{name}-v1"
-    for name in ("large-diverse", "large-play", "medium-diverse", "medium-play", "umaze-diverse", "umaze")
-)
-LOCOMOTION_MINARI = tuple(
-    f"mujoco/{robot}/{level}-v0"
-    for robot in ("walker2d", "halfcheetah", "hopper")
-    for level in ("simple", "medium", "expert")
-)
-ADROIT_MINARI = tuple(
-    f"D4RL/{task}/{level}-v2"
-    for task in ("relocate", "hammer", "door", "pen")
-    for level in ("human", "cloned", "expert")
-)
-KITCHEN_MINARI = tuple(f"D4RL/kitchen/{name}-v2" for name in ("mixed", "partial", "complete"))
+def _named(pattern: str, *parts: Sequence[str]) -> tuple[str, ...]:
+    """Names of datasets: the pattern filled with each combination of the parts."""
+    return tuple(pattern.format(*words) for words in itertools.product(*parts))
 
-# The same families in D4RL's own files.
-MAZE2D_D4RL = tuple(f"maze2d-{maze}-v1" for maze in ("large", "medium", "umaze"))
-ANTMAZE_D4RL = tuple(name.removeprefix("D4RL/").replace("/", "-").replace("-v1", "-v2") for name in ANTMAZE_MINARI)
-LOCOMOTION_D4RL = tuple(f"{name.split('/')[-1][:-3]}-v2" for name in LOCOMOTION)
-ADROIT_D4RL = tuple(f"{name.split('/')[-1].removesuffix('-v0')}-v1" for name in ADROIT)
-KITCHEN_D4RL = tuple(f"kitchen-{name}-v0" for name in ("mixed", "partial", "complete"))
 
-# The nine data sets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453), antmaze-medium-diverse and kitchen-partial.
-CORE = (
-    "ld-agents/kitchen/mixed-v0",
-    "ld-agents/kitchen/partial-v0",
-    "ld-agents/antmaze/large-diverse-v1",
-    "ld-agents/antmaze/medium-diverse-v1",
-    "ld-agents/locomotion/walker2d-medium-replay-v1",
-    "ld-agents/locomotion/halfcheetah-medium-expert-v1",
-    "ld-agents/locomotion/hopper-medium-v1",
-    "ld-agents/pointmaze/large-v0",
-    "ld-agents/adroit/pen-human-v0",
-    "ld-agents/adroit/pen-cloned-v0",
-    "ld-agents/adroit/pen-expert-v0",
+MAZES = ("large", "medium", "umaze")
+ANTMAZES = ("large-diverse", "large-play", "medium-diverse", "medium-play", "umaze-diverse", "umaze")
+ROBOTS = ("walker2d", "halfcheetah", "hopper")
+HANDS = (("relocate", "hammer", "door", "pen"), ("human", "cloned", "expert"))
+KITCHENS = ("mixed", "partial", "complete")
+
+# The datasets of each family, costliest first: those made on this machine (`make_datasets.py`), those of Minari's hub,
+# and D4RL's own files. Minari's locomotion datasets are no copies of D4RL's, and have other levels.
+FAMILIES = {
+    "kitchen": [_named(name, KITCHENS) for name in ("ld-agents/kitchen/{}-v0", "D4RL/kitchen/{}-v2", "kitchen-{}-v0")],
+    "antmaze": [
+        _named("ld-agents/antmaze/{}-v1", ("large-diverse", "medium-diverse", "umaze")),
+        _named("D4RL/antmaze/{}-v1", ANTMAZES),
+        _named("antmaze-{}-v2", ANTMAZES),
+    ],
+    "locomotion": [
+        _named(
+            "ld-agents/locomotion/{}-{}", ROBOTS, ("medium-replay-v1", "medium-v1", "medium-expert-v1", "expert-v0")
+        ),
+        _named("mujoco/{}/{}-v0", ROBOTS, ("simple", "medium", "expert")),
+        _named("{}-{}-v2", ROBOTS, ("medium-replay", "medium", "medium-expert", "expert")),
+    ],
+    "maze2d": [_named(name, MAZES) for name in ("ld-agents/pointmaze/{}-v0", "D4RL/pointmaze/{}-v2", "maze2d-{}-v1")],
+    "adroit": [_named(name, *HANDS) for name in ("ld-agents/adroit/{}-{}-v0", "D4RL/{}/{}-v2", "{}-{}-v1")],
+}
+# The nine datasets of Jackson et al. 2025 (Unifloral, arXiv 2504.11453), antmaze-medium-diverse and kitchen-partial.
+# Minari's hub has no medium-replay and no medium-expert.
+CORE = re.compile(
+    "kitchen.(mixed|partial)|antmaze.(large|medium)-diverse|walker2d-medium-replay|halfcheetah-medium-expert"
+    "|hopper.medium-v|(pointmaze/|maze2d-)large|pen.(human|cloned|expert)"
 )
-# Minari has no medium-replay and no medium-expert sets.
-CORE_MINARI = (
-    "D4RL/antmaze/large-diverse-v1",
-    "D4RL/antmaze/medium-diverse-v1",
-    "D4RL/kitchen/mixed-v2",
-    "D4RL/kitchen/partial-v2",
-    "mujoco/hopper/medium-v0",
-    "D4RL/pointmaze/large-v2",
-    "D4RL/pen/human-v2",
-    "D4RL/pen/cloned-v2",
-    "D4RL/pen/expert-v2",
-)
-CORE_D4RL = (
-    "antmaze-large-diverse-v2",
-    "antmaze-medium-diverse-v2",
-    "kitchen-mixed-v0",
-    "kitchen-partial-v0",
-    "walker2d-medium-replay-v2",
-    "halfcheetah-medium-expert-v2",
-    "hopper-medium-v2",
-    "maze2d-large-v1",
-    "pen-human-v1",
-    "pen-cloned-v1",
-    "pen-expert-v1",
-)
+FAMILIES["core"] = [tuple(filter(CORE.search, sum(source, ()))) for source in zip(*FAMILIES.values(), strict=True)]
 SEEDS = (0, 1, 2, 3, 4)
 
 SUITES: dict[str, Suite] = {
@@ -119,25 +81,12 @@ SUITES: dict[str, Suite] = {
         datasets=("ld-agents/pointmaze/umaze-v0",),
         seeds=(0, 1, 2),
     ),
-    "maze2d": Suite(ALL_AGENTS, MAZE2D, SEEDS),
-    "maze2d-minari": Suite(ALL_AGENTS, MAZE2D_MINARI, SEEDS),
-    "maze2d-d4rl": Suite(ALL_AGENTS, MAZE2D_D4RL, SEEDS),
-    "antmaze": Suite(ALL_AGENTS, ANTMAZE, SEEDS),
-    "antmaze-minari": Suite(ALL_AGENTS, ANTMAZE_MINARI, SEEDS),
-    "antmaze-d4rl": Suite(ALL_AGENTS, ANTMAZE_D4RL, SEEDS),
-    "locomotion": Suite(ALL_AGENTS, LOCOMOTION, SEEDS),
-    "locomotion-minari": Suite(ALL_AGENTS, LOCOMOTION_MINARI, SEEDS),
-    "locomotion-d4rl": Suite(ALL_AGENTS, LOCOMOTION_D4RL, SEEDS),
-    "adroit": Suite(ALL_AGENTS, ADROIT, SEEDS),
-    "adroit-minari": Suite(ALL_AGENTS, ADROIT_MINARI, SEEDS),
-    "adroit-d4rl": Suite(ALL_AGENTS, ADROIT_D4RL, SEEDS),
-    "kitchen": Suite(ALL_AGENTS, KITCHEN, SEEDS),
-    "kitchen-minari": Suite(ALL_AGENTS, KITCHEN_MINARI, SEEDS),
-    "kitchen-d4rl": Suite(ALL_AGENTS, KITCHEN_D4RL, SEEDS),
-    "core": Suite(ALL_AGENTS, CORE, SEEDS),
-    "core-minari": Suite(ALL_AGENTS, CORE_MINARI, SEEDS),
-    "core-d4rl": Suite(ALL_AGENTS, CORE_D4RL, SEEDS),
-    # One data set of each family beside the mazes: the smallest that holds whole solutions.
+    **{
+        f"{family}{source}": Suite(ALL_AGENTS, datasets, SEEDS)
+        for family, sources in FAMILIES.items()
+        for source, datasets in zip(("", "-minari", "-d4rl"), sources, strict=True)
+    },
+    # One dataset of each family beside the mazes: the smallest that holds whole solutions.
     "families": Suite(
         agents=("LDCQ", "IQL", "TD3BC", "BC"),
         datasets=(

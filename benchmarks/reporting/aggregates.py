@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,12 @@ class Aggregates:
 
     @functools.cached_property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
-        """IQM, median, mean and optimality gap of each agent, the best IQM first."""
-        found = {label: intervals.aggregates(matrix) for label, matrix in self.matrices.items()}
+        """IQM, median, mean and optimality gap of each agent in D4RL scores, the best IQM first."""
+        found = {
+            label: {metric: (100 * value, 100 * low, 100 * high) for metric, (value, low, high) in estimates.items()}
+            for label, matrix in self.matrices.items()
+            if (estimates := intervals.aggregates(matrix))
+        }
         return dict(sorted(found.items(), key=lambda item: (-item[1]["IQM"][0], item[0])))
 
     @functools.cached_property
@@ -53,47 +57,48 @@ def aggregate(runs: pd.DataFrame) -> list[Aggregates]:
     return [group for protocol in PROTOCOLS if (group := score_matrices(runs, protocol)) is not None]
 
 
-def score_matrices(runs: pd.DataFrame, protocol: str) -> Aggregates | None:
-    """The largest block of agents and datasets without a hole; None where no run has a D4RL score."""
+def score_matrices(runs: pd.DataFrame, protocol: str, together: Collection[str] = ()) -> Aggregates | None:
+    """The largest block of agents and datasets without a hole; None where no run has a D4RL score.
+
+    Given `together`, the block with the most of these agents; of several, the one with the most agents at all.
+    """
     usable = runs[(runs["unit"] == "D4RL score") & runs[protocol].notna()]
     if usable.empty:
         return None
-    seeds = {label: members.groupby("dataset")["seed"].agg(set).to_dict() for label, members in usable.groupby("label")}
     data = (usable["dataset"] + " (" + usable["provenance"] + ")").groupby(usable["dataset"]).first()
+    table = usable.pivot(index=["label", "seed"], columns="dataset", values=protocol)
 
-    def agents_on(block: Iterable[str]) -> dict[str, list[int]]:
-        """The agents that have common seeds on all datasets of the block, and these seeds."""
-        common = {label: set.intersection(*(own.get(d, set()) for d in block)) for label, own in seeds.items()}
-        return {label: sorted(found) for label, found in common.items() if found}
-
-    def size(block: Sequence[str]) -> tuple[int, int]:
-        return len(block) * len(agents_on(block)), len(block)
+    def size(block: list[str]) -> tuple[int, ...]:
+        agents = set(table[block].dropna().index.get_level_values("label"))
+        wanted = (len(agents & set(together)), len(agents)) if together else (len(block) * len(agents),)
+        return *wanted, len(block)
 
     # The datasets of the largest block are those that some agents share.
     shared: set[frozenset[str]] = set()
-    for own in map(frozenset, seeds.values()):
+    for _, members in usable.groupby("label"):
+        own = frozenset(members["dataset"])
         shared |= {own} | {own & other for other in shared}
     block = max(sorted(sorted(datasets) for datasets in shared if datasets), key=size)
-    agents = agents_on(block)
 
-    left_out = [data[dataset] for dataset in sorted(set(data.index) - set(block))]
-    for label, own in sorted(seeds.items()):
-        if label not in agents:
-            missing = [d for d in block if d not in own]
-            left_out.append(f"{label} ({'no run on ' + ', '.join(missing) if missing else 'no common seed'})")
-        elif extra := sorted(set().union(*(own[d] for d in block)) - set(agents[label])):
-            left_out.append(f"{label}'s seed{'s' * (len(extra) > 1)} {', '.join(map(str, extra))} (not on all of them)")
+    left_out = [data[dataset] for dataset in table if dataset not in block]
     matrices = {}
-    for label, kept in agents.items():
-        scores = usable[usable["label"] == label].pivot(index="seed", columns="dataset", values=protocol)
-        matrices[label] = scores.loc[kept, block].to_numpy() / 100
+    for label, scores in table[block].groupby("label"):
+        common = scores.dropna()  # the seeds that the agent has on all datasets of the block
+        extra = [str(seed) for _, seed in scores.dropna(how="all").index.difference(common.index)]
+        if common.empty:
+            missing = [dataset for dataset in block if scores[dataset].isna().all()]
+            left_out.append(f"{label} ({'no run on ' + ', '.join(missing) if missing else 'no common seed'})")
+            continue
+        matrices[str(label)] = common.to_numpy() / 100
+        if extra:
+            left_out.append(f"{label}'s seed{'s' * (len(extra) > 1)} {', '.join(extra)} (not on all of them)")
     return Aggregates(protocol, tuple(data[block]), matrices, tuple(left_out))
 
 
 def aggregates_csv(groups: Sequence[Aggregates]) -> str:
     """One row per protocol, agent and metric in D4RL scores, and one per protocol and pair of agents."""
     metrics = [
-        [group.protocol, label, "", metric, *(f"{100 * value:.3f}" for value in estimate), "; ".join(group.datasets)]
+        [group.protocol, label, "", metric, *(f"{value:.3f}" for value in estimate), "; ".join(group.datasets)]
         for group in groups
         for label, values in group.metrics.items()
         for metric, estimate in values.items()
@@ -117,7 +122,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += f". Left out: {'; '.join(group.left_out)}.\n" if group.left_out else "; nothing is left out.\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
-        | {metric: bracketed(hundredfold(estimate)) for metric, estimate in values.items()}
+        | {metric: bracketed(estimate) for metric, estimate in values.items()}
         for group in groups
         for label, values in group.metrics.items()
     ]
@@ -135,7 +140,3 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += "\nProbability that a run of the first agent beats a run of the second:\n\n"
         text += markdown(pd.DataFrame(pairs))
     return text
-
-
-def hundredfold(estimate: Estimate) -> Estimate:
-    return 100 * estimate[0], 100 * estimate[1], 100 * estimate[2]

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib import colors, pyplot
 from PIL import Image
 
+from files import whole
 from reporting import intervals, plan_figures
 from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, scores
 
@@ -101,9 +102,9 @@ def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregate
 
 def save(draw: Drawing, source: str, path: Path) -> None:
     """Draw a figure into a PNG file that remembers `source`, the hash of its run files."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), whole(path) as temporary:
         figure = draw()
-        figure.savefig(path, metadata={"Software": None, "Source": source})
+        figure.savefig(temporary, format="png", metadata={"Software": None, "Source": source})
     pyplot.close(figure)
 
 
@@ -146,8 +147,7 @@ def aggregate_intervals(groups: Sequence[Aggregates]) -> Figure:
     for row, group in zip(axes, groups, strict=True):
         for axis, metric in zip(row, intervals.METRICS, strict=True):
             for y, (agent, values) in enumerate(group.metrics.items()):
-                value, low, high = (100 * end for end in values[metric])
-                mean_with_interval(axis, y, (value, low, high), agent)
+                mean_with_interval(axis, y, values[metric], agent)
             agent_axis(axis, list(group.metrics) if axis is row[0] else [""] * len(group.metrics))
             axis.set_title(metric + (" (less is better)" if metric == "optimality gap" else ""), fontsize=10)
             axis.set_xlabel("D4RL score")

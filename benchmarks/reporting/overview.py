@@ -11,7 +11,7 @@ from matplotlib import pyplot
 
 from ld_agents.evaluation.scores import family
 from reporting import figures, plan_figures
-from reporting.aggregates import Aggregates, hundredfold, score_matrices
+from reporting.aggregates import Aggregates, score_matrices
 from reporting.intervals import Estimate
 from reporting.runs import ENV
 from reporting.tables import bracketed, markdown, number
@@ -30,14 +30,17 @@ FAMILIES = {
 PLANNERS = ("LDCQ", "LatentDiffuser")
 MAZE = "ld-agents/pointmaze/large-v0"
 HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval over runs; 0 is random actions, 100 \
-D4RL's reference policy. Fast presets, last checkpoint. One seed gives no interval.
+D4RL's reference policy. Fast presets, last checkpoint. One seed gives no interval. Each column compares agents on the \
+same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the most \
+agents; – marks an agent without runs there.
 
 """
 
 
 def by_family(runs: pd.DataFrame) -> dict[str, Aggregates]:
     """Aggregates of the environment's return for each family that has D4RL scores."""
-    groups = {name: score_matrices(runs[runs["name"].map(family) == key], ENV) for key, name in FAMILIES.items()}
+    families = runs["name"].map(family)
+    groups = {name: score_matrices(runs[families == key], ENV, PLANNERS) for key, name in FAMILIES.items()}
     return {name: group for name, group in groups.items() if group is not None}
 
 
@@ -49,7 +52,7 @@ def _iqm(group: Aggregates, label: str) -> Estimate | None:
     """IQM and interval, which a single score has not; None for an agent that is left out."""
     if label not in group.metrics:
         return None
-    value, low, high = hundredfold(group.metrics[label]["IQM"])
+    value, low, high = group.metrics[label]["IQM"]
     return (value, low, high) if len(group.matrices[label]) > 1 else (value, float("nan"), float("nan"))
 
 
@@ -94,7 +97,7 @@ def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
         below = {"transform": axis.transAxes, "fontsize": 8, "ha": "center", "color": "#555555"}
         axis.text(0.5, 1.01, f"{data}\n{_seeds(group)}", **below)
     figures.agent_axis(axes[0], [label.replace("[", "\n[") for label in labels])
-    ends = [100 * end for group in groups.values() for values in group.metrics.values() for end in values["IQM"]]
+    ends = [end for group in groups.values() for values in group.metrics.values() for end in values["IQM"]]
     axes[0].set_xlim(min(0, *ends) - 8, max(100, *ends) + 22)  # room for the numbers; the axes share it
     right.supxlabel(
         "IQM of D4RL scores with 95 % intervals; dotted: D4RL's reference policy; –: not run on these data", fontsize=9

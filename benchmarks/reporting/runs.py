@@ -14,8 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ld_agents.evaluation.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
-
-SCHEMA = 1
+from specs import SCHEMA
 
 ENV = "env"
 FIRST_CONTACT = "first contact"

@@ -35,9 +35,7 @@ _TASK_SCORES: dict[str, tuple[float, float]] = {
     "maze2d-umaze-dense": (68.537689, 193.66285642381482),
     "maze2d-medium-dense": (44.264742, 297.4552547777125),
     "maze2d-large-dense": (30.569041, 303.4857382709002),
-    "antmaze-umaze": (0.0, 1.0),
-    "antmaze-medium": (0.0, 1.0),
-    "antmaze-large": (0.0, 1.0),
+    **{f"antmaze-{maze}": (0.0, 1.0) for maze in ("umaze", "medium", "large")},
     "halfcheetah": (-280.178953, 12135.0),
     "hopper": (-20.272305, 3234.3),
     "walker2d": (1.629008, 4592.3),
@@ -46,9 +44,7 @@ _TASK_SCORES: dict[str, tuple[float, float]] = {
     "hammer": (-274.856578, 12794.134825156867),
     "door": (-56.512833, 2880.5693087298737),
     "relocate": (-6.425911, 4233.877797728884),
-    "kitchen-complete": (0.0, 4.0),
-    "kitchen-partial": (0.0, 4.0),
-    "kitchen-mixed": (0.0, 4.0),
+    **{f"kitchen-{name}": (0.0, 4.0) for name in ("complete", "partial", "mixed")},
 }
 # For each family: what earns 100 points, what is wrong with D4RL's numbers, what today's simulators do differently.
 _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
@@ -217,18 +213,12 @@ class MeasuredScore:
 
 
 MEASURED_FILE = Path(__file__).with_name("measured_scores.json")
+_MEASURED_KEYS = ("mean_return", "std_return", "success_rate", "episodes", "environment")
 
-
-def _measured_scores() -> dict[str, dict[str, MeasuredScore]]:
-    found = json.loads(MEASURED_FILE.read_text(encoding="utf-8")) if MEASURED_FILE.exists() else {}
-    keys = ("mean_return", "std_return", "success_rate", "episodes", "environment")
-    return {
-        task: {name: MeasuredScore(*(entry[key] for key in keys)) for name, entry in policies.items()}
-        for task, policies in found.items()
-    }
-
-
-MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = _measured_scores()
+MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = {
+    task: {name: MeasuredScore(*(found[key] for key in _MEASURED_KEYS)) for name, found in policies.items()}
+    for task, policies in json.loads(MEASURED_FILE.read_text(encoding="utf-8")).items()
+}
 """Local reference scores, by D4RL's task and by policy: "random" (uniform actions) and the policy that records the best
 data of the task, "expert" or "controller". Measured by `make_datasets.py --reference-scores`; the mazes of maze2d carry
 theirs with the data (`DatasetInfo.controller`)."""

@@ -141,6 +141,26 @@ def test_aggregates_are_over_what_all_agents_have() -> None:
     assert aggregate(frame([*runs, *more]))[0].datasets == (f"{UMAZE} (regenerated)",)
 
 
+def test_agents_that_are_wanted_together_choose_the_datasets() -> None:
+    wanted = ("LDCQ", "LatentDiffuser")
+    umaze = [a_run(name, UMAZE, 0, 60) for name in ("IQL", "CQL", "TD3BC")]
+    runs = [*three_agents((UMAZE, LARGE), seeds=1), *umaze, *umaze]
+    # Where the two have no common runs, the most agents decide: six on one maze, three on the other.
+    for apart in ([], [a_run("LatentDiffuser", PEN, 0, 50)]):
+        group = score_matrices(frame([*runs, *apart]), "env", wanted)
+        assert group is not None
+        assert (group.datasets, len(group.matrices)) == ((f"{UMAZE} (regenerated)",), 6)
+    runs += [a_run("LatentDiffuser", on, 0, 50) for on in (LARGE, "ld-agents/pointmaze/medium-v0")]
+    group = score_matrices(frame(runs), "env", wanted)
+    assert group is not None
+    assert group.datasets == (f"{LARGE} (regenerated)",)
+    assert set(group.matrices) == {"LDCQ", "LDCQ[prior=gaussian]", "BC", "LatentDiffuser"}
+    assert f"IQL (no run on {LARGE})" in group.left_out
+    unasked = score_matrices(frame(runs), "env")
+    assert unasked is not None
+    assert unasked.datasets == (f"{LARGE} (regenerated)", f"{UMAZE} (regenerated)")
+
+
 def test_a_missing_run_costs_its_seed_alone(tmp_path: Path) -> None:
     runs = [
         run

@@ -15,11 +15,12 @@ import pytest
 
 import run_one
 import run_suite
+import specs
 from files import write_json
 from ld_agents.evaluation import scores
 from ld_agents.evaluation.scores import D4RL_TASKS, TASKS
-from reporting import figures, intervals
-from reporting.runs import read_runs
+from reporting import figures, intervals, tables
+from reporting.runs import frame, read_runs
 from suites import SUITES, Suite
 
 TESTS = Path(__file__).resolve().parent
@@ -40,38 +41,38 @@ DATASET = "ld-agents/pointmaze/umaze-10k-v0"
     ],
 )
 def test_parse_spec(spec: str, name: str, settings: dict[str, Any]) -> None:
-    assert run_one.parse_spec(spec) == (name, settings)
-    canonical = run_one.canonical_spec(spec)
-    assert run_one.parse_spec(canonical) == (name, settings)
-    assert run_one.canonical_spec(canonical) == canonical
+    assert specs.parse_spec(spec) == (name, settings)
+    canonical = specs.canonical_spec(spec)
+    assert specs.parse_spec(canonical) == (name, settings)
+    assert specs.canonical_spec(canonical) == canonical
 
 
 def test_canonical_spec_has_one_spelling() -> None:
     spellings = ["A[b=1,c=x]", "A[c=x, b=1]", " A[ b = 1,c=x ]"]
-    assert {run_one.canonical_spec(spelling) for spelling in spellings} == {"A[b=1,c=x]"}
+    assert {specs.canonical_spec(spelling) for spelling in spellings} == {"A[b=1,c=x]"}
     # A string that looks like a number is not that number.
-    assert run_one.canonical_spec('A[b="1"]') == 'A[b="1"]'
+    assert specs.canonical_spec('A[b="1"]') == 'A[b="1"]'
 
 
 @pytest.mark.parametrize("spec", ["", "A[b]", "A[b=1", "A[b=1,b=2]", "A[1=2]", "A[b=1]c"])
 def test_unreadable_spec(spec: str) -> None:
     with pytest.raises(ValueError, match=r"cannot read|given twice"):
-        run_one.parse_spec(spec)
+        specs.parse_spec(spec)
 
 
 def test_agent_class() -> None:
-    assert run_one.agent_class("LDCQ").__name__ == "LDCQ"
-    assert run_one.agent_class("goal_seeker:GoalSeeker").__name__ == "GoalSeeker"
+    assert specs.agent_class("LDCQ").__name__ == "LDCQ"
+    assert specs.agent_class("goal_seeker:GoalSeeker").__name__ == "GoalSeeker"
     with pytest.raises(ValueError, match=r"no agent 'Nonesuch'; agents of your own are given as module:Class"):
-        run_one.agent_class("Nonesuch")
+        specs.agent_class("Nonesuch")
     with pytest.raises(ValueError, match="goal_seeker has no agent 'Nonesuch'"):
-        run_one.agent_class("goal_seeker:Nonesuch")
+        specs.agent_class("goal_seeker:Nonesuch")
 
 
 def test_names_of_different_runs_differ() -> None:
     agents = ["A", "A[x=1]", "A[x=-1]", "A[x=1.5]", "A[x=[1,5]]", "A[x=s_{t}]", "m:A", "LDCQ[prior=gaussian]"]
     names = {
-        run_one.Run(agent, dataset, seed, preset, budget, 100).name
+        specs.Run(agent, dataset, seed, preset, budget, 100).name
         for agent in agents
         for dataset in ("a/b-v0", "a/c-v0", "a/b-v0[goal=keep]")
         for seed in (0, 1)
@@ -95,8 +96,8 @@ def test_grid_and_replacements() -> None:
 
 def test_bfloat16_is_a_setting_of_every_agent() -> None:
     options = run_suite.parse(["--agents", "BC", "LDCQ[prior=gaussian]", "m:A[]", "--cpu-bf16"])
-    specs = [run_one.parse_spec(run.agent) for run in run_suite.grid(run_suite.suite_from(options))[::3]]
-    assert specs == [
+    found = [specs.parse_spec(run.agent) for run in run_suite.grid(run_suite.suite_from(options))[::3]]
+    assert found == [
         ("BC", {"cpu_bf16": True}),
         ("LDCQ", {"prior": "gaussian", "cpu_bf16": True}),
         ("m:A", {"cpu_bf16": True}),
@@ -110,7 +111,7 @@ def test_suites_are_sound() -> None:
     for name, suite in SUITES.items():
         assert len({run.name for run in run_suite.grid(suite)}) == len(run_suite.grid(suite))
         assert max(suite.seeds) < 100, "seeds from 100 on are for tuning"
-        # Every data set is known to the table of scores, which gives it its family, and through it agents' settings.
+        # Every dataset is known to the table of scores, which gives it its family, and through it agents' settings.
         assert set(suite.datasets) <= set(TASKS)
         found = {scores.family(dataset) for dataset in suite.datasets}
         # one of every family
@@ -125,10 +126,10 @@ def test_suites_are_sound() -> None:
     assert SUITES["maze2d"].agents[:3] == ("CQL", "LDCQ", "LatentDiffuser")
 
 
-@pytest.mark.parametrize("agent", [run_one.parse_spec(agent)[0] for agent in SUITES["core"].agents])
+@pytest.mark.parametrize("agent", [specs.parse_spec(agent)[0] for agent in SUITES["core"].agents])
 def test_settings_of_a_family_belong_to_a_family(agent: str) -> None:
     known = {scores.family(task) for task in TASKS.values()}
-    assert set(run_one.agent_class(agent).family_settings()) <= known
+    assert set(specs.agent_class(agent).family_settings()) <= known
 
 
 def test_json_is_written_whole_and_compact(tmp_path: Path) -> None:
@@ -196,10 +197,12 @@ def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
         in text
     )
     assert "2 of 3 runs failed" in text
-    assert f"  {good}  " in text, "the table shows what is finished"
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("pointmaze/umaze-10k-v0") and good in line)
+    assert row[1:3] == [good, "regenerated"], "the table shows what is finished"
     (path,) = (out / "runs").iterdir()
     first = path.read_bytes()
     check_result(json.loads(first), out)
+    assert row[3] == tables.number(float(frame([json.loads(first)])["env"].iloc[0]))
 
     assert run_suite.main(arguments(out, good, raising, killed)) == 1
     text = capsys.readouterr().out
@@ -214,10 +217,10 @@ def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
     assert [point["gradient_steps"] for point in resumed["curve"]] == [8, 16, 24, 32, 40]
     # Only the run that never got through is still to be done.
     leftovers = {file.name.split("__")[0] for file in (out / "checkpoints").iterdir()}
-    assert leftovers == {run_one.slug(raising)}
+    assert leftovers == {specs.slug(raising)}
     assert {file.name.split("__")[0] for file in (out / "models").iterdir()} == {
-        run_one.slug(good),
-        run_one.slug(killed),
+        specs.slug(good),
+        specs.slug(killed),
     }
 
     with pytest.raises(SystemExit, match="3 evaluation episodes, not 5; give another --out"):
@@ -282,19 +285,19 @@ def test_interrupted_suite_goes_on(suite_environment: Path, capsys: pytest.Captu
 
 
 def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = run_one.load_dataset(DATASET)
-    run = run_one.Run("goal_seeker:GoalSeeker", DATASET, 0, "fast", 1.0, 3)
-    files = run_one.Files(tmp_path, run.name)
+    dataset = specs.load_dataset(DATASET)
+    run = specs.Run("goal_seeker:GoalSeeker", DATASET, 0, "fast", 1.0, 3)
+    files = specs.Files(tmp_path, run.name)
     files.checkpoint.parent.mkdir()
     files.checkpoint.write_bytes(b"half a file")
     write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
-    agent, record = run_one.start_or_resume(run, files, dataset)
+    agent, record = run_one.start_or_resume(run, tmp_path, dataset)
     assert "starting anew, the checkpoint cannot be used" in capsys.readouterr().out
     assert agent.num_timesteps == 0
     assert (record["total_steps"], record["resumes"]) == (40, 0)
 
 
-def test_data_set_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_unavailable_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     previous = signal.getsignal(signal.SIGTERM)
     missing = str(tmp_path / "nowhere.hdf5")
     assert run_suite.main(["--agents", "BC", "--seeds", "0", "--datasets", missing, "--out", str(tmp_path)]) == 1
@@ -305,9 +308,9 @@ def test_data_set_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_result_of_another_version_is_not_overwritten(tmp_path: Path) -> None:
-    run = run_one.Run("BC", DATASET, 0, "fast", 1.0, 3)
+    run = specs.Run("BC", DATASET, 0, "fast", 1.0, 3)
     assert not run_suite.is_finished(run, tmp_path)
-    path = run_one.Files(tmp_path, run.name).result
+    path = specs.Files(tmp_path, run.name).result
     write_json(path, {"schema": 0})
     with pytest.raises(SystemExit, match="no result that this version can read"):
         run_suite.is_finished(run, tmp_path)

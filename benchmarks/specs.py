@@ -1,0 +1,122 @@
+"""What identifies a run: specs of agents and datasets such as `LDCQ[prior=gaussian,horizon=10]`, and its files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ld_agents
+
+SCHEMA = 1  # of the run files
+
+
+@dataclass(frozen=True)
+class Run:
+    """What identifies a run. `agent` and `dataset` are specs such as `LDCQ[prior=gaussian,horizon=10]`."""
+
+    agent: str
+    dataset: str
+    seed: int
+    preset: str
+    budget: float
+    episodes: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's files without the suffix; different runs have different names."""
+        names = map(slug, (self.agent, self.dataset, self.preset))
+        return "__".join([*names, f"b{self.budget:g}", f"seed{self.seed}"])
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split `Name[key=value,...]` into its name and its settings; values that are not JSON are strings."""
+    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", spec, flags=re.DOTALL)
+    if match is None:
+        raise ValueError(f"cannot read {spec!r}; write Name or Name[setting=value,setting=value]")
+    settings = {}
+    for item in _split_at_commas(match[2] or ""):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier():
+            raise ValueError(f"cannot read {item!r} in {spec!r}; write setting=value")
+        if key in settings:
+            raise ValueError(f"{key!r} is given twice in {spec!r}")
+        settings[key] = _value(value)
+    return match[1], settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def canonical_spec(spec: str) -> str:
+    """The one spelling of a spec: no spaces, settings in alphabetical order."""
+    name, settings = parse_spec(spec)
+    items = []
+    for key, value in sorted(settings.items()):
+        # A text stands without quotation marks where it is read as the same text.
+        bare = isinstance(value, str) and _split_at_commas(value) == [value] and _value(value.strip()) == value
+        items.append(f"{key}={value if bare else json.dumps(value, separators=(',', ':'))}")
+    return f"{name}[{','.join(items)}]" if items else name
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotation marks."""
+    items, depth, quoted = [""], 0, False
+    for character in text:
+        quoted ^= character == '"'
+        depth += 0 if quoted else (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quoted:
+            items.append("")
+        else:
+            items[-1] += character
+    return [item for item in items if item.strip()]
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a file name."""
+    text = text.removesuffix("]").replace("[", "-").replace("/", "-").replace(":", ".")
+    return re.sub(r"[^A-Za-z0-9_=,.+-]", lambda character: f"%{ord(character[0]):02x}", text)
+
+
+def agent_class(name: str) -> Any:
+    """The class called `name`: a public name of ld_agents, or `module:Class` of any importable module."""
+    module_name, colon, class_name = name.rpartition(":")
+    module = importlib.import_module(module_name) if colon else ld_agents
+    if not hasattr(module, class_name):
+        hint = "" if colon else "; agents of your own are given as module:Class"
+        raise ValueError(f"{module.__name__} has no agent {class_name!r}{hint}")
+    return getattr(module, class_name)
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules that register environments; they, and agents of your own, may lie where the command was typed."""
+    sys.path.insert(1, os.getcwd())
+    for name in names:
+        importlib.import_module(name)
+
+
+def load_dataset(spec: str) -> Any:
+    """The dataset of a spec; settings in brackets go to `ld_agents.load_dataset`."""
+    name, settings = parse_spec(spec)
+    return ld_agents.load_dataset(name, **settings)
+
+
+class Files:
+    """Where a run's files are."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.result = out / "runs" / f"{name}.json"
+        self.checkpoint = out / "checkpoints" / f"{name}.zip"
+        self.partial = out / "checkpoints" / f"{name}.json"
+        self.model = out / "models" / f"{name}.zip"
+        self.log = out / "logs" / f"{name}.log"
