@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,11 +149,10 @@ def with_block(readme: str, block: str) -> str:
     Raises:
         SystemExit: when a marker is missing.
     """
-    before, begin, rest = readme.partition(BLOCK[0])
-    _, end, after = rest.partition(BLOCK[1])
-    if not (begin and end):
+    found, blocks = re.subn(f"(?<={BLOCK[0]}).*(?={BLOCK[1]})", lambda _: block, readme, flags=re.DOTALL)
+    if not blocks:
         raise SystemExit(f"README.md lacks the lines {BLOCK[0]}{BLOCK[1]}put them where the table shall stand")
-    return f"{before}{begin}{block}{end}{after}"
+    return found
 
 
 def build(folder: Path, with_figures: bool = True) -> str:

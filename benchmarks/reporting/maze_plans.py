@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from ld_agents.evaluation.rollouts import episode_seed
 N_STARTS = 3
 N_CANDIDATES = 48
 ROUTE_EVERY = 5
+
+# Paths [candidates, steps + 1, 2] of an agent, their scores [candidates], and the index of the one that is taken.
+Candidates = tuple[list[NDArray[Any]], torch.Tensor, torch.Tensor]
 
 
 def plan_paths(
@@ -52,15 +56,13 @@ def plan_paths(
         for episode in range(n_starts):
             route = _route(agent, env, episode_seed(seed, episode))
             observation, _ = env.reset(seed=episode_seed(seed, episode))
-            flat = agent.dataset.flatten_observation(observation)  # [S]
-            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
             start = np.concatenate([maze.data.qpos, maze.data.qvel])
             with torch.no_grad():
-                paths, scores, chosen = follow(agent, maze, observation, states, start)
+                paths, scores, chosen = follow(agent, maze, observation, start)
             starts.append(
                 {
                     "position": _rounded(start[:2]),
-                    "paths": _rounded(paths),
+                    "paths": _rounded(np.array(paths)),
                     "scores": [float(f"{score:.5g}") for score in scores.tolist()],
                     "chosen": int(chosen),
                     "route": _rounded(route),
@@ -90,49 +92,42 @@ def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     return np.stack([*positions[:-1:ROUTE_EVERY], positions[-1]])
 
 
-def _follow_latents(
-    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
-) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
-    """Paths [k, H + 1, 2] of LDCQ's candidates, their scores [k], and the index of the one that is taken."""
-    latents, scores = agent.policy.propose(states)
+def _follow_latents(agent: Any, maze: Any, observation: Any, start: NDArray[Any]) -> Candidates:
+    latents, scores = agent.policy.propose(_states(agent, observation))
     # An even sample of the candidates by rank keeps the best one and shows the whole spread of scores.
     order = torch.argsort(scores[0], descending=True)  # [K]
     kept = order[np.unique(np.linspace(0, len(order) - 1, min(N_CANDIDATES, len(order))).round().astype(int))]
-    latents, scores = latents[0, kept], scores[0, kept]  # [k, Z], [k]
-    paths = np.stack([_follow(agent, maze, observation, start, latent) for latent in latents])
-    return paths, scores, torch.argmax(scores)
+
+    def decode(latent: torch.Tensor, state: NDArray[Any], step: int) -> NDArray[Any]:
+        seen = {**observation, "observation": state, "achieved_goal": state[:2]}
+        return np.asarray(agent.policy.decode_action(_states(agent, seen), latent[None])[0].cpu())
+
+    horizon = int(agent.settings.horizon)
+    paths = [_path(maze, start, functools.partial(decode, latent), horizon) for latent in latents[0, kept]]
+    return paths, scores[0, kept], torch.argmax(scores[0, kept])
 
 
-def _follow_plans(
-    agent: Any, maze: Any, observation: Any, states: torch.Tensor, start: NDArray[Any]
-) -> tuple[NDArray[Any], torch.Tensor, torch.Tensor]:
-    """Paths [K, T + 1, 2] of LatentDiffuser's plans, their scores [K], and the index of the one that is taken."""
-    plans = agent.policy.propose_plans(states, N_CANDIDATES)
+def _follow_plans(agent: Any, maze: Any, observation: Any, start: NDArray[Any]) -> Candidates:
+    plans = agent.policy.propose_plans(_states(agent, observation), N_CANDIDATES)
+    actions, scores = plans.actions[0].cpu().numpy(), plans.returns[0]  # [K, T, A], [K]
+    paths = [_path(maze, start, lambda _, step, plan=plan: plan[step], len(plan)) for plan in actions]
+    return paths, scores, scores[: agent.settings.n_candidates].argmax()
+
+
+def _states(agent: Any, observation: Any) -> torch.Tensor:
+    """The observation as the agent's networks take it [1, S]."""
+    flat = agent.dataset.flatten_observation(observation)
+    return torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+
+
+def _path(maze: Any, start: NDArray[Any], act: Callable[..., NDArray[Any]], steps: int) -> NDArray[Any]:
+    """Positions [steps + 1, 2] of the point from `start` (positions, velocities); `act` takes state and step."""
     half = len(start) // 2
-    paths = []
-    for actions in plans.actions[0].cpu().numpy():  # [T, A]
-        maze.point_env.set_state(start[:half].copy(), start[half:].copy())
-        paths.append([start[:2], *(maze.point_env.step(action)[0][:2].copy() for action in actions)])
-    scores = plans.returns[0]
-    return np.array(paths), scores, scores[: agent.settings.n_candidates].argmax()
-
-
-def _follow(agent: Any, maze: Any, observation: Any, start: NDArray[Any], latent: torch.Tensor) -> NDArray[Any]:
-    """Positions [H + 1, 2] of the point that starts at `start` (positions, velocities) and holds one latent."""
-    point = maze.point_env
-    half = len(start) // 2
-    point.set_state(start[:half].copy(), start[half:].copy())
-    observation = {**observation, "observation": start.copy(), "achieved_goal": start[:2].copy()}
-    positions = [start[:2].copy()]
-    for _ in range(int(agent.settings.horizon)):
-        flat = agent.dataset.flatten_observation(observation)
-        with torch.no_grad():
-            states = torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
-            action = agent.policy.decode_action(states, latent[None])
-        state, *_ = point.step(np.asarray(action[0].cpu()))
-        observation = {**observation, "observation": state, "achieved_goal": state[:2]}
-        positions.append(state[:2].copy())
-    return np.stack(positions)
+    maze.point_env.set_state(start[:half].copy(), start[half:].copy())
+    states = [start]
+    for step in range(steps):
+        states.append(maze.point_env.step(act(states[-1], step))[0].copy())
+    return np.array(states)[:, :2]
 
 
 def _rounded(positions: NDArray[Any]) -> Any:
