@@ -14,9 +14,10 @@ the contrastive loss, by one fitted by regression. Latents in the target: exp of
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,44 +30,38 @@ from ld_agents import LatentDiffuser, load_dataset
 from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
 from ld_agents.latent_diffuser_settings import FAST
-from timing.harness import Result, Timing, timed_settings
+from timing.pages import Page, Result, timed_settings
 
 SCHEDULE = VPSchedule()
 TAU_END = 1e-3
 CHUNK = 4096  # samples at a time
 HIDDEN, LAYERS = 128, 3  # of the fitted networks
+SIZES: Result = {
+    "states": 2,  # each with latents of its own
+    "atoms": 64,  # latents per state
+    "betas": [1.0, 3.0],
+    "samples": 20_000,  # per row and kind of guidance
+    "solver_steps": 100,
+    "gradient_steps": 2000,  # of the fitted networks
+}
 SETS, SUPPORT_SIZE, LEARNING_RATE = 256, 16, 1e-3  # of fitting them: support sets per step, latents per set
 
 
-def measure(
-    states: int,
-    atoms: int,
-    betas: Sequence[float],
-    samples: int,
-    solver_steps: int,
-    gradient_steps: int,
-    latents: Sequence[str] | None = None,
-) -> Result:
-    """On made-up latents, or on those of a saved LatentDiffuser at states of its dataset: `latents` are both names."""
-    how, settings = "Latents and returns are made up.", {}
-    if latents is None:
-        problems = [made_up_atoms(atoms, seed) for seed in range(states)]
-    else:
-        file, dataset = latents
-        trained = LatentDiffuser.load(file)
-        how = f"Latents of {Path(file).stem} at states of {dataset}."
-        settings[f"LatentDiffuser {trained.preset}"] = timed_settings(trained.settings)
-        observations = load_dataset(dataset).observations
-        chosen = torch.randint(len(observations), (states,), generator=torch.Generator().manual_seed(0))
-        problems = atoms_of(trained, observations[chosen], atoms)
+def measure(file: str, dataset: str, folder: Path) -> str:
+    """On latents of a saved LatentDiffuser at states of its dataset. Writes and returns the page."""
+    sizes, trained = SIZES, LatentDiffuser.load(file)
+    observations = load_dataset(dataset).observations
+    chosen = torch.randint(len(observations), (sizes["states"],), generator=torch.Generator().manual_seed(0))
     rows = []
-    for i, (drawn, returns) in enumerate(problems):
-        for beta in betas:
+    for i, (drawn, returns) in enumerate(atoms_of(trained, observations[chosen], sizes["atoms"])):
+        for beta in sizes["betas"]:
             torch.manual_seed(0)
             network = EnergyNet(1, drawn.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
-            distances = total_variations(network, drawn, returns, beta, samples, solver_steps, gradient_steps)
-            rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": drawn.shape[1], **distances})
-    return {"rows": rows, "how": how, "settings": settings}
+            counts = sizes["samples"], sizes["solver_steps"], sizes["gradient_steps"]
+            distances = total_variations(network, drawn, returns, beta, *counts)
+            rows.append({"state": i, "beta": beta, "atoms": len(drawn), "latent_dim": drawn.shape[1], **distances})
+    settings = {f"LatentDiffuser {trained.preset}": timed_settings(dataclasses.asdict(trained.settings))}
+    return ATOMIC.write(folder, rows, sizes, settings, f"Latents of {Path(file).stem} at states of {dataset}.")
 
 
 def total_variations(
@@ -179,14 +174,6 @@ def _no_noise(k: int) -> Tensor:
     raise AssertionError("the solver is deterministic")
 
 
-def made_up_atoms(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents [A, 16] and standardised returns [A] with smooth and random parts."""
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(n, 16, generator=generator)
-    returns = latents[:, 0] + torch.sin(2 * latents[:, 1]) + 0.5 * torch.randn(n, generator=generator)
-    return latents, (returns - returns.mean()) / returns.std()
-
-
 def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
     """What the prior of a LatentDiffuser draws at each state, flattened, with standardised returns. [A, D], [A]."""
     policy = agent.policy
@@ -208,19 +195,4 @@ def cells(result: Result) -> Iterable[Result]:
         yield {**asked, "latents in the target": row["target_atoms"], **row["total_variation"]}
 
 
-ATOMIC = Timing(
-    name="atomic",
-    file="atomic_guidance",
-    doc=__doc__,
-    sizes={
-        "states": 2,  # each with latents of its own
-        "atoms": 64,  # latents per state
-        "betas": [1.0, 3.0],
-        "samples": 20_000,  # per row and kind of guidance
-        "solver_steps": 100,
-        "gradient_steps": 2000,  # of the fitted networks
-    },
-    quick={"atoms": 6, "betas": [2.0], "samples": 300, "solver_steps": 10, "gradient_steps": 3},
-    measure=measure,
-    cells=cells,
-)
+ATOMIC = Page("atomic_guidance", __doc__, "--latents FILE DATASET", cells)
