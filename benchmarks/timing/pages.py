@@ -48,6 +48,16 @@ def preset_settings(*presets: str) -> dict[str, Result]:
     }
 
 
+def differences(then: Mapping[str, Result], now: Mapping[str, Result]) -> list[str]:
+    """Settings of presets that were others: "LDCQ fast: horizon was 20, is 30"."""
+    return [
+        f"{preset}: {name} was {settings.get(name)}, is {now[preset].get(name)}"
+        for preset, settings in then.items()
+        for name in sorted(settings.keys() | now[preset].keys())
+        if settings.get(name) != now[preset].get(name)
+    ]
+
+
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """A table with the keys of the first row as its head. Columns of numbers stand to the right, in three digits."""
     rows = list(rows)
@@ -94,15 +104,7 @@ class Page:
     cells: Callable[[Result], Iterable[Mapping[str, Any]]]
 
     def write(self, folder: Path, rows: list[Result], sizes: Result, settings: dict[str, Result], how: str) -> str:
-        """Keep what was measured, with where and when, and make the page, which is returned.
-
-        Args:
-            folder: of the two files.
-            rows: of which `cells` makes those of the table.
-            sizes: how much was measured.
-            settings: `timed_settings` by preset, as `preset_settings` has them.
-            how: a sentence on the measurement.
-        """
+        """Keep what was measured, how much, with which `timed_settings` by preset, and how. Returns the page."""
         result = {
             "schema": SCHEMA,
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -151,14 +153,7 @@ class Page:
             presets = preset_settings(*result["settings"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             return [f"{source.name} or {page.name} cannot be used ({error!r}): run `{again}`"]
-        found = []
+        found = [f"{source.name}: {change}: run `{again}`" for change in differences(result["settings"], presets)]
         if not same:
-            found.append(
-                f"{page.name} is not the page of {source.name}: run `python benchmarks/time_agents.py --render`"
-            )
-        for preset, measured in result["settings"].items():
-            for name in sorted(measured.keys() | presets[preset].keys()):
-                then, now = measured.get(name), presets[preset].get(name)
-                if then != now:
-                    found.append(f"{source.name}: {preset} was measured with {name} {then}, now {now}: run `{again}`")
+            found.append(f"{page.name} is not that of {source.name}: run `python benchmarks/time_agents.py --render`")
         return found

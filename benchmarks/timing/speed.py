@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from timing.pages import Page, Result, duration, preset_settings, timed_settings
+from timing.pages import Page, Result, differences, duration, preset_settings, timed_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("worker.py")
 THIS = "this tree"
 PLANNERS = {"LDCQ": 54, "LatentDiffuser": 42}  # gradient steps of a turn, all stages together
 BASELINES = {"BC": 202, "TD3BC": 102, "ReBRAC": 52, "IQL": 102, "CQL": 12}
+Ask = Callable[..., Result]
 SIZES: Result = {
     "planner_rows": 2_000,  # of their data: all of its windows get candidates in each turn
     "baseline_rows": 1_000_000,
@@ -44,61 +44,38 @@ SIZES: Result = {
 }
 
 
-class Worker:
-    """A process that times one version of a library. See `worker.py`.
+@contextlib.contextmanager
+def started(name: str, library: str, python: str, root: Path | None = None) -> Iterator[Ask]:
+    """A process of `worker.py`, as a function: keywords in, seconds by what took them out.
 
     Args:
-        name: of the version, in messages and in the table.
+        name: of the version, in messages.
         library: "ld_agents" or "d3rlpy".
         python: its interpreter.
-        root: folder that holds the library, which is found first; None where it is installed.
+        root: folder that holds the library and is searched first; None where it is installed.
 
-    Raises:
-        SystemExit: where the library cannot be imported, or is not the one in `root`.
+    The function raises SystemExit where the version fails, with its traceback.
     """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root or "")}
+    command = [python, str(Path(__file__).with_name("worker.py")), library]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
 
-    def __init__(self, name: str, library: str, python: str, root: Path | None, sizes: Result) -> None:
-        self.name = name
-        path = {"PYTHONPATH": str(root)} if root else {}
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        self.process = subprocess.Popen(
-            [python, str(WORKER), library],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | {"OMP_NUM_THREADS": "1"} | path,
-        )
-        self.about = self.ask(overrides=sizes["overrides"], networks=network_sizes())
-        if root and not Path(self.about["file"]).resolve().is_relative_to(root.resolve()):
-            raise SystemExit(f"{name} is to be timed from {root}, but imports {self.about['file']}")
+        def ask(**request: Any) -> Result:
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(request), file=process.stdin, flush=True)
+            answer: Result = json.loads(process.stdout.readline() or "null")
+            if answer is None:
+                raise SystemExit(f"{name}: its process ended with exit code {process.wait()} at {request}")
+            if "error" in answer:
+                raise SystemExit(f"{name} fails at {request}:\n{answer['error']}")
+            return answer
 
-    def ask(self, **request: Any) -> Result:
-        """Seconds by what took them.
-
-        Raises:
-            SystemExit: where the version fails, with its traceback.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: its process ended with exit code {self.process.wait()} at {request}")
-        answer: Result = json.loads(line)
-        if "error" in answer:
-            raise SystemExit(f"{self.name} fails at {request}:\n{answer['error']}")
-        return answer
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def network_sizes() -> Result:
-    """For libraries without our presets: by baseline what d3rlpy has."""
-    settings = preset_settings(*(f"{name} fast" for name in BASELINES)).items()
-    return {name.split()[0]: {"critic_hidden": s["hidden"], **s} for name, s in settings}
+        try:
+            yield ask
+        finally:
+            process.kill()
 
 
 def operations(sizes: Result) -> Iterator[tuple[str, Result]]:
@@ -106,17 +83,13 @@ def operations(sizes: Result) -> Iterator[tuple[str, Result]]:
     rows = dict.fromkeys(PLANNERS, sizes["planner_rows"]) | dict.fromkeys(BASELINES, sizes["baseline_rows"])
     for agent, steps in sizes["gradient_steps"].items():
         yield agent, {"do": "train", "agent": agent, "rows": rows[agent], "steps": steps}
-    for agent in PLANNERS.keys() & sizes["gradient_steps"]:
+    for agent in (name for name in PLANNERS if name in sizes["gradient_steps"]):
         for envs, plans in sizes["plans"].items():
             yield agent, {"do": "act", "agent": agent, "rows": rows[agent], "envs": envs, "plans": plans}
     yield "start-up", {"do": "start"}
 
 
-def in_turns(
-    versions: Mapping[str, Callable[..., Mapping[str, float]]],
-    requests: Iterable[tuple[str, Result]],
-    repetitions: int,
-) -> list[Result]:
+def in_turns(versions: Mapping[str, Ask], requests: Iterable[tuple[str, Result]], repetitions: int) -> list[Result]:
     """Rows of seconds by version, a number per turn. All do an operation before any does it again.
 
     The first turn, which fills caches and builds agents, does not count.
@@ -158,34 +131,26 @@ def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder
         SystemExit: for a commit that does not exist, and where a version fails.
     """
     settings = preset_settings(*(f"{name} fast" for name in sizes["gradient_steps"]))
-    workers, compared = {}, []
+    # a library without our presets gets the sizes of their networks; where they say nothing, critics are like actors
+    networks = {preset.split()[0]: {"critic_hidden": s.get("hidden"), **s} for preset, s in settings.items()}
+    versions, how = {}, ["CPU time."]
     with contextlib.ExitStack() as stack:
         for name in (THIS, *against, *(["d3rlpy"] if d3rlpy else [])):
             if name == "d3rlpy":
-                worker = Worker(name, name, str(d3rlpy), None, sizes)
+                root, worker = None, started(name, "d3rlpy", str(d3rlpy))
             else:
                 root = ROOT if name == THIS else stack.enter_context(tree_at(name))
-                worker = Worker(name, "ld_agents", sys.executable, root, sizes)
-            stack.callback(worker.stop)
-            workers[name] = worker.ask
+                worker = started(name, "ld_agents", sys.executable, root)
+            versions[name] = stack.enter_context(worker)
+            about = versions[name](overrides=sizes["overrides"], networks=networks)
+            if root and not Path(about["file"]).resolve().is_relative_to(root.resolve()):
+                raise SystemExit(f"{name} is to be timed from {root}, but imports {about['file']}")
             if name != THIS:
-                version = worker.about.get("version") or f"commit {git('rev-parse', f'{name}^{{commit}}')[:12]}"
-                compared.append(f"{name} is {version}{differences(worker.about['presets'], settings)}.")
-        rows = in_turns(workers, operations(sizes), repetitions)
-    how = " ".join(["CPU time.", *compared])
-    return SPEED.write(folder, rows, {"repetitions": repetitions, **sizes}, settings, how)
-
-
-def differences(presets: Mapping[str, Any], settings: Mapping[str, Result]) -> str:
-    """How the fast presets of another version differ in what decides their time."""
-    found = [
-        f"{name} {setting} {then[setting]} instead of {now.get(setting)}"
-        for name, preset in presets.items()
-        for then, now in [(timed_settings(preset), settings.get(f"{name} fast", {}))]
-        for setting in sorted(then)
-        if then[setting] != now.get(setting)
-    ]
-    return f", whose presets have {', '.join(found)}" if found else ""
+                version = about.get("version") or f"commit {git('rev-parse', f'{name}^{{commit}}')[:12]}"
+                theirs = {preset: timed_settings(s) for preset, s in about["presets"].items() if preset in settings}
+                how.append("; ".join([f"{name} is {version}", *differences(theirs, settings)]) + ".")
+        rows = in_turns(versions, operations(sizes), repetitions)
+    return SPEED.write(folder, rows, {"repetitions": repetitions, **sizes}, settings, " ".join(how))
 
 
 def cells(result: Result) -> Iterator[Result]:

@@ -66,9 +66,10 @@ class LdAgents:
         self.overrides = overrides
         self.agent = functools.cache(self.make_agent)
         self.dataset = functools.cache(lambda rows: self.library.OfflineDataset(*random_arrays(rows)))
-        agents = [getattr(self.library, name) for name in self.library.__all__]
-        presets = {a.__name__: dataclasses.asdict(a.presets()["fast"]) for a in agents if hasattr(a, "presets")}
-        self.about = {"file": self.library.__file__, "presets": presets}
+        agents = {name: getattr(self.library, name) for name in self.library.__all__}
+        presets = {f"{name} fast": a.presets()["fast"] for name, a in agents.items() if hasattr(a, "presets")}
+        settings = {preset: dataclasses.asdict(values) for preset, values in presets.items()}
+        self.about = {"file": self.library.__file__, "presets": settings}
 
     def make_agent(self, name: str, rows: int) -> Any:
         settings = {"seed": 0, "preset": "fast", "device": "cpu", **self.overrides.get(name, {})}

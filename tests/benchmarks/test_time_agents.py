@@ -17,7 +17,7 @@ import time_agents
 from conftest import TINY_LATENT_DIFFUSER, TINY_LDCQ
 from ld_agents import LDCQ
 from timing import PAGES, check_pages, pages, speed, worker
-from timing.speed import SPEED, THIS, Worker, cells, in_turns, tree_at
+from timing.speed import SPEED, THIS, Ask, cells, in_turns, started, tree_at
 
 AGENTS = ("LDCQ", "LatentDiffuser", "BC", "TD3BC", "ReBRAC", "IQL", "CQL")
 TINY: dict[str, Any] = {
@@ -105,32 +105,30 @@ def test_d3rlpy_gets_the_same_networks_and_batches(monkeypatch: pytest.MonkeyPat
     assert not hasattr(timed, "act")
 
 
-def test_other_libraries_get_the_networks_of_our_presets() -> None:
-    sizes = speed.network_sizes()
-    assert sizes["BC"]["critic_hidden"] == [256, 256]
-    assert sizes["CQL"]["hidden"] == sizes["CQL"]["critic_hidden"] == [256, 256, 256]
-    assert {"TD3BC", "IQL"} < sizes.keys()
-
-
 @pytest.fixture
-def this_tree() -> Iterator[Worker]:
-    started = Worker(THIS, "ld_agents", sys.executable, speed.ROOT, TINY)
-    yield started
-    started.stop()
+def ask() -> Iterator[Ask]:
+    """This tree in a process."""
+    with started(THIS, "ld_agents", sys.executable, speed.ROOT) as ask:
+        about = ask(overrides=TINY["overrides"], networks={})
+        assert about["presets"].keys() == {f"{agent} fast" for agent in AGENTS}
+        assert about["presets"]["LDCQ fast"]["horizon"] == LDCQ.presets()["fast"].horizon
+        yield ask
 
 
-def test_a_process_answers_and_outlives_a_failure(this_tree: Worker) -> None:
-    assert this_tree.about["presets"].keys() == set(AGENTS)
-    assert this_tree.about["presets"]["LDCQ"]["horizon"] == LDCQ.presets()["fast"].horizon
+def test_a_process_answers_and_outlives_a_failure(ask: Ask) -> None:
     with pytest.raises(SystemExit, match=r"this tree fails at .*'IQ'(.|\n)*has no attribute 'IQ'"):
-        this_tree.ask(do="train", agent="IQ", rows=200, steps=4)
+        ask(do="train", agent="IQ", rows=200, steps=4)
     with pytest.raises(SystemExit, match="it takes 3"):
-        this_tree.ask(do="train", agent="BC", rows=200, steps=2)
-    assert this_tree.ask(do="train", agent="BC", rows=200, steps=4).keys() == {"gradient step"}
-    assert this_tree.ask(do="fly") == {}
-    this_tree.process.kill()
-    with pytest.raises(SystemExit, match="this tree: its process ended with exit code -9"):
-        this_tree.ask(do="start")
+        ask(do="train", agent="BC", rows=200, steps=2)
+    assert ask(do="train", agent="BC", rows=200, steps=4).keys() == {"gradient step"}
+    assert ask(do="fly") == {}
+
+
+def test_a_process_that_ends_is_named() -> None:
+    with started("old", "no_library", sys.executable) as ask, pytest.raises(SystemExit, match="old fails at"):
+        ask(overrides={}, networks={})
+    with started("old", "d3rlpy", "false") as ask, pytest.raises(SystemExit, match=r"old: .* ended with exit code 1"):
+        ask(overrides={}, networks={})
 
 
 # ---------------------------------------------------------------- turns
@@ -166,12 +164,11 @@ def test_ratio_is_one_of_medians() -> None:
 
 
 def test_other_presets_are_named() -> None:
-    settings = pages.preset_settings("LDCQ fast")
-    same = {"LDCQ": dict(settings["LDCQ fast"])}
-    assert speed.differences(same, settings) == ""
-    horizon = same["LDCQ"]["horizon"]
-    same["LDCQ"] |= {"horizon": 7, "discount": 0.5}
-    assert speed.differences(same, settings) == f", whose presets have LDCQ horizon 7 instead of {horizon}"
+    now = pages.preset_settings("LDCQ fast", "BC fast")
+    assert pages.differences(now, now) == []
+    then = now | {"LDCQ fast": now["LDCQ fast"] | {"horizon": 7}, "BC fast": {"batch_size": 256}}
+    expected = ["LDCQ fast: horizon was 7, is 30", "BC fast: hidden was None, is [256, 256]"]
+    assert pages.differences(then, now) == expected
 
 
 @pytest.fixture
@@ -184,6 +181,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True)
 
     git("init", "-q")
+    (root / "stable_baselines3.py").touch()  # imported in no time
     texts = {"broken": "raise ImportError('half a version')", "old": "__all__ = []", "new": "__all__ = list()"}
     for tag, text in texts.items():
         (root / "ld_agents" / "__init__.py").write_text(text)
@@ -225,12 +223,13 @@ def test_a_version_that_fails_is_named(repository: Path, tmp_path: Path) -> None
     assert not (tmp_path / "speed.json").exists()
 
 
-def test_a_version_from_elsewhere_is_not_timed(tmp_path: Path) -> None:
+def test_a_version_from_elsewhere_is_not_timed(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a tree lacks the library, an installed one would be timed in its name."""
-    with pytest.raises(
-        SystemExit, match=r"old is to be timed from .*, but imports|old fails at (.|\n)*No module named"
-    ):
-        Worker("old", "ld_agents", sys.executable, tmp_path, TINY)
+    (repository / "ld_agents" / "__init__.py").write_text("__all__ = []; __file__ = '/elsewhere'")
+    with pytest.raises(SystemExit, match=r"this tree is to be timed from .*, but imports /elsewhere"):
+        speed.measure([], None, 1, tmp_path, NOTHING)
 
 
 # ---------------------------------------------------------------- page
@@ -289,7 +288,7 @@ def test_page_is_checked_against_the_presets(folder: Path) -> None:
     source.write_text(json.dumps(result))
     SPEED.render(folder)
     (problem,) = SPEED.problems(folder)
-    assert problem.startswith("speed.json: LDCQ fast was measured with horizon 20, now 30: run `")
+    assert problem.startswith("speed.json: LDCQ fast: horizon was 20, is 30: run `")
 
 
 def test_committed_pages_hold() -> None:

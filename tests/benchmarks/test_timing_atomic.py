@@ -64,7 +64,7 @@ def test_measures_the_latents_of_a_saved_agent(tmp_path: Path, monkeypatch: pyte
     # the settings are those of the agent in the file, which are not its preset's
     problems = ATOMIC.problems(tmp_path)
     assert problems
-    assert all("LatentDiffuser fast was measured with" in problem for problem in problems)
+    assert all("LatentDiffuser fast: " in problem for problem in problems)
 
 
 def test_atoms_are_draws_of_the_prior_with_their_returns() -> None:
