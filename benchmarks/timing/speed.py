@@ -56,7 +56,8 @@ def started(name: str, library: str, python: str, root: Path | None = None) -> I
 
     The function raises SystemExit where the version fails, with its traceback.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root or "")}
+    # Python's safe path: the current folder, which may be this repository, would come first otherwise
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(root or "")}
     command = [python, str(Path(__file__).with_name("worker.py")), library]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
