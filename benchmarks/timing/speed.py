@@ -60,23 +60,24 @@ def started(name: str, library: str, python: str, root: Path | None = None) -> I
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(root or "")}
     command = [python, str(Path(__file__).with_name("worker.py")), library]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
-        def ask(**request: Any) -> Result:
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                print(json.dumps(request), file=process.stdin, flush=True)
-            answer: Result = json.loads(process.stdout.readline() or "null")
-            if answer is None:
-                raise SystemExit(f"{name}: its process ended with exit code {process.wait()} at {request}")
-            if "error" in answer:
-                raise SystemExit(f"{name} fails at {request}:\n{answer['error']}")
-            return answer
+    def ask(**request: Any) -> Result:
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=process.stdin, flush=True)
+        answer: Result = json.loads(process.stdout.readline() or "null")
+        if answer is None:
+            raise SystemExit(f"{name}: its process ended with exit code {process.wait()} at {request}")
+        if "error" in answer:
+            raise SystemExit(f"{name} fails at {request}:\n{answer['error']}")
+        return answer
 
-        try:
-            yield ask
-        finally:
-            process.kill()
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def operations(sizes: Result) -> Iterator[tuple[str, Result]]:
