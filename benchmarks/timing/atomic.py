@@ -13,7 +13,6 @@ the contrastive loss, by one fitted by regression. Latents in the target: exp of
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import sys
@@ -55,36 +54,25 @@ def measure(file: str, dataset: str, folder: Path) -> str:
     rows = []
     for i, (drawn, returns) in enumerate(atoms_of(trained, observations[chosen], sizes["atoms"])):
         for beta in sizes["betas"]:
-            torch.manual_seed(0)
-            network = EnergyNet(1, drawn.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
             counts = sizes["samples"], sizes["solver_steps"], sizes["gradient_steps"]
-            distances = total_variations(network, drawn, returns, beta, *counts)
+            distances = total_variations(drawn, returns, beta, *counts)
             rows.append({"state": i, "beta": beta, "atoms": len(drawn), "latent_dim": drawn.shape[1], **distances})
     settings = {f"LatentDiffuser {trained.preset}": timed_settings(dataclasses.asdict(trained.settings))}
     return ATOMIC.write(folder, rows, sizes, settings, f"Latents of {Path(file).stem} at states of {dataset}.")
 
 
 def total_variations(
-    network: EnergyNet,
-    latents: Tensor,
-    returns: Tensor,
-    beta: float,
-    n_samples: int,
-    n_steps: int,
-    gradient_steps: int,
-    sets: int = SETS,
+    latents: Tensor, returns: Tensor, beta: float, n_samples: int, n_steps: int, gradient_steps: int
 ) -> Result:
     """Total variation distances of guided samples to the exact weights of atoms.
 
     Args:
-        network: fresh; copies of it are trained. Its state is held at 0.
         latents: the atoms, with equal weights in the prior. Shape [A, D].
         returns: R of the atoms, in any order. Shape [A].
         beta: inverse temperature.
         n_samples: of the sampler, for each kind of guidance.
         n_steps: network evaluations of the solver. Many, since this is no test of the solver.
-        gradient_steps: of the two networks.
-        sets: support sets per gradient step.
+        gradient_steps: of the two fitted networks.
 
     Returns:
         `target_atoms` (exp of the target's entropy), and `total_variation` with the keys `prior` (the exact weights
@@ -109,10 +97,9 @@ def total_variations(
         return signal[k] / noise[k] ** 2 * (shares(z, k, energies) - shares(z, k)) @ atoms
 
     def fitted(loss: Literal["contrastive", "mse"]) -> Callable[[Tensor, int], Tensor]:
-        net = copy.deepcopy(network)
-        fit_energy(net, latents.float(), beta * returns.float(), loss, gradient_steps, sets)
+        net = fitted_energy(latents.float(), beta * returns.float(), loss, gradient_steps)
         with torch.no_grad():
-            state_terms, time_terms = net.state_terms(torch.zeros(1, net.from_state.in_features)), net.time_terms(tau)
+            state_terms, time_terms = net.state_terms(torch.zeros(1, 1)), net.time_terms(tau)
         return lambda z, k: net.gradient(z, state_terms, time_terms[k]).double()
 
     def distance(weights: Tensor, gradient: Callable[[Tensor, int], Tensor] | None) -> float:
@@ -139,22 +126,23 @@ def total_variations(
     }
 
 
-def fit_energy(
-    net: EnergyNet, atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int, sets: int
-) -> None:
-    """Trains an energy network on draws of atoms [A, D] with beta R [A]; independent weights, one time per set."""
+def fitted_energy(
+    atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int
+) -> EnergyNet:
+    """Fits a network to draws of atoms [A, D] with beta R [A]; independent weights, one time per set, a state of 0."""
+    torch.manual_seed(0)
+    net = EnergyNet(1, atoms.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-    state = torch.zeros(1, net.from_state.in_features)
-    shape = (max(1, sets // 2), 2, SUPPORT_SIZE)
+    shape = (SETS // 2, 2, SUPPORT_SIZE)
     for _ in tqdm(range(gradient_steps), desc=f"{kind} energy", leave=False, disable=not sys.stderr.isatty()):
         indices = torch.randint(len(atoms), shape, generator=generator)
         z0 = atoms[indices]  # [B, 2, M, D]
         tau = TAU_END + (1 - TAU_END) * torch.rand(shape[:2], generator=generator)
         epsilon = torch.randn(z0.shape, generator=generator)
         z = SCHEDULE.add_noise(z0.flatten(0, 1), tau.flatten(), epsilon.flatten(0, 1)).view_as(z0)
-        f = net(z, state, tau[..., None])  # [B, 2, M]
+        f = net(z, torch.zeros(1, 1), tau[..., None])  # [B, 2, M]
         if kind == "mse":
             loss = F.mse_loss(f, energies[indices])
         else:
@@ -163,6 +151,7 @@ def fit_energy(
         loss.backward()
         optimizer.step()
         schedule.step()
+    return net
 
 
 def _distance(indices: Tensor, weights: Tensor) -> float:

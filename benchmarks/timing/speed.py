@@ -162,14 +162,9 @@ def cells(result: Result) -> Iterator[Result]:
         cells = {"what": row["what"], THIS: duration(seconds.get(THIS, []))}
         for name in others:
             both = name in seconds and THIS in seconds
-            cells[name] = duration(seconds.get(name, []))
-            cells[f"times as fast as {name}"] = ratio(seconds[name], seconds[THIS]) if both else None
+            ratio = float(np.median(seconds[name]) / np.median(seconds[THIS])) if both else None
+            cells |= {name: duration(seconds.get(name, [])), f"times as fast as {name}": ratio}
         yield cells
-
-
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """How many times as fast ours is: of medians."""
-    return float(np.median(theirs) / np.median(ours))
 
 
 SPEED = Page("speed", __doc__, "--against COMMIT --d3rlpy PYTHON", cells)
