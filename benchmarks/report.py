@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import timing
 from files import write_text
 from reporting import aggregates, datasets_table, figures, overview, tables
 from reporting.runs import digest, frame, read_runs
@@ -30,7 +31,7 @@ NOT_KEPT = ("quick", "smoke")  # suites whose results are not part of the reposi
 # Runs that belong to two suites are stored with one; the other's tables show them too.
 SHARED_RUNS = {"maze2d": ("guidance", "LatentDiffuser")}
 # Checks of pages that are not made from run files: each returns a list of problems.
-OTHER_CHECKS: tuple[Callable[[], list[str]], ...] = ()
+OTHER_CHECKS: tuple[Callable[[], list[str]], ...] = (timing.check_pages,)
 BLOCK = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 

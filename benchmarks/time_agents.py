@@ -1,14 +1,13 @@
-"""Time the agents, and write what was found as JSON and as a page.
+"""Time the agents beside other versions of themselves, and write what was found to results/speed.json and speed.md.
 
-    python benchmarks/time_agents.py                          # everything
-    python benchmarks/time_agents.py speed latency            # some of it
-    python benchmarks/time_agents.py --quick --out /tmp/try   # does it run?
-    python benchmarks/time_agents.py latency --agent mine.zip --out /tmp/mine
+    python benchmarks/time_agents.py                                    # this tree alone
+    python benchmarks/time_agents.py --against 7ba881a --against HEAD   # and commits of this repository
+    python benchmarks/time_agents.py --d3rlpy ~/d3rlpy/bin/python       # and d3rlpy, in an environment of its own
+    python benchmarks/time_agents.py --render                           # the pages anew, from the stored numbers
     python benchmarks/time_agents.py --latents latent_diffuser.zip ld-agents/pointmaze/large-v0
-    python benchmarks/time_agents.py --render                 # the pages anew, from the numbers that are stored
 
-The docstrings of the files in benchmarks/timing say what is timed, and head the pages in results/.
-One thread; nothing else should run on its core. Exits with 1 if variants that must agree do not.
+The last one times nothing: it measures how exact guidance is on the latents of a saved LatentDiffuser, for
+results/atomic_guidance.md. The docstrings of benchmarks/timing/speed.py and atomic.py head the pages.
 """
 
 from __future__ import annotations
@@ -18,53 +17,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from timing import RESULTS, TIMINGS
-from timing.atomic import ATOMIC
-from timing.latency import LATENCY
+import torch
+
+from timing import PAGES, RESULTS, atomic, speed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    names = [timing.name for timing in TIMINGS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"some of {', '.join(names)}; all if none is given")
+    parser.add_argument("--against", nargs="+", action="extend", default=[], metavar="COMMIT", help="versions beside")
+    parser.add_argument("--d3rlpy", metavar="PYTHON", help="an interpreter that has d3rlpy, to time that too")
+    parser.add_argument("--repetitions", type=int, default=5, help="turns of each version")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
-    parser.add_argument("--repetitions", type=int, help="turns of each variant")
-    parser.add_argument("--quick", action="store_true", help="small and few: the numbers mean nothing")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the pages anew")
-    parser.add_argument("--agent", type=Path, metavar="FILE", help="latency: of a saved agent, not of fresh ones")
-    parser.add_argument(
-        "--latents",
-        nargs=2,
-        metavar=("FILE", "DATASET"),
-        help="atomic: those that a saved LatentDiffuser draws",
-    )
+    parser.add_argument("--latents", nargs=2, metavar=("FILE", "DATASET"), help="how exact guidance is, instead")
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.what) - set(names)):
-        parser.error(f"{', '.join(unknown)}: choose from {', '.join(names)}")
-    if options.repetitions is not None and options.repetitions < 1:
+    if options.repetitions < 1:
         parser.error("--repetitions must be at least 1")
-    if (options.quick or options.agent) and options.out == RESULTS:
-        parser.error("--quick and --agent measure nothing for results/: say with --out where to write it")
-    chosen = [timing for timing in TIMINGS if timing.name in (options.what or names)]
-    if options.agent and chosen != [LATENCY]:
-        parser.error("--agent goes with latency alone")
-    if options.latents and ATOMIC not in chosen:
-        parser.error("--latents goes with atomic")
-    inputs = {"latency": {"agent": options.agent}, "atomic": {"latents": options.latents}}
-    failed = []
-    for timing in chosen:
-        if options.render:
-            print(timing.write_page(options.out))
-            continue
-        sizes = dict(timing.quick) if options.quick else {}
-        if options.repetitions and "repetitions" in timing.sizes:
-            sizes["repetitions"] = options.repetitions
-        result = timing.run(sizes, **inputs.get(timing.name, {}))
-        print(timing.write(result, options.out), flush=True)
-        failed += [row["name"] for row in result.get("checks", []) if not row["passed"]]
-    if failed:
-        print(f"The variants differ: {'; '.join(failed)}.", file=sys.stderr)
-    return 1 if failed else 0
+    if options.latents and (options.against or options.d3rlpy or options.render):
+        parser.error("--latents measures how exact guidance is, without --against, --d3rlpy or --render")
+    torch.set_num_threads(1)
+    if options.render:
+        for page in PAGES:
+            page.render(options.out)
+    elif options.latents:
+        file, dataset = options.latents
+        print(atomic.measure(file, dataset, options.out))
+    else:
+        print(speed.measure(options.against, options.d3rlpy, options.repetitions, options.out, speed.SIZES))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is timed, one file each, on the `harness` that they share; `benchmarks/time_agents.py` is the command.
+"""Pages of what is timed (`speed`, in processes of `worker`) and of how exact guidance is (`atomic`).
 
 Files of this room may import ld_agents, `provenance` and `files`, and no command.
 """
@@ -6,15 +6,12 @@ Files of this room may import ld_agents, `provenance` and `files`, and no comman
 from pathlib import Path
 
 from timing.atomic import ATOMIC
-from timing.baselines import BASELINES
-from timing.latency import LATENCY
-from timing.plans import PLANS
-from timing.speed import SPEED
+from timing.speed import ROOT, SPEED
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
-TIMINGS = (SPEED, LATENCY, PLANS, BASELINES, ATOMIC)
+RESULTS = ROOT / "results"
+PAGES = (SPEED, ATOMIC)
 
 
 def check_pages(folder: Path = RESULTS) -> list[str]:
     """What is wrong with the pages: not those of their JSON files, or not of today's presets. Empty if fine."""
-    return [problem for timing in TIMINGS for problem in timing.problems(folder)]
+    return [problem for page in PAGES for problem in page.problems(folder)]

@@ -13,10 +13,10 @@ the contrastive loss, by one fitted by regression. Latents in the target: exp of
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,67 +29,50 @@ from ld_agents import LatentDiffuser, load_dataset
 from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
 from ld_agents.latent_diffuser_settings import FAST
-from timing.harness import Result, Timing, timed_settings
+from timing.pages import Page, Result, timed_settings
 
 SCHEDULE = VPSchedule()
 TAU_END = 1e-3
 CHUNK = 4096  # samples at a time
 HIDDEN, LAYERS = 128, 3  # of the fitted networks
+SIZES: Result = {
+    "states": 2,  # each with latents of its own
+    "atoms": 64,  # latents per state
+    "betas": [1.0, 3.0],
+    "samples": 20_000,  # per row and kind of guidance
+    "solver_steps": 100,
+    "gradient_steps": 2000,  # of the fitted networks
+}
 SETS, SUPPORT_SIZE, LEARNING_RATE = 256, 16, 1e-3  # of fitting them: support sets per step, latents per set
 
 
-def measure(
-    states: int,
-    atoms: int,
-    betas: Sequence[float],
-    samples: int,
-    solver_steps: int,
-    gradient_steps: int,
-    latents: Sequence[str] | None = None,
-) -> Result:
-    """On made-up latents, or on those of a saved LatentDiffuser at states of its dataset: `latents` are both names."""
-    how, settings = "Latents and returns are made up.", {}
-    if latents is None:
-        problems = [made_up_atoms(atoms, seed) for seed in range(states)]
-    else:
-        file, dataset = latents
-        trained = LatentDiffuser.load(file)
-        how = f"Latents of {Path(file).stem} at states of {dataset}."
-        settings[f"LatentDiffuser {trained.preset}"] = timed_settings(trained.settings)
-        observations = load_dataset(dataset).observations
-        chosen = torch.randint(len(observations), (states,), generator=torch.Generator().manual_seed(0))
-        problems = atoms_of(trained, observations[chosen], atoms)
+def measure(file: str, dataset: str, folder: Path) -> str:
+    """On latents of a saved LatentDiffuser at states of its dataset. Writes and returns the page."""
+    sizes, trained = SIZES, LatentDiffuser.load(file)
+    observations = load_dataset(dataset).observations
+    chosen = torch.randint(len(observations), (sizes["states"],), generator=torch.Generator().manual_seed(0))
     rows = []
-    for i, (drawn, returns) in enumerate(problems):
-        for beta in betas:
-            torch.manual_seed(0)
-            network = EnergyNet(1, drawn.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
-            distances = total_variations(network, drawn, returns, beta, samples, solver_steps, gradient_steps)
-            rows.append({"state": i, "beta": beta, "atoms": atoms, "latent_dim": drawn.shape[1], **distances})
-    return {"rows": rows, "how": how, "settings": settings}
+    for i, (drawn, returns) in enumerate(atoms_of(trained, observations[chosen], sizes["atoms"])):
+        for beta in sizes["betas"]:
+            counts = sizes["samples"], sizes["solver_steps"], sizes["gradient_steps"]
+            distances = total_variations(drawn, returns, beta, *counts)
+            rows.append({"state": i, "beta": beta, "atoms": len(drawn), "latent_dim": drawn.shape[1], **distances})
+    settings = {f"LatentDiffuser {trained.preset}": timed_settings(dataclasses.asdict(trained.settings))}
+    return ATOMIC.write(folder, rows, sizes, settings, f"Latents of {Path(file).stem} at states of {dataset}.")
 
 
 def total_variations(
-    network: EnergyNet,
-    latents: Tensor,
-    returns: Tensor,
-    beta: float,
-    n_samples: int,
-    n_steps: int,
-    gradient_steps: int,
-    sets: int = SETS,
+    latents: Tensor, returns: Tensor, beta: float, n_samples: int, n_steps: int, gradient_steps: int
 ) -> Result:
     """Total variation distances of guided samples to the exact weights of atoms.
 
     Args:
-        network: fresh; copies of it are trained. Its state is held at 0.
         latents: the atoms, with equal weights in the prior. Shape [A, D].
         returns: R of the atoms, in any order. Shape [A].
         beta: inverse temperature.
         n_samples: of the sampler, for each kind of guidance.
         n_steps: network evaluations of the solver. Many, since this is no test of the solver.
-        gradient_steps: of the two networks.
-        sets: support sets per gradient step.
+        gradient_steps: of the two fitted networks.
 
     Returns:
         `target_atoms` (exp of the target's entropy), and `total_variation` with the keys `prior` (the exact weights
@@ -114,10 +97,9 @@ def total_variations(
         return signal[k] / noise[k] ** 2 * (shares(z, k, energies) - shares(z, k)) @ atoms
 
     def fitted(loss: Literal["contrastive", "mse"]) -> Callable[[Tensor, int], Tensor]:
-        net = copy.deepcopy(network)
-        fit_energy(net, latents.float(), beta * returns.float(), loss, gradient_steps, sets)
+        net = fitted_energy(latents.float(), beta * returns.float(), loss, gradient_steps)
         with torch.no_grad():
-            state_terms, time_terms = net.state_terms(torch.zeros(1, net.from_state.in_features)), net.time_terms(tau)
+            state_terms, time_terms = net.state_terms(torch.zeros(1, 1)), net.time_terms(tau)
         return lambda z, k: net.gradient(z, state_terms, time_terms[k]).double()
 
     def distance(weights: Tensor, gradient: Callable[[Tensor, int], Tensor] | None) -> float:
@@ -144,22 +126,23 @@ def total_variations(
     }
 
 
-def fit_energy(
-    net: EnergyNet, atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int, sets: int
-) -> None:
-    """Trains an energy network on draws of atoms [A, D] with beta R [A]; independent weights, one time per set."""
+def fitted_energy(
+    atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int
+) -> EnergyNet:
+    """Fits a network to draws of atoms [A, D] with beta R [A]; independent weights, one time per set, a state of 0."""
+    torch.manual_seed(0)
+    net = EnergyNet(1, atoms.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-    state = torch.zeros(1, net.from_state.in_features)
-    shape = (max(1, sets // 2), 2, SUPPORT_SIZE)
+    shape = (SETS // 2, 2, SUPPORT_SIZE)
     for _ in tqdm(range(gradient_steps), desc=f"{kind} energy", leave=False, disable=not sys.stderr.isatty()):
         indices = torch.randint(len(atoms), shape, generator=generator)
         z0 = atoms[indices]  # [B, 2, M, D]
         tau = TAU_END + (1 - TAU_END) * torch.rand(shape[:2], generator=generator)
         epsilon = torch.randn(z0.shape, generator=generator)
         z = SCHEDULE.add_noise(z0.flatten(0, 1), tau.flatten(), epsilon.flatten(0, 1)).view_as(z0)
-        f = net(z, state, tau[..., None])  # [B, 2, M]
+        f = net(z, torch.zeros(1, 1), tau[..., None])  # [B, 2, M]
         if kind == "mse":
             loss = F.mse_loss(f, energies[indices])
         else:
@@ -168,6 +151,7 @@ def fit_energy(
         loss.backward()
         optimizer.step()
         schedule.step()
+    return net
 
 
 def _distance(indices: Tensor, weights: Tensor) -> float:
@@ -177,14 +161,6 @@ def _distance(indices: Tensor, weights: Tensor) -> float:
 
 def _no_noise(k: int) -> Tensor:
     raise AssertionError("the solver is deterministic")
-
-
-def made_up_atoms(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents [A, 16] and standardised returns [A] with smooth and random parts."""
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(n, 16, generator=generator)
-    returns = latents[:, 0] + torch.sin(2 * latents[:, 1]) + 0.5 * torch.randn(n, generator=generator)
-    return latents, (returns - returns.mean()) / returns.std()
 
 
 def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
@@ -208,19 +184,4 @@ def cells(result: Result) -> Iterable[Result]:
         yield {**asked, "latents in the target": row["target_atoms"], **row["total_variation"]}
 
 
-ATOMIC = Timing(
-    name="atomic",
-    file="atomic_guidance",
-    doc=__doc__,
-    sizes={
-        "states": 2,  # each with latents of its own
-        "atoms": 64,  # latents per state
-        "betas": [1.0, 3.0],
-        "samples": 20_000,  # per row and kind of guidance
-        "solver_steps": 100,
-        "gradient_steps": 2000,  # of the fitted networks
-    },
-    quick={"atoms": 6, "betas": [2.0], "samples": 300, "solver_steps": 10, "gradient_steps": 3},
-    measure=measure,
-    cells=cells,
-)
+ATOMIC = Page("atomic_guidance", __doc__, "--latents FILE DATASET", cells)

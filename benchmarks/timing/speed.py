@@ -1,198 +1,170 @@
-"""How much faster three inner loops are than straightforward versions of them.
+"""How fast the agents learn and act, beside other versions of themselves.
 
-The straightforward versions do what LDCQ's released code does. Times are medians, and a ratio is one of medians.
+Seconds of CPU time, medians over turns. In a turn each version does the same once, in a process of its own. *times as
+fast* is that version's median over this tree's.
 
-- Windows of 30 steps: index gathers, against a Python loop that copies every window. *Build all*: both sides build the
-  same windows (`loop_windows`), and ours is charged for its share of listing all starts. *Before the first batch*: the
-  loop builds all windows (time scaled up from those measured), ours lists their starts. *Each batch after that*: the
-  price of not storing windows. Random rows of the built tensors, which are only `loop_windows` here and so nearer to
-  the cache, against gathers from random places of the dataset. *One epoch*: set-up and every window once in random
-  batches; later epochs cost what the row above says.
-- Prioritized sampling: `PrioritizedSampler`, against numpy's power, division and `choice` over all items. 20 calls in a
-  row of either, or *one call at a time*, so that ours always starts with caches that the other has filled.
-- Candidate latents: 10 steps of DPM-Solver++ (an approximation, tested elsewhere) with everything that depends on state
-  or step alone computed once, against 105 ancestral steps with everything computed per candidate and step. *The exact
-  part*: 10 network calls on either side.
+- A gradient step is a mean over the steps of a call of `learn`, batches drawn and targets moved, on made-up data of
+  Hopper's shape. *Once, before q*: LDCQ draws candidates for all windows of the data. *Once, before energy*:
+  LatentDiffuser standardizes returns and draws latents at its support states.
+- A plan is a call of `predict` that plans for all environments, a step of it one that goes on with it.
+- Start-up is a fresh interpreter that imports the library.
+
+d3rlpy trains networks of the same sizes on batches of the same size, and does not plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from tqdm import tqdm
 
-from ld_agents import LDCQ, OfflineDataset
-from ld_agents.common.prioritized_sampler import PrioritizedSampler
-from ld_agents.diffusion.sampling import linear_schedule, sample, solver_steps
-from timing.harness import Result, Timing, check, duration, in_turn, preset_settings, random_dataset, versus
+from timing.pages import Page, Result, differences, duration, preset_settings, timed_settings
 
-HORIZON, BATCH_SIZE, ALPHA, SOLVER_STEPS = 30, 128, 0.7, 10
-CALLS_IN_A_ROW = 20  # of the prioritized samplers: one repetition
-Part = tuple[list[Result], list[Result]]  # rows and checks
-
-
-def measure(steps: int, loop_windows: int, states: int, candidates: int, repetitions: int) -> Result:
-    parts = (
-        compare_windows(steps, loop_windows, repetitions),
-        compare_prioritized(steps, repetitions),
-        compare_candidates(states, candidates, repetitions),
-    )
-    rows, checks = ([item for part in parts for item in part[i]] for i in (0, 1))
-    return {"rows": rows, "checks": checks, "settings": preset_settings("LDCQ paper")}
+ROOT = Path(__file__).resolve().parents[2]
+THIS = "this tree"
+PLANNERS = {"LDCQ": 54, "LatentDiffuser": 42}  # gradient steps of a turn, all stages together
+BASELINES = {"BC": 202, "TD3BC": 102, "ReBRAC": 52, "IQL": 102, "CQL": 12}
+Ask = Callable[..., Result]
+SIZES: Result = {
+    "planner_rows": 2_000,  # of their data: all of its windows get candidates in each turn
+    "baseline_rows": 1_000_000,
+    "gradient_steps": PLANNERS | BASELINES,
+    "plans": {1: 10, 64: 3},  # of a turn, by number of environments
+    # Settings that are not the fast preset's: what is drawn once takes half a minute otherwise.
+    "overrides": {"LatentDiffuser": {"support_states": 64, "scale_states": 64}},
+}
 
 
-def copied_windows(arrays: Sequence[NDArray[np.float32]], starts: Sequence[int]) -> tuple[Tensor, ...]:
-    """A Python loop over starts, a copy of each array per window, then a stack of each."""
-    windows: list[list[Tensor]] = [[] for _ in arrays]
-    for t in starts:
-        for copies, array in zip(windows, arrays, strict=True):
-            copies.append(torch.tensor(array[t : t + HORIZON], dtype=torch.float32))
-    return tuple(torch.stack(copies) for copies in windows)
+@contextlib.contextmanager
+def started(name: str, library: str, python: str, root: Path | None = None) -> Iterator[Ask]:
+    """A process of `worker.py`, as a function: keywords in, seconds by what took them out.
+
+    Args:
+        name: of the version, in messages.
+        library: "ld_agents" or "d3rlpy".
+        python: its interpreter.
+        root: folder that holds the library and is searched first; None where it is installed.
+
+    The function raises SystemExit where the version fails, with its traceback.
+    """
+    # Python's safe path: the current folder, which may be this repository, would come first otherwise
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(root or "")}
+    command = [python, str(Path(__file__).with_name("worker.py")), library]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def ask(**request: Any) -> Result:
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=process.stdin, flush=True)
+        answer: Result = json.loads(process.stdout.readline() or "null")
+        if answer is None:
+            raise SystemExit(f"{name}: its process ended with exit code {process.wait()} at {request}")
+        if "error" in answer:
+            raise SystemExit(f"{name} fails at {request}:\n{answer['error']}")
+        return answer
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def gathered_windows(data: OfflineDataset, starts: Tensor) -> tuple[Tensor, ...]:
-    return *data.windows(starts, HORIZON), data.window_rewards(starts, HORIZON)
+def operations(sizes: Result) -> Iterator[tuple[str, Result]]:
+    """What is timed: of whom, and the request."""
+    rows = dict.fromkeys(PLANNERS, sizes["planner_rows"]) | dict.fromkeys(BASELINES, sizes["baseline_rows"])
+    for agent, steps in sizes["gradient_steps"].items():
+        yield agent, {"do": "train", "agent": agent, "rows": rows[agent], "steps": steps}
+    for agent in (name for name in PLANNERS if name in sizes["gradient_steps"]):
+        for envs, plans in sizes["plans"].items():
+            yield agent, {"do": "act", "agent": agent, "rows": rows[agent], "envs": envs, "plans": plans}
+    yield "start-up", {"do": "start"}
 
 
-def compare_windows(steps: int, loop_windows: int, repetitions: int) -> Part:
-    data = random_dataset(steps)
-    starts = data.window_starts(HORIZON)
-    arrays = data.observations.numpy(), data.actions.numpy(), data.rewards.numpy()
-    chosen = starts[:loop_windows].long()
-    n, listed = len(chosen), chosen.tolist()
-    built, gathered = copied_windows(arrays, listed), gathered_windows(data, chosen)
-    # random places all over the data: the worst case for a gather
-    places = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))[:n]
-    batches = [batch.long() for batch in starts[places].split(BATCH_SIZE)]
-    rows_of_built = torch.randperm(n, generator=torch.Generator().manual_seed(1)).split(BATCH_SIZE)
-    seconds = in_turn(
-        {
-            "starts": lambda: data.window_starts(HORIZON),
-            "copy": lambda: copied_windows(arrays, listed),
-            "gather": lambda: gathered_windows(data, chosen),
-            "anywhere": lambda: [gathered_windows(data, batch) for batch in batches],
-            "rows": lambda: [[part[rows] for part in built] for rows in rows_of_built],
-        },
-        repetitions,
-    )
-    start = np.array(seconds["starts"]) / len(starts)  # all are seconds per window
-    copy, gather, anywhere, row = (np.array(seconds[name]) / n for name in ("copy", "gather", "anywhere", "rows"))
-    rows = [
-        versus("windows: build all", "window", copy, start + gather, required=50),
-        versus("windows: before the first batch", "dataset", copy * len(starts), start * len(starts)),
-        versus("windows: each batch after that", f"batch of {BATCH_SIZE}", row * BATCH_SIZE, anywhere * BATCH_SIZE),
-        versus("windows: one epoch, all in", "window", copy + row, start + anywhere),
-    ]
-    different = sum(int((a != b).sum()) for a, b in zip(built, gathered, strict=True))
-    return rows, [check("windows: numbers that differ in any bit", different, 0)]
+def in_turns(versions: Mapping[str, Ask], requests: Iterable[tuple[str, Result]], repetitions: int) -> list[Result]:
+    """Rows of seconds by version, a number per turn. All do an operation before any does it again.
+
+    The first turn, which fills caches and builds agents, does not count.
+    """
+    rows: dict[str, dict[str, list[float]]] = {}
+    for of, request in tqdm(list(requests), leave=False, disable=not sys.stderr.isatty()):
+        for turn in range(-1, repetitions):
+            for name, ask in versions.items():
+                for what, seconds in ask(**request).items():
+                    if turn >= 0:
+                        rows.setdefault(f"{of}: {what}", {}).setdefault(name, []).append(seconds)
+    return [{"what": what, "seconds": seconds} for what, seconds in rows.items()]
 
 
-def compare_prioritized(items: int, repetitions: int) -> Part:
-    generator, torch_generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
-    priorities = (generator.exponential(size=items) + 1e-6).astype(np.float32)
-    sampler = PrioritizedSampler(torch.as_tensor(priorities), ALPHA)
-    new = generator.exponential(size=BATCH_SIZE).astype(np.float32)
-    new_tensor = torch.from_numpy(new)
-
-    changed = generator.permutation(items)[: items // 10]  # both get the same updates
-    priorities[changed] = (generator.exponential(size=len(changed)) * 3 + 1e-6).astype(np.float32)
-    sampler.update(torch.as_tensor(changed), torch.as_tensor(priorities[changed]))
-    true = priorities.astype(np.float64) ** ALPHA
-    drawn, stated = (part.numpy() for part in sampler.draw(10_000, torch_generator))
-    error = float(np.abs(stated * true.sum() / true[drawn] - 1).max())
-
-    def over_all(calls: int) -> None:
-        """Powers, division and `choice` over all items."""
-        for _ in range(calls):
-            probabilities = priorities**ALPHA
-            probabilities /= probabilities.sum()
-            indices = generator.choice(items, BATCH_SIZE, p=probabilities)
-            probabilities[indices]  # what the importance weights need
-            for index, priority in zip(indices, new, strict=True):
-                priorities[index] = priority
-
-    def ours(calls: int) -> None:
-        for _ in range(calls):
-            indices, _ = sampler.draw(BATCH_SIZE, torch_generator)
-            sampler.update(indices, new_tensor)
-
-    rows = []
-    for name, calls, n, required in (
-        ("prioritized sampling", CALLS_IN_A_ROW, repetitions, 50),
-        ("prioritized sampling, one call at a time", 1, 3 * repetitions, None),
-    ):
-        seconds = in_turn({"over all": partial(over_all, calls), "ours": partial(ours, calls)}, n)
-        plain, fast = (np.array(values) / calls for values in seconds.values())
-        rows.append(versus(name, f"draw of {BATCH_SIZE} and update", plain, fast, required))
-    return rows, [check("prioritized: relative error of the stated probabilities", error, 1e-4)]
+def git(*arguments: str) -> str:
+    """Its output. Raises SystemExit with its message where git fails."""
+    ended = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"git {' '.join(arguments)}: {ended.stderr.strip()}")
+    return ended.stdout.strip()
 
 
-@torch.no_grad()
-def compare_candidates(n_states: int, candidates: int, repetitions: int) -> Part:
-    agent = LDCQ("MlpPolicy", random_dataset(800), preset="paper", seed=0, device="cpu", solver_steps=SOLVER_STEPS)
-    policy, generator = agent.policy, torch.Generator().manual_seed(0)
-    policy.set_training_mode(False)
-    network = policy.denoiser
-    for module in network.modules():  # the norms of a fresh network are the identity, which would hide mistakes
-        if isinstance(module, torch.nn.LayerNorm):
-            for parameter in module.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    states = torch.randn(n_states, policy.state_dim, generator=generator)
-    repeated = states.repeat_interleave(candidates, dim=0)
-    few = solver_steps(linear_schedule(policy.settings.diffusion_steps), policy.settings.solver, SOLVER_STEPS)
-    many = solver_steps(linear_schedule(100, rescaled=False), "ddpm", 100, extra_steps=5)  # as in the released code
-    shape = (n_states, candidates, policy.settings.latent_dim)
-
-    def noise(k: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    def per_candidate(steps: Sequence[Any], noise: Any = noise) -> Tensor:
-        """Every row has a state and a step of its own, which the network takes in anew in every call."""
-        rows = lambda x, k: network(x.flatten(0, 1), torch.full((len(repeated),), steps[k].j), repeated).view(shape)  # noqa: E731
-        return sample(rows, steps, noise(0), noise)
-
-    start = noise(0)
-    plain, hoisted = per_candidate(few, lambda k: start), policy.draw_latents(states, lambda k: start)
-    seconds = in_turn(
-        {
-            "ancestral": lambda: per_candidate(many),
-            "not hoisted": lambda: per_candidate(few),
-            "ours": lambda: policy.draw_latents(states, noise),
-        },
-        repetitions,
-    )
-    unit = f"{n_states} x {candidates} candidates"
-    rows = [
-        versus("candidate latents", unit, seconds["ancestral"], seconds["ours"], required=20),
-        versus("candidate latents, the exact part", unit, seconds["not hoisted"], seconds["ours"]),
-    ]
-    error = float((plain - hoisted).abs().max())
-    return rows, [check("candidates: largest difference of the latents", error, 1e-5)]
+@contextlib.contextmanager
+def tree_at(commit: str) -> Iterator[Path]:
+    """A folder with the files of a commit. Raises SystemExit for one that this repository lacks."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        git("worktree", "add", "--detach", str(tree), commit)
+        try:
+            yield tree
+        finally:
+            git("worktree", "remove", "--force", str(tree))
 
 
-def cells(result: Result) -> Iterable[Result]:
+def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder: Path, sizes: Result) -> str:
+    """Time this tree, commits of this repository, and the d3rlpy that an interpreter has. Writes and returns the page.
+
+    Raises:
+        SystemExit: for a commit that does not exist, and where a version fails.
+    """
+    settings = preset_settings(*(f"{name} fast" for name in sizes["gradient_steps"]))
+    # a library without our presets gets the sizes of their networks; where they say nothing, critics are like actors
+    networks = {preset.split()[0]: {"critic_hidden": s.get("hidden"), **s} for preset, s in settings.items()}
+    versions, how = {}, ["CPU time."]
+    with contextlib.ExitStack() as stack:
+        for name in (THIS, *against, *(["d3rlpy"] if d3rlpy else [])):
+            if name == "d3rlpy":
+                root, worker = None, started(name, "d3rlpy", str(d3rlpy))
+            else:
+                root = ROOT if name == THIS else stack.enter_context(tree_at(name))
+                worker = started(name, "ld_agents", sys.executable, root)
+            versions[name] = stack.enter_context(worker)
+            about = versions[name](overrides=sizes["overrides"], networks=networks)
+            if root and not Path(about["file"]).resolve().is_relative_to(root.resolve()):
+                raise SystemExit(f"{name} is to be timed from {root}, but imports {about['file']}")
+            if name != THIS:
+                version = about.get("version") or f"commit {git('rev-parse', f'{name}^{{commit}}')[:12]}"
+                theirs = {preset: timed_settings(s) for preset, s in about["presets"].items() if preset in settings}
+                how.append("; ".join([f"{name} is {version}", *differences(theirs, settings)]) + ".")
+        rows = in_turns(versions, operations(sizes), repetitions)
+    return SPEED.write(folder, rows, {"repetitions": repetitions, **sizes}, settings, " ".join(how))
+
+
+def cells(result: Result) -> Iterator[Result]:
+    others = list(dict.fromkeys(name for row in result["rows"] for name in row["seconds"] if name != THIS))
     for row in result["rows"]:
-        sides = {side: duration(seconds) for side, seconds in row["seconds"].items()}
-        yield {"what": row["name"], "per": row["unit"], **sides, "ratio": row["ratio"], "required": row["required"]}
+        seconds = row["seconds"]
+        cells = {"what": row["what"], THIS: duration(seconds.get(THIS, []))}
+        for name in others:
+            both = name in seconds and THIS in seconds
+            ratio = float(np.median(seconds[name]) / np.median(seconds[THIS])) if both else None
+            cells |= {name: duration(seconds.get(name, [])), f"times as fast as {name}": ratio}
+        yield cells
 
 
-SPEED = Timing(
-    name="speed",
-    file="speed",
-    doc=__doc__,
-    sizes={
-        "steps": 1_000_000,  # of the dataset, and items of the prioritized samplers
-        "loop_windows": 20_000,  # built in one repetition
-        "states": 8,  # that candidates are drawn at
-        "candidates": 100,  # per state
-        "repetitions": 9,
-    },
-    quick={"steps": 8000, "loop_windows": 64, "states": 2, "candidates": 3, "repetitions": 1},
-    measure=measure,
-    cells=cells,
-)
+SPEED = Page("speed", __doc__, "--against COMMIT --d3rlpy PYTHON", cells)

@@ -1,297 +1,351 @@
-"""The command runs, its pages are those of its numbers, and what it compares does the same. No times are tested."""
+"""Versions take turns, each in a process; ratios are right, and a page is that of its numbers. No times are tested."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 import time_agents
-from ld_agents import BC, LDCQ, OfflineDataset
-from ld_agents.networks.denoisers import ResidualMLPUNet
-from timing import TIMINGS, check_pages, harness, latency, speed
-from timing.harness import Timing, random_dataset
-from timing.latency import LATENCY
-from timing.speed import SPEED
+from conftest import TINY_LATENT_DIFFUSER, TINY_LDCQ
+from ld_agents import LDCQ
+from timing import PAGES, check_pages, pages, speed, worker
+from timing.speed import SPEED, THIS, Ask, cells, in_turns, started, tree_at
 
-TINY_AGENT: dict[str, Any] = {
-    "preset": "fast",
-    "latent_dim": 3,
-    "horizon": 4,
-    "exec_horizon": 3,
-    "vae_hidden": 8,
-    "decoded_steps": 2,
-    "denoiser_hidden": 8,
-    "denoiser_widths": (8, 4),
-    "critic_hidden": 8,
-    "critic_latent_hidden": 8,
-    "solver_steps": 2,
-    "candidates_acting": 5,
+AGENTS = ("LDCQ", "LatentDiffuser", "BC", "TD3BC", "ReBRAC", "IQL", "CQL")
+TINY: dict[str, Any] = {
+    "planner_rows": 300,
+    "baseline_rows": 200,
+    "gradient_steps": {"LDCQ": 40, "LatentDiffuser": 40, "BC": 4},
+    "plans": {1: 1, 3: 2},
+    "overrides": {"LDCQ": TINY_LDCQ, "LatentDiffuser": TINY_LATENT_DIFFUSER, "BC": {"hidden": (8,), "batch_size": 4}},
 }
+NOTHING = TINY | {"gradient_steps": {}}  # but the start-up
 
 
-def tiny_agent() -> LDCQ:
-    return LDCQ("MlpPolicy", random_dataset(160), seed=0, device="cpu", **TINY_AGENT)
+# ---------------------------------------------------------------- worker
 
 
-# ---------------------------------------------------------------- harness
+class Clock:
+    now = 0.0
+
+    def process_time(self) -> float:
+        return self.now
 
 
-def test_variants_take_turns_after_warming_up() -> None:
-    now, calls = [0.0], []
+def test_steps_are_timed_without_what_a_stage_does_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, agent = Clock(), SimpleNamespace(stage_steps={"vae": 0, "q": 0})
 
-    def run(name: str, cost: float) -> Callable[[], None]:
-        def work() -> None:
-            calls.append(name)
-            now[0] += cost * len(calls)
+    def learn(steps: int, callback: Any, log_interval: None) -> None:
+        for stage, set_up, step, end in (("vae", 7, 1, 2), ("q", 30, 5, 0)):
+            clock.now += set_up
+            for i in range(steps // 2):
+                clock.now += step + end * (i == steps // 2 - 1)
+                agent.stage_steps[stage] += 1
+                callback({}, {})
 
-        return work
+    agent.learn = learn
+    monkeypatch.setattr(worker, "time", clock)
+    timed = worker.LdAgents.__new__(worker.LdAgents)
+    timed.agent = lambda name, rows: agent  # type: ignore[assignment]
+    seconds = timed.train("LDCQ", rows=1, steps=8)
+    assert seconds == {"gradient step of vae": 1, "gradient step of q": 5, "once, before q": 32}
 
-    seconds = harness.in_turn({"a": run("a", 1), "b": run("b", 10)}, 2, clock=lambda: now[0], warm_up=1)
-    assert "".join(calls) == "ab" * 3
-    assert seconds == {"a": [3, 5], "b": [40, 60]}
+
+def test_mean_of_a_step() -> None:
+    assert worker.per_step([10.0, 11.0, 13.0, 20.0]) == 1.5
+    with pytest.raises(ValueError, match="it takes 3"):
+        worker.per_step([1.0, 2.0])
+
+
+def test_d3rlpy_gets_the_same_networks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    class Algorithm:
+        def fit(self, dataset: list[Any], n_steps: int, callback: Any, **_: Any) -> None:
+            made["rows"] = len(dataset[0])
+            for step in range(n_steps):
+                clock.now += 2
+                callback(self, 1, step)
+
+    @dataclass
+    class IQLConfig:
+        batch_size: int
+        actor_encoder_factory: tuple[int, ...]
+        critic_encoder_factory: tuple[int, ...]
+        value_encoder_factory: tuple[int, ...]
+        tau: float = 0.0
+
+        def create(self, device: str) -> Algorithm:
+            made["config"] = (*vars(self).values(), device)
+            return Algorithm()
+
+    clock = Clock()
+    library = SimpleNamespace(
+        __version__="2",
+        algos=SimpleNamespace(IQLConfig=IQLConfig),
+        dataset=SimpleNamespace(MDPDataset=lambda *arrays: arrays),
+        logging=SimpleNamespace(NoopAdapterFactory=lambda: None),
+        models=SimpleNamespace(VectorEncoderFactory=tuple),
+    )
+    monkeypatch.setitem(sys.modules, "d3rlpy", library)
+    monkeypatch.setattr(worker, "time", clock)
+    timed = worker.D3rlpy({}, {"IQL": {"hidden": [8, 9], "critic_hidden": [7], "batch_size": 5}})
+    assert timed.about["version"] == "2"
+    assert timed.train("IQL", rows=30, steps=6) == {"gradient step": 2}
+    assert made == {"rows": 30, "config": (5, (8, 9), (7,), (7,), 0.0, "cpu:0")}
+    assert timed.train("ReBRAC", rows=30, steps=6) == {}
+    assert not hasattr(timed, "act")
+
+
+@pytest.fixture
+def ask() -> Iterator[Ask]:
+    """This tree in a process."""
+    with started(THIS, "ld_agents", sys.executable, speed.ROOT) as ask:
+        about = ask(overrides=TINY["overrides"], networks={})
+        assert about["presets"].keys() == {f"{agent} fast" for agent in AGENTS}
+        assert about["presets"]["LDCQ fast"]["horizon"] == LDCQ.presets()["fast"].horizon
+        yield ask
+
+
+def test_a_process_answers_and_outlives_a_failure(ask: Ask) -> None:
+    with pytest.raises(SystemExit, match=r"this tree fails at .*'IQ'(.|\n)*has no attribute 'IQ'"):
+        ask(do="train", agent="IQ", rows=200, steps=4)
+    with pytest.raises(SystemExit, match="it takes 3"):
+        ask(do="train", agent="BC", rows=200, steps=2)
+    assert ask(do="train", agent="BC", rows=200, steps=4).keys() == {"gradient step"}
+    assert ask(do="fly") == {}
+
+
+def test_a_process_that_ends_is_named() -> None:
+    with started("old", "no_library", sys.executable) as ask, pytest.raises(SystemExit, match="old fails at"):
+        ask(overrides={}, networks={})
+    with started("old", "d3rlpy", "false") as ask, pytest.raises(SystemExit, match=r"old: .* ended with exit code 1"):
+        ask(overrides={}, networks={})
+
+
+# ---------------------------------------------------------------- turns
+
+
+def test_versions_take_turns_after_warming_up() -> None:
+    calls: list[str] = []
+
+    def version(name: str) -> Any:
+        def ask(do: str) -> dict[str, float]:
+            calls.append(name + do)
+            return {"step": len(calls)} if (name, do) != ("c", "2") else {}
+
+        return ask
+
+    rows = in_turns({name: version(name) for name in "abc"}, [("X", {"do": "1"}), ("Y", {"do": "2"})], 2)
+    assert calls == ["a1", "b1", "c1"] * 3 + ["a2", "b2", "c2"] * 3
+    assert rows == [
+        {"what": "X: step", "seconds": {"a": [4, 7], "b": [5, 8], "c": [6, 9]}},
+        {"what": "Y: step", "seconds": {"a": [13, 16], "b": [14, 17]}},
+    ]
 
 
 def test_ratio_is_one_of_medians() -> None:
-    row = harness.versus("loop", "item", [8.0, 100.0, 9.0], [3.0, 2.0, 1.0], required=4)
-    assert row["ratio"] == 4.5
-    assert row["seconds"] == {"straightforward": [8.0, 100.0, 9.0], "ours": [3.0, 2.0, 1.0]}
+    first = {THIS: [0.003, 0.002, 0.001], "old": [0.008, 0.1, 0.009]}
+    rows = [{"what": "plan", "seconds": first}, {"what": "new", "seconds": {THIS: [2.0]}}]
+    rows.append({"what": "gone", "seconds": {"old": [3.0]}})
+    assert list(cells({"rows": rows})) == [
+        {"what": "plan", THIS: "2 ms", "old": "9 ms", "times as fast as old": 4.5},
+        {"what": "new", THIS: "2 s", "old": "–", "times as fast as old": None},
+        {"what": "gone", THIS: "–", "old": "3 s", "times as fast as old": None},
+    ]
 
 
-def test_quantiles_in_milliseconds() -> None:
-    assert harness.milliseconds([i / 1000 for i in range(101)]) == pytest.approx({"median": 50, "p95": 95})
+def test_other_presets_are_named() -> None:
+    now = pages.preset_settings("LDCQ fast", "BC fast")
+    assert pages.differences(now, now) == []
+    then = now | {"LDCQ fast": now["LDCQ fast"] | {"horizon": 7}, "BC fast": {"batch_size": 256}}
+    expected = ["LDCQ fast: horizon was 7, is 30", "BC fast: hidden was None, is [256, 256]"]
+    assert pages.differences(then, now) == expected
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose tag `broken` cannot be imported, while `old` and the tree can; in the place of this one."""
+    root = tmp_path / "repository"
+    (root / "ld_agents").mkdir(parents=True)
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True)
+
+    git("init", "-q")
+    (root / "stable_baselines3.py").touch()  # imported in no time
+    texts = {"broken": "raise ImportError('half a version')", "old": "__all__ = []", "new": "__all__ = list()"}
+    for tag, text in texts.items():
+        (root / "ld_agents" / "__init__.py").write_text(text)
+        git("add", ".")
+        git("commit", "-qm", tag)
+        git("tag", tag)
+    monkeypatch.setattr(speed, "ROOT", root)
+    return root
+
+
+def worktrees(root: Path) -> int:
+    listed = subprocess.run(["git", "-C", str(root), "worktree", "list"], check=True, capture_output=True, text=True)
+    return len(listed.stdout.splitlines())
+
+
+def test_tree_of_a_commit_goes_when_it_is_not_needed(repository: Path) -> None:
+    with tree_at("old") as tree:
+        assert (tree / "ld_agents" / "__init__.py").read_text() == "__all__ = []"
+        assert worktrees(repository) == 2
+    assert not tree.exists()
+    assert worktrees(repository) == 1
+    with pytest.raises(SystemExit, match="no-such-commit"), tree_at("no-such-commit"):
+        pass
+
+
+def test_versions_beside_each_other(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = speed.measure(["old"], None, 1, tmp_path, NOTHING)
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["start-up: the library", "start-up: Stable-Baselines3 alone"]
+    assert all({name: len(s) for name, s in row["seconds"].items()} == {THIS: 1, "old": 1} for row in rows)
+    assert "old is commit " in page
+    assert worktrees(repository) == 1
+
+
+def test_a_version_that_fails_is_named(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"broken fails at (.|\n)*half a version"):
+        speed.measure(["old", "broken"], None, 1, tmp_path, NOTHING)
+    assert worktrees(repository) == 1
+    assert not (tmp_path / "speed.json").exists()
+
+
+def test_a_version_from_elsewhere_is_not_timed(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a tree lacks the library, an installed one would be timed in its name."""
+    (repository / "ld_agents" / "__init__.py").write_text("__all__ = []; __file__ = '/elsewhere'")
+    with pytest.raises(SystemExit, match=r"this tree is to be timed from .*, but imports /elsewhere"):
+        speed.measure([], None, 1, tmp_path, NOTHING)
+
+
+# ---------------------------------------------------------------- page
+
+
+def test_this_tree_on_tiny_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SIZES", TINY)
+    assert time_agents.main(["--repetitions=1", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    steps = [("LDCQ", ("vae", "prior", "q")), ("LatentDiffuser", ("vae", "prior", "energy"))]
+    expected = {f"{agent}: gradient step of {stage}" for agent, stages in steps for stage in stages}
+    expected |= {f"{agent}: once, before {stages[-1]}" for agent, stages in steps} | {"BC: gradient step"}
+    for envs in ("1 environment", "3 environments"):
+        expected |= {f"{agent}: {what}, {envs}" for agent, _ in steps for what in ("plan", "step of a plan")}
+    assert {row["what"] for row in rows if not row["what"].startswith("start-up")} == expected
+    assert all(row["seconds"][THIS][0] > 0 for row in rows if "once" not in row["what"])
+    assert SPEED.problems(tmp_path) == []
+    page = (tmp_path / "speed.md").read_text()
+    assert "- `LDCQ fast`: latent_dim 16, horizon 30," in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.json", "speed.md"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A page with made-up numbers and true settings."""
+    rows = [{"what": "plan", "seconds": {THIS: [2.0], "old": [4.0]}}]
+    SPEED.write(tmp_path, rows, {"repetitions": 1}, pages.preset_settings("LDCQ fast"), "CPU time.")
+    return tmp_path
+
+
+def test_page_is_checked_against_its_numbers(folder: Path) -> None:
+    assert SPEED.problems(folder) == []
+    source, page = folder / "speed.json", folder / "speed.md"
+    page.write_text(page.read_text().replace("| 4 s | 2 |", "| 4 s | 3 |"))
+    (problem,) = SPEED.problems(folder)
+    assert problem == "speed.md is not that of speed.json: run `python benchmarks/time_agents.py --render`"
+    SPEED.render(folder)
+    assert SPEED.problems(folder) == []
+    source.write_text(source.read_text().replace('"old": [4.0]', '"old": [5.0]'))
+    assert len(SPEED.problems(folder)) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"schema": 2}', '{"schema": 2, "settings": {"LDCQ huge": {}}}'])
+def test_damaged_numbers_are_a_problem(folder: Path, damage: str) -> None:
+    (folder / "speed.json").write_text(damage)
+    (problem,) = SPEED.problems(folder)
+    assert "time_agents.py --against COMMIT --d3rlpy PYTHON`" in problem
+    (folder / "speed.json").unlink()
+    assert len(SPEED.problems(folder)) == 1
+
+
+def test_page_is_checked_against_the_presets(folder: Path) -> None:
+    source = folder / "speed.json"
+    result = json.loads(source.read_text())
+    result["settings"]["LDCQ fast"]["horizon"] = 20
+    source.write_text(json.dumps(result))
+    SPEED.render(folder)
+    (problem,) = SPEED.problems(folder)
+    assert problem.startswith("speed.json: LDCQ fast: horizon was 20, is 30: run `")
+
+
+def test_committed_pages_hold() -> None:
+    assert check_pages() == []
+
+
+def test_check_pages_looks_at_all(tmp_path: Path) -> None:
+    assert len(check_pages(tmp_path)) == len(PAGES) == 2
+
+
+def test_pages_are_rendered_anew(tmp_path: Path) -> None:
+    for page in PAGES:
+        (tmp_path / f"{page.file}.json").write_bytes((speed.ROOT / "results" / f"{page.file}.json").read_bytes())
+    assert len(check_pages(tmp_path)) == 2
+    assert time_agents.main(["--render", "--out", str(tmp_path)]) == 0
+    assert check_pages(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0.00123456, "1.23 ms"), (12.0, "12 s"), (1234.0, "1,230 s"), (2.5e-8, "25 ns")]
 )
 def test_durations(seconds: float, expected: str) -> None:
-    assert harness.duration([seconds]) == expected
+    assert pages.duration([seconds]) == expected
 
 
 def test_table() -> None:
     rows = [
-        {"what": "loop", "ms": 5441.03, "n": 10, "ratio": None, "passed": True},
-        {"what": "gather", "ms": 0.0123456, "n": 20, "ratio": 2.0, "passed": False},
+        {"what": "loop", "ms": 5441.03, "n": 10, "ratio": None},
+        {"what": "gather", "ms": 0.0123456, "n": 20, "ratio": 2.0},
     ]
-    assert harness.markdown(rows).splitlines() == [
-        "| what | ms | n | ratio | passed |",
-        "| --- | ---: | ---: | ---: | --- |",
-        "| loop | 5,440 | 10 | – | yes |",
-        "| gather | 0.0123 | 20 | 2 | NO |",
+    assert pages.markdown(rows).splitlines() == [
+        "| what | ms | n | ratio |",
+        "| --- | ---: | ---: | ---: |",
+        "| loop | 5,440 | 10 | – |",
+        "| gather | 0.0123 | 20 | 2 |",
     ]
 
 
 def test_timed_settings_are_settings() -> None:
     """A renamed setting must be renamed there, too."""
-    presets = ("LDCQ fast", "LatentDiffuser fast", "BC fast", "TD3BC paper", "IQL paper", "CQL paper")
-    settings = harness.preset_settings(*presets)
-    assert set().union(*settings.values()) == harness.TIMED_SETTINGS
+    settings = pages.preset_settings(*(f"{agent} fast" for agent in AGENTS))
+    assert set().union(*settings.values()) == pages.TIMED_SETTINGS
     assert settings["LDCQ fast"]["denoiser_widths"] == list(LDCQ.presets()["fast"].denoiser_widths)
-
-
-# ---------------------------------------------------------------- pages
-
-
-def test_quick_run_of_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert time_agents.main(["speed", "--quick", "--repetitions=2", "--out", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["name"] for row in result["rows"] if row["required"]] == [
-        "windows: build all",
-        "prioritized sampling",
-        "candidate latents",
-    ]
-    assert {len(row["seconds"]["ours"]) for row in result["rows"]} == {2, 6}
-    assert result["sizes"]["steps"] == SPEED.quick["steps"]
-    assert all(row["passed"] for row in result["checks"])
-    page = (tmp_path / "speed.md").read_text()
-    assert page in capsys.readouterr().out
-    assert result["commit"][:12] in page
-    assert "- `LDCQ paper`: latent_dim 16, horizon 30," in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.json", "speed.md"]
-
-
-@pytest.fixture
-def pages(tmp_path: Path) -> Path:
-    """A page with made-up numbers and true settings."""
-    versions = {"python": "3", "torch": "2", "numpy": "2"}
-    result: dict[str, Any] = {"schema": harness.SCHEMA, "made": "2026-01-02T03:04:05", "commit": "c" * 40, "how": "."}
-    result |= {"hardware": {"cpu": "C", "threads": 1, "gpu": None}, "versions": versions, "sizes": {"repetitions": 1}}
-    rows = [harness.versus("loop", "item", [4.0], [2.0])]
-    SPEED.write(result | {"rows": rows, "settings": harness.preset_settings("LDCQ paper")}, tmp_path)
-    return tmp_path
-
-
-def test_page_is_checked_against_its_numbers(pages: Path) -> None:
-    assert SPEED.problems(pages) == []
-    source, page = pages / "speed.json", pages / "speed.md"
-    page.write_text(page.read_text().replace("| 2 s | 2 |", "| 2 s | 3 |"))
-    (problem,) = SPEED.problems(pages)
-    assert problem.startswith("speed.md is not the page of speed.json")
-    assert "time_agents.py speed --render" in problem
-    assert time_agents.main(["speed", "--render", "--out", str(pages)]) == 0
-    assert SPEED.problems(pages) == []
-    source.write_text(source.read_text().replace('"straightforward": [4.0]', '"straightforward": [5.0]'))
-    assert len(SPEED.problems(pages)) == 1
-
-
-@pytest.mark.parametrize("damage", ["", "[]", '{"schema": 2}', '{"schema": 2, "settings": {"LDCQ huge": {}}}'])
-def test_damaged_numbers_are_a_problem(pages: Path, damage: str) -> None:
-    (pages / "speed.json").write_text(damage)
-    (problem,) = SPEED.problems(pages)
-    assert "time_agents.py speed`" in problem
-    (pages / "speed.json").unlink()
-    assert len(SPEED.problems(pages)) == 1
-
-
-def test_page_is_checked_against_the_presets(pages: Path) -> None:
-    source = pages / "speed.json"
-    result = json.loads(source.read_text())
-    result["settings"]["LDCQ paper"]["horizon"] = 20
-    SPEED.write(result, pages)
-    (problem,) = SPEED.problems(pages)
-    assert problem.startswith("speed.json: LDCQ paper was measured with horizon 20, now 30: run `python")
-    del result["settings"]["LDCQ paper"]["horizon"]
-    SPEED.write(result, pages)
-    assert "horizon None, now 30" in SPEED.problems(pages)[0]
-
-
-@pytest.mark.parametrize("timing", TIMINGS, ids=lambda timing: timing.name)
-def test_committed_pages_are_those_of_their_numbers(timing: Timing) -> None:
-    folder = Path(__file__).resolve().parents[2] / "results"
-    result = json.loads((folder / f"{timing.file}.json").read_text())
-    assert (folder / f"{timing.file}.md").read_bytes() == timing.page(result).encode()
-    commit = re.search(r"at commit ([0-9a-f]{12})(\+changes)? on", timing.page(result))
-    assert commit is not None
-    assert result["settings"]
-
-
-def test_check_pages_looks_at_all(tmp_path: Path) -> None:
-    assert len(check_pages(tmp_path)) == len(TIMINGS) == 5
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["slowness"],
-        ["--quick"],
-        ["speed", "--repetitions=0"],
-        ["latency", "--agent", "a.zip"],
-        ["speed", "--agent", "a.zip", "--out", "b"],
-        ["latency", "speed", "--agent", "a.zip", "--out", "b"],
-        ["speed", "--latents", "a.zip", "d"],
-        ["atomic", "--latents", "a.zip"],
+        ["speed"],
+        ["--repetitions=0"],
+        ["--latents", "a.zip"],
+        ["--latents", "a.zip", "d", "--against", "HEAD"],
+        ["--latents", "a.zip", "d", "--d3rlpy", "python"],
+        ["--latents", "a.zip", "d", "--render"],
     ],
 )
 def test_command_refuses_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         time_agents.main(arguments)
     assert "error" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- speed
-
-
-def test_command_fails_where_the_two_sides_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(data: OfflineDataset, starts: Tensor) -> tuple[Tensor, ...]:
-        observations, actions = data.windows(starts, speed.HORIZON)
-        return observations, actions, data.window_rewards(starts, speed.HORIZON) + 1
-
-    monkeypatch.setattr(speed, "gathered_windows", wrong)
-    assert time_agents.main(["speed", "--quick", "--out", str(tmp_path)]) == 1
-    result = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["name"] for row in result["checks"] if not row["passed"]] == [
-        "windows: numbers that differ in any bit",
-    ]
-    assert "| NO |" in (tmp_path / "speed.md").read_text()
-
-
-def test_copied_windows_are_the_windows() -> None:
-    data = random_dataset(160)
-    arrays = data.observations.numpy(), data.actions.numpy(), data.rewards.numpy()
-    states, actions, rewards = speed.copied_windows(arrays, [0, 5, 100])
-    assert (states.shape, actions.shape, rewards.shape) == ((3, 30, 4), (3, 30, 2), (3, 30))
-    torch.testing.assert_close(states[1, 7], data.observations[12])
-    torch.testing.assert_close(rewards[2, 29], data.rewards[129])
-
-
-def test_candidates_with_a_wrong_hoisted_term_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, checks = speed.compare_candidates(2, 3, repetitions=1)
-    assert [row["required"] for row in rows] == [20, None]
-    assert checks[0]["passed"]
-    time_terms = ResidualMLPUNet.time_terms
-
-    def reversed_steps(network: ResidualMLPUNet, j: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Changes nothing where all rows have one step, as in the straightforward version."""
-        return time_terms(network, j.flip(0))
-
-    monkeypatch.setattr(ResidualMLPUNet, "time_terms", reversed_steps)
-    assert not speed.compare_candidates(2, 3, repetitions=1)[1][0]["passed"]
-
-
-# ---------------------------------------------------------------- latency
-
-
-def test_latency_of_fresh_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = LATENCY.run(LATENCY.quick)
-    rows = result["rows"]
-    assert [row["n_envs"] for row in rows] == [1] * 10 + [2] * 10
-    fresh = {(row["agent"], row["sampler"], row["network_calls"], row["candidates"], row["horizon"]) for row in rows}
-    horizon = LDCQ.presets()["fast"].horizon
-    assert ("LDCQ fast", "dpm++2m", 10, 2, horizon) in fresh
-    assert ("LDCQ fast", "ddpm", 200, 2, horizon) in fresh
-    assert ("LDCQ fast", None, None, 2, horizon) in fresh
-    assert ("LDCQ paper", "dpm++2m", 10, 2, 30) in fresh
-    assert ("BC fast", None, None, None, None) in fresh
-    LATENCY.write(result, tmp_path)
-    assert LATENCY.problems(tmp_path) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latency.json", "latency.md"]
-
-
-@pytest.mark.parametrize(
-    ("make", "candidates"),
-    [
-        (tiny_agent, 5),
-        (lambda: BC("MlpPolicy", random_dataset(160), preset="fast", seed=0, device="cpu"), None),
-    ],
-)
-def test_latency_of_a_saved_agent(tmp_path: Path, make: Callable[[], Any], candidates: int | None) -> None:
-    make().save(tmp_path / "mine.zip")
-    arguments = ["latency", "--quick", "--agent", str(tmp_path / "mine.zip"), "--out", str(tmp_path)]
-    assert time_agents.main(arguments) == 0
-    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
-    assert [(row["agent"], row["candidates"]) for row in rows[:2]] == [("mine", candidates)] * 2
-    assert LATENCY.problems(tmp_path) == []
-
-
-def test_each_timed_decision_is_a_decision() -> None:
-    agent = tiny_agent()
-    planned = []
-    choose_latent = agent.policy.choose_latent
-
-    def counted(states: Tensor, *arguments: Any) -> Tensor:
-        planned.append(len(states))
-        return choose_latent(states, *arguments)
-
-    agent.policy.choose_latent = counted  # type: ignore[method-assign]
-    ticks = iter(range(10_000))
-
-    def clock() -> float:
-        """A call that decides takes 1000 ticks more."""
-        return next(ticks) + 1000.0 * len(planned)
-
-    calls: list[float] = []
-    act = latency.turn(agent, 2, calls, clock)
-    act()
-    assert latency.actions_of_turn(agent) == 12  # at least 10, and three for each decision
-    assert calls == [1001, 1, 1] * 4
-    act()
-    assert len(calls) == 24
-    assert planned == [2] * 8

@@ -43,7 +43,7 @@ from conftest import (
     weights,
 )
 from ld_agents import BC, LDCQ, OfflineDataset
-from ld_agents.common.offline_algorithm import Losses, Stage
+from ld_agents.common.offline_algorithm import Losses, Stage, in_bfloat16
 
 STAGES = {
     "LDCQ": ["vae", "prior", "q"],
@@ -362,3 +362,23 @@ def test_bfloat16_ends_with_an_error_in_training(dataset: OfflineDataset, monkey
     with pytest.raises(RuntimeError, match="broken"):
         agent.learn(2)
     assert cpu_precision() == before
+
+
+def test_bfloat16_is_restored_and_matters() -> None:
+    def products() -> Iterator[torch.Tensor]:
+        x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+        yield x @ x
+        yield x @ x
+        raise RuntimeError
+
+    before, exact, rounded = cpu_precision(), products(), in_bfloat16(products())
+    first = next(rounded)
+    assert cpu_precision() == before
+    error = float((first - next(exact)).abs().max() / first.abs().max())
+    # without bfloat16 only the order of summation differs, by a few units in the last place
+    assert error < 1e-5 or 1e-4 < error < 1e-2
+    assert torch.equal(next(rounded), first)
+    with pytest.raises(RuntimeError):
+        next(rounded)
+    assert cpu_precision() == before
+    assert list(in_bfloat16(iter([1, 2]))) == [1, 2]
