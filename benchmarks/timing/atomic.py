@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import provenance
 from ld_agents import LatentDiffuser, load_dataset
 from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
@@ -48,7 +49,7 @@ SETS, SUPPORT_SIZE, LEARNING_RATE = 256, 16, 1e-3  # of fitting them: support se
 
 def measure(file: str, dataset: str, folder: Path) -> str:
     """On latents of a saved LatentDiffuser at states of its dataset. Writes and returns the page."""
-    sizes, trained = SIZES, LatentDiffuser.load(file)
+    commit, sizes, trained = provenance.source_commit(), SIZES, LatentDiffuser.load(file)
     observations = load_dataset(dataset).observations
     chosen = torch.randint(len(observations), (sizes["states"],), generator=torch.Generator().manual_seed(0))
     rows = []
@@ -58,7 +59,8 @@ def measure(file: str, dataset: str, folder: Path) -> str:
             distances = total_variations(drawn, returns, beta, *counts)
             rows.append({"state": i, "beta": beta, "atoms": len(drawn), "latent_dim": drawn.shape[1], **distances})
     settings = {f"LatentDiffuser {trained.preset}": timed_settings(dataclasses.asdict(trained.settings))}
-    return ATOMIC.write(folder, rows, sizes, settings, f"Latents of {Path(file).stem} at states of {dataset}.")
+    how = f"Latents of {Path(file).stem} at states of {dataset}."
+    return ATOMIC.write(folder, commit=commit, how=how, rows=rows, sizes=sizes, settings=settings)
 
 
 def total_variations(

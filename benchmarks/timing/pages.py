@@ -103,18 +103,20 @@ class Page:
     again: str
     cells: Callable[[Result], Iterable[Mapping[str, Any]]]
 
-    def write(self, folder: Path, rows: list[Result], sizes: Result, settings: dict[str, Result], how: str) -> str:
-        """Keep what was measured, how much, with which `timed_settings` by preset, and how. Returns the page."""
+    def write(self, folder: Path, **measured: Any) -> str:
+        """Keep what was measured, and on what. Returns the page.
+
+        Args:
+            folder: of the two files.
+            **measured: `commit` when measuring began, `how` it was done, `rows` for `cells`, `sizes`, and `settings`,
+                the `timed_settings` by preset.
+        """
         result = {
             "schema": SCHEMA,
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": provenance.source_commit(),
-            "how": how,
             "hardware": provenance.hardware(torch.device("cpu")),
             "versions": provenance.versions(),
-            "sizes": sizes,
-            "rows": rows,
-            "settings": settings,
+            **measured,
         }
         write_json(folder / f"{self.file}.json", result)
         return self.render(folder)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+import provenance
 from timing.pages import Page, Result, differences, duration, preset_settings, timed_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +133,7 @@ def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder
     Raises:
         SystemExit: for a commit that does not exist, and where a version fails.
     """
+    commit = provenance.source_commit()
     settings = preset_settings(*(f"{name} fast" for name in sizes["gradient_steps"]))
     # a library without our presets gets the sizes of their networks; where they say nothing, critics are like actors
     networks = {preset.split()[0]: {"critic_hidden": s.get("hidden"), **s} for preset, s in settings.items()}
@@ -152,7 +154,8 @@ def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder
                 theirs = {preset: timed_settings(s) for preset, s in about["presets"].items() if preset in settings}
                 how.append("; ".join([f"{name} is {version}", *differences(theirs, settings)]) + ".")
         rows = in_turns(versions, operations(sizes), repetitions)
-    return SPEED.write(folder, rows, {"repetitions": repetitions, **sizes}, settings, " ".join(how))
+    sizes = {"repetitions": repetitions, **sizes}
+    return SPEED.write(folder, commit=commit, how=" ".join(how), rows=rows, sizes=sizes, settings=settings)
 
 
 def cells(result: Result) -> Iterator[Result]:

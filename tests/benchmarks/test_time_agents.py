@@ -235,6 +235,7 @@ def test_a_version_from_elsewhere_is_not_timed(
 # ---------------------------------------------------------------- page
 
 
+@pytest.mark.slow
 def test_this_tree_on_tiny_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SIZES", TINY)
     assert time_agents.main(["--repetitions=1", "--out", str(tmp_path)]) == 0
@@ -256,13 +257,15 @@ def test_this_tree_on_tiny_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def folder(tmp_path: Path) -> Path:
     """A page with made-up numbers and true settings."""
     rows = [{"what": "plan", "seconds": {THIS: [2.0], "old": [4.0]}}]
-    SPEED.write(tmp_path, rows, {"repetitions": 1}, pages.preset_settings("LDCQ fast"), "CPU time.")
+    settings = pages.preset_settings("LDCQ fast")
+    SPEED.write(tmp_path, commit="c" * 40, how="CPU time.", rows=rows, sizes={"repetitions": 1}, settings=settings)
     return tmp_path
 
 
 def test_page_is_checked_against_its_numbers(folder: Path) -> None:
     assert SPEED.problems(folder) == []
     source, page = folder / "speed.json", folder / "speed.md"
+    assert f"Measured at commit {'c' * 12} on 20" in page.read_text()
     page.write_text(page.read_text().replace("| 4 s | 2 |", "| 4 s | 3 |"))
     (problem,) = SPEED.problems(folder)
     assert problem == "speed.md is not that of speed.json: run `python benchmarks/time_agents.py --render`"
