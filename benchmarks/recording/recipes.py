@@ -129,8 +129,8 @@ _ZOO = "The behavior is an agent of RL Baselines3 Zoo, not D4RL's SAC. " + _SIMU
 def _locomotion(folder: Path) -> dict[str, Recipe]:
     recipes = {}
     sac = (
-        "D4RL's recipe with Stable-Baselines3's SAC, whose training ended with the first of its snapshots, one every "
-        "10,000 steps, whose stochastic policy returned what D4RL's medium data do. " + _SIMULATOR
+        "D4RL's recipe with Stable-Baselines3's SAC. Its training, with a snapshot every 10,000 steps, ended when the "
+        "stochastic policy returned what D4RL's medium data do, to 15 %. " + _SIMULATOR
     )
     for robot, expert in _experts(folder).items():
         env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
