@@ -97,7 +97,8 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             row |= {measure: number(mean) for measure, mean in means.items()}
             texts.append(row | {"published, env": "", "source": ""})
     shown = [measure for measure in MEASURES if any(measure in row for row in texts)]
-    table = pd.DataFrame(texts, columns=[*BEFORE, *shown, *AFTER], dtype=object).fillna("–")
+    table = pd.DataFrame(texts, columns=[*BEFORE, *shown, *AFTER], dtype=object)
+    table = table.where(table.notna(), "–")  # fillna would warn of downcasting
     return pd.DataFrame(numbers), table.rename(columns={SUCCESS: "success %"})
 
 
