@@ -80,7 +80,7 @@ from ld_agents.networks.trajectory_vae import TrajectoryVAE
 class LDCQPolicy(OfflinePolicy):
     """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps.
 
-    Latents are standardized outside the VAE if the agent standardises them: prior and critics see z with mean 0 and
+    Latents are standardized outside the VAE if the agent standardizes them: prior and critics see z with mean 0 and
     standard deviation 1 over the data.
     """
 
@@ -112,7 +112,7 @@ class LDCQPolicy(OfflinePolicy):
         self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
 
     def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
-        """The candidate with the highest min(Q_1, Q_2). Shapes [n, S], [n] noise keys -> [n, Z]."""
+        """The candidate with the highest score. Shapes [n, S], [n] noise keys -> [n, Z]."""
         latents, scores = self._candidates(states, keys, self.settings.candidates_acting)
         if self.settings.redraw_at_predicted_state:
             # the released maze2d evaluation draws again at the predicted s_H, and takes the best of the second draw
@@ -314,14 +314,13 @@ class LDCQ(OfflineAlgorithm):
         states = self.data.observations[starts]
         latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
-            self.policy.reward_scale.copy_(
-                1 / returns_to_go(self.data.rewards, self.data.episode_ends, s.discount).std().clamp(min=1e-6)
-            )
+            spread = returns_to_go(self.data.rewards, self.data.episode_ends, s.discount).std()
+            self.policy.reward_scale.copy_(1 / spread.clamp(min=1e-6))
         returns, bootstraps = self._window_returns(starts)
         next_states = self.data.observation_rows[self._next_rows(starts)]
         candidates = self.draw_candidates(next_states)
-        unseen = lambda: torch.full((len(starts),), torch.inf, device=self.device)  # noqa: E731
-        priorities = self.resumable("q.priorities", unseen)
+        # infinite: not drawn yet
+        priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), torch.inf, device=self.device))
         if not (priorities > 0).all():
             raise ValueError("The training state of this agent holds priorities that are not positive. Train it anew.")
         sampler = PrioritizedSampler(priorities, s.priority_alpha)
@@ -363,9 +362,8 @@ class LDCQ(OfflineAlgorithm):
         Returns:
             targets of the C critics, [C, B].
         """
-        q = torch.stack(
-            [critic(next_states[:, None], candidates) for critic in self.policy.target_critics]
-        )  # [C, B, K]
+        target = self.policy.target_critics
+        q = torch.stack([critic(next_states[:, None], candidates) for critic in target])  # [C, B, K]
         chosen = q.argmax(2).roll(-1, 0)  # [C, B]
         return returns + bootstraps * q.amin(0).gather(1, chosen.T).T
 

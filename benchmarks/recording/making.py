@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import sys
 import time
 import zlib
@@ -153,9 +152,8 @@ class Making:
             torch.set_num_threads(1)
             started = time.perf_counter()
             agent = BC("MlpPolicy", dataset, preset="fast", seed=self.described["seed"], device="cpu").learn()
-            agent.save(self.work / "unfinished.zip")
             write_json(times, {"seconds": time.perf_counter() - started})
-            os.replace(self.work / "unfinished.zip", file)
+            agent.save(file)
         self.seconds += json.loads(times.read_text())["seconds"]
         return SavedAgent(dataset.action_dim, file=file, algorithm="BC")
 

@@ -8,7 +8,6 @@ them in turn record what the replay buffer of such a training holds. A killed tr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from files import whole
 from recording.behaviors import POLICIES
 
 # Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
@@ -44,15 +44,6 @@ def actor_arrays(agent: Any) -> dict[str, NDArray[Any]]:
     named = {f"w{i}": layer.weight for i, layer in enumerate(layers)} | {f"b{i}": m.bias for i, m in enumerate(layers)}
     named |= {"log_std_w": agent.actor.log_std.weight, "log_std_b": agent.actor.log_std.bias}
     return {name: value.detach().numpy().astype(np.float16) for name, value in named.items()}
-
-
-def write_npz(file: Path, arrays: dict[str, Any]) -> None:
-    """Write an .npz file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    os.replace(unfinished, file)
 
 
 class Training:
@@ -109,10 +100,8 @@ class Training:
             "finished": self.finished,
             "actors": [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in self.actors],
         }
-        self.state.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.state.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        os.replace(unfinished, self.state)
+        with whole(self.state) as unfinished:
+            torch.save(state, unfinished)
 
     def run(self) -> None:
         self.resume()
@@ -129,18 +118,17 @@ class Training:
             self.passed |= float(np.mean(mean)) > self.target
             self.save()
             print(f"{self.robot}: {self.agent.num_timesteps} steps, return {mean:.0f} +- {spread:.0f}", flush=True)
-        stacked = {name: np.stack([actor[name] for actor in self.actors]) for name in self.actors[0]}
-        write_npz(
-            self.file,
-            {
+        stacked: dict[str, Any] = {name: np.stack([actor[name] for actor in self.actors]) for name in self.actors[0]}
+        with whole(self.file) as unfinished, unfinished.open("wb") as stream:
+            np.savez_compressed(
+                stream,
                 **stacked,
-                "steps": np.array(self.steps),
-                "returns": np.array(self.returns),
-                "n_layers": np.array(len(ACTOR) + 1),
-                "activation": np.array("relu"),
-                "squash": np.array("tanh"),
-            },
-        )
+                steps=np.array(self.steps),
+                returns=np.array(self.returns),
+                n_layers=np.array(len(ACTOR) + 1),
+                activation=np.array("relu"),
+                squash=np.array("tanh"),
+            )
 
 
 def train(robots: Sequence[str]) -> None:
