@@ -11,7 +11,7 @@ contrastive loss makes exact (`guidance.py`). To act: plan, execute the first de
 | `latents`                | z, whitened                                | [B, N, Z] |
 | `vae.encode`             | q_phi(z given s_1, a_1, r_1, G_1, ...)     |           |
 | `vae.decode`             | h_psi(z, s_1)                              |           |
-| `vae.decode(...).returns`| Q_zeta(s_t, a_t)                           | [B, T]    |
+| `q_function`             | Q_zeta(s_t, a_t); or a module of `vae`     | [B, T]    |
 | `denoiser`               | epsilon_theta(z_tau, tau, s_1)             |           |
 | `energy`                 | f_eta(z_tau, s_1, tau) = -E_tau + constant |           |
 | `support`                | z_i ~ mu_theta(z given s_1)                | [B, K, D] |
@@ -22,9 +22,10 @@ No code was released, and the body of the paper was not at hand. What it leaves 
 move a score is a setting.
 
 1. Stages: VAE, prior, energy, one after the other, each frozen afterwards, as in the paper's algorithm 1. With
-   `return_targets="expectile"` the return module has a stage of its own after the VAE's.
+   `return_inputs="step"` the return module has a stage of its own after the VAE's.
 2. The VAE's posterior is drawn to N(0, I) with weight `kl_weight`, per coordinate; the prior is fitted afterwards.
-3. Tokens: one per step, with states, actions, rewards, returns-to-go and a flag that the episode is over.
+3. Tokens: one for each `steps_per_token` steps, with states, actions, rewards, returns-to-go and a flag that the
+   episode is over.
 4. Returns-to-go include the reward of their own step, so that they are samples of Q(s_t, a_t) (`discount`). Timeouts
    truncate them: steps shortly before one look worse than they are. Nothing is bootstrapped (`return_targets`).
 5. Windows start at every step but an episode's last; past its end they are padded with zeros and the flag is 1.
@@ -78,7 +79,7 @@ from ld_agents.diffusion.guided_sampler import SCHEDULE, TAU_MIN
 from ld_agents.latent_diffuser_policy import LOG_STD_MIN, LatentDiffuserPolicy
 from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, ENERGY_SETTINGS, FAMILY, PRESETS, LatentDiffuserSettings
 from ld_agents.networks.critics import descend, polyak_update
-from ld_agents.networks.window_values import expectile_loss, window_targets
+from ld_agents.networks.window_values import expectile_loss, n_step_targets
 
 # of the network that predicts mean and standard deviation of R at a state: ours
 _SCALE_DRAWS = 8
@@ -96,8 +97,8 @@ class LatentDiffuser(OfflineAlgorithm):
         agent.learn(progress_bar=True)
         action, state = agent.predict(observation, deterministic=True)
 
-    Training has the stages `vae`, `values`, `prior` and `energy`. There are values with `return_targets="expectile"`
-    alone, and no energy where the guidance needs no network ("posterior-mean", "none"). `with_energy` trains the energy
+    Training has the stages `vae`, `values`, `prior` and `energy`. There are values with `return_inputs="step"` alone,
+    and no energy where the guidance needs no network ("posterior-mean", "none"). `with_energy` trains the energy
     again, with another beta for example.
 
     See `OfflineAlgorithm` for the arguments and `LatentDiffuserSettings` for the settings.
@@ -118,7 +119,7 @@ class LatentDiffuser(OfflineAlgorithm):
     def stages(self) -> list[Stage]:
         s = self.settings
         stages = [Stage("vae", s.vae_steps, self.train_vae)]
-        if s.return_targets == "expectile":
+        if s.return_inputs == "step":
             stages.append(Stage("values", s.value_steps, self.train_values))
         stages.append(Stage("prior", s.prior_steps, self.train_prior))
         if s.guidance in ENERGY_GUIDED:
@@ -226,23 +227,15 @@ class LatentDiffuser(OfflineAlgorithm):
             "kl": s.kl_weight,
         }
         parameters = list(vae.parameters())
-        if s.return_targets == "expectile":  # the return module has a stage of its own
-            of_returns = set(vae.q_function.parameters())
-            parameters = [parameter for parameter in parameters if parameter not in of_returns]
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         optimizer.param_groups[0]["betas"] = (0.9, 0.95)
         decayed = [module.weight for module in vae.modules() if isinstance(module, nn.Linear)]
         for step in self.remaining_steps("vae"):
             learning_rate = self._set_learning_rate(optimizer, s.vae_learning_rate, "vae", step)
-            starts = self._random(self.window_starts, s.vae_batch_size)
-            tokens, inside = self.windows(starts)
-            bootstrapped = s.return_targets == "bootstrapped"
-            returns = self._window_targets(starts, tokens, inside)[0] if bootstrapped else None
+            tokens, inside = self.windows(self._random(self.window_starts, s.vae_batch_size))
             epsilon = torch.randn(len(tokens), *self.policy.latent_shape, generator=self.generator, device=self.device)
             with self._dropout(step):
-                losses = vae.losses(tokens, inside, epsilon, returns)
-            if s.return_targets == "expectile":
-                del losses["return"]
+                losses = vae.losses(tokens, inside, epsilon)
             loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
             optimizer.zero_grad()
             loss.backward()
@@ -251,9 +244,6 @@ class LatentDiffuser(OfflineAlgorithm):
                 with torch.no_grad():
                     torch._foreach_mul_(decayed, 1 - learning_rate * s.weight_decay)
             optimizer.step()
-            if bootstrapped:
-                online, average = vae.q_function, self.policy.q_average
-                polyak_update(tuple(online.parameters()), tuple(average.parameters()), s.return_average_rate)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         latents = self._encode(self._some_starts(s.scale_states, "whitening")).flatten(0, 1)
         self.policy.latent_mean.copy_(latents.mean(0))
@@ -270,49 +260,48 @@ class LatentDiffuser(OfflineAlgorithm):
             torch.manual_seed(self.derived_generator(f"dropout {step}").initial_seed())
             yield
 
-    # ------------------------------------------------- the return module by in-sample optimal values
+    # ------------------------------------------------- values: Q(s_t, a_t), where it sees nothing else of a plan
 
     def train_values(self) -> Iterator[Losses]:
-        """IQL over windows: V to an upper expectile of the targets, Q to their mean (`window_values.py`)."""
-        s, policy = self.settings, self.policy
-        q, value = policy.vae.q_function, policy.value
-        optimizer = self.optimizer("values", [*q.parameters(), *value.parameters()], s.value_learning_rate)
+        """Q to the mean of its targets; with "expectile", V to their upper expectile (`window_values.py`)."""
+        s, policy, data = self.settings, self.policy, self.data
+        online: nn.Module = policy.value if s.return_targets == "expectile" else policy.q_function
+        average: nn.Module = policy.value_average if s.return_targets == "expectile" else policy.q_average
+        parameters = dict.fromkeys([*policy.q_function.parameters(), *online.parameters()])
+        optimizer = self.optimizer("values", parameters, s.value_learning_rate)
+        # the last step before a timeout has no successor to learn from
+        followed = torch.arange(data.n_steps, device=self.device) + 1 < self.row_ends
+        rows = torch.nonzero(followed | data.terminals)[:, 0]
         for step in self.remaining_steps("values"):
             self._set_learning_rate(optimizer, s.value_learning_rate, "values", step)
-            starts = self._random(self.window_starts, s.value_batch_size)
-            tokens, inside = self.windows(starts)
-            targets, known = self._window_targets(starts, tokens, inside)
-            states, actions, _ = tokens.split([policy.state_dim, policy.action_dim, 3], dim=-1)
-            share = known / known.sum().clamp(min=1)
-            losses = {
-                "return": (share * (targets - q(states, actions)) ** 2).sum(),
-                "value": (share * expectile_loss(targets - value(states), s.expectile)).sum(),
-            }
-            optimizer.zero_grad()
-            (losses["return"] + losses["value"]).backward()
-            optimizer.step()
-            polyak_update(tuple(value.parameters()), tuple(policy.value_average.parameters()), s.return_average_rate)
+            row = self._random(rows, s.value_batch_size)
+            targets = self._value_targets(row)
+            losses = {"q": F.mse_loss(policy.q_function(*self._steps(row)), targets)}
+            if s.return_targets == "expectile":
+                losses["value"] = expectile_loss(targets - policy.value(data.observations[row]), s.expectile).mean()
+            descend(optimizer, torch.stack(list(losses.values())).sum())
+            polyak_update(tuple(online.parameters()), tuple(average.parameters()), s.return_average_rate)
             yield {name: loss.detach() for name, loss in losses.items()}
 
-    @torch.no_grad()
-    def _window_targets(self, starts: Tensor, tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets of Q that look behind the window, and the steps that they tell something of.
+    def _steps(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """States and standardized actions. Shapes [B] -> [B, S], [B, A]."""
+        tokens = self.tokens[rows]
+        return tokens[:, : self.policy.state_dim], tokens[:, self.policy.state_dim : -2]
 
-        Shapes [B], as `windows` -> [B, T], [B, T] bool. What lies behind is Q of the last step ("bootstrapped") or V of
-        its state ("expectile"), which says nothing of the last step's own action.
-        """
-        policy, state_dim = self.policy, self.policy.state_dim
-        last = inside.sum(1) - 1  # [B]
-        token = tokens[torch.arange(len(last), device=self.device), last]
-        states, actions = token[:, :state_dim], token[:, state_dim : state_dim + policy.action_dim]
-        terminal = self.data.terminals[starts + last]
-        if self.settings.return_targets == "bootstrapped":
-            value, known = policy.q_average(states, actions), inside
+    @torch.no_grad()
+    def _value_targets(self, rows: Tensor) -> Tensor:
+        """What Q of steps learns: a random number of their rewards, then the value behind them. Shapes [B] -> [B]."""
+        s, policy, returns = self.settings, self.policy, self.tokens[:, -1]
+        if s.return_targets == "data":
+            return returns[rows]
+        n = torch.randint(1, max(2, s.horizon), rows.shape, generator=self.generator, device=self.device)
+        later = torch.minimum(rows + n, self.row_ends[rows] - 1)
+        if s.return_targets == "expectile":
+            value = policy.value_average(self.data.observations[later])
         else:
-            value = policy.value_average(states)
-            steps = torch.arange(tokens.shape[1], device=self.device)
-            known = inside & ((steps < last[:, None]) | terminal[:, None])
-        return window_targets(tokens[..., -2], last, value, terminal, self.settings.discount), known
+            value = policy.q_average(*self._steps(later))
+        terminal = self.data.terminals[later]
+        return n_step_targets(returns[rows], returns[later], value, terminal, later - rows, s.discount)
 
     # ------------------------------------------------- stage 2: diffusion prior over latent sequences
 

@@ -15,6 +15,7 @@ from ld_agents.diffusion.guidance import EnergyNet, Guidance, posterior_mean_gra
 from ld_agents.diffusion.guided_sampler import Fixed, SamplerSteps, sampler_steps
 from ld_agents.diffusion.sampling import sample, x0_from_noise
 from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, LatentDiffuserSettings
+from ld_agents.networks.critics import QFunction
 from ld_agents.networks.denoisers import TemporalUNet
 from ld_agents.networks.trajectory_transformer import Decoded, TrajectoryTransformer
 from ld_agents.networks.window_values import StateValue
@@ -52,18 +53,20 @@ class LatentDiffuserPolicy(OfflinePolicy):
             self.action_dim,
             horizon=s.horizon,
             steps_per_latent=s.steps_per_latent,
+            steps_per_token=s.steps_per_token,
             latent_dim=s.latent_dim,
             width=s.width,
             blocks=s.blocks,
             heads=s.heads,
             dropout=s.dropout,
             decoder=s.decoder,
-            return_inputs=s.return_inputs,
+            returns=s.return_inputs == "trunk",
             action_decoder=s.action_decoder,
             latent_space=s.latent_space,
         )
-        if s.return_targets == "bootstrapped":
-            self.q_average = copy.deepcopy(self.vae.q_function).requires_grad_(False)
+        if s.return_inputs == "step":
+            self.q_function = QFunction(self.state_dim, self.action_dim, (4 * s.width, 4 * s.width))
+            self.q_average = copy.deepcopy(self.q_function).requires_grad_(False)
         if s.return_targets == "expectile":
             self.value = StateValue(self.state_dim, (4 * s.width, 4 * s.width))
             self.value_average = copy.deepcopy(self.value).requires_grad_(False)
@@ -222,7 +225,10 @@ class LatentDiffuserPolicy(OfflinePolicy):
         s = self.settings
         steps = s.return_steps or s.horizon
         going_on = torch.sigmoid(-decoded.end_logits[:, :steps])  # [n, H]
-        returns = self._unstandardised(decoded.returns[:, :steps, None], slice(-1, None))[..., 0]
+        of_steps = decoded.returns
+        if of_steps is None:
+            of_steps = self.q_function(decoded.states[:, :steps], decoded.actions[:, :steps])
+        returns = self._unstandardised(of_steps[:, :steps, None], slice(-1, None))[..., 0]
         if s.plan_return != "tap":
             total = (going_on * returns).sum(1)
             return total / steps if s.plan_return == "mean" else total

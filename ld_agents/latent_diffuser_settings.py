@@ -37,6 +37,7 @@ class LatentDiffuserSettings:
     # sizes
     horizon: EnvironmentSteps = 24  # T, environment steps [TAP]
     steps_per_latent: EnvironmentSteps = 3  # L [TAP]
+    steps_per_token: EnvironmentSteps = 1  # of the VAE's Transformers [TAP]
     latent_dim: LatentDim = 16  # Z [LDCQ]
     latent_space: bool = True  # False: the same planner on raw actions
     width: Width = 512  # [TAP], as the next four
@@ -76,11 +77,11 @@ class LatentDiffuserSettings:
     gradient_clip: NonNegative = 1.0
     learning_rates: Literal["constant", "cosine"] = "constant"  # of all stages
 
-    # the stage of values, with return_targets="expectile" alone
+    # the stage of values, with return_inputs="step" alone
     expectile: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of V; IQL's on AntMaze
     value_learning_rate: Fraction = 3e-4  # IQL's
-    value_batch_size: BatchSize = 128  # windows
-    value_steps: GradientSteps = 100_000
+    value_batch_size: BatchSize = 256  # steps; IQL's, as the next
+    value_steps: GradientSteps = 1_000_000
 
     # stage 2
     latent_targets: Literal["mean", "sample"] = "mean"
@@ -122,6 +123,11 @@ class LatentDiffuserSettings:
                 f"horizon ({self.horizon}) must be a multiple of steps_per_latent ({self.steps_per_latent}) times "
                 f"{2 ** (levels - 1)}, since each of the {levels} levels of denoiser_multipliers but the last halves "
                 "the number of latents."
+            )
+        if self.steps_per_latent % self.steps_per_token:
+            raise ValueError(
+                f"steps_per_latent ({self.steps_per_latent}) must be a multiple of steps_per_token "
+                f"({self.steps_per_token}): no token may belong to two latents."
             )
         if self.return_targets == "bootstrapped" and self.return_inputs != "step":
             raise ValueError('return_targets="bootstrapped" needs return_inputs="step": only Q(s, a) can be looked up.')

@@ -1,7 +1,7 @@
 """The trajectory VAE of LatentDiffuser: T steps become N = T / L latents, a latent sequence becomes T steps again.
 
-One token per environment step, as in TAP (Jiang et al. 2023), whose code (ZhengyaoJiang/latentplan, commit c096a5c) the
-sizes follow: the bodies of both networks are causal Transformers.
+The bodies of both networks are causal Transformers, whose sizes follow TAP's code (Jiang et al. 2023,
+ZhengyaoJiang/latentplan, commit c096a5c). There a token is one environment step; here it may be several.
 
 | here                    | paper                                                   | shape             |
 | ----------------------- | ------------------------------------------------------- | ----------------- |
@@ -10,7 +10,7 @@ sizes follow: the bodies of both networks are causal Transformers.
 | `tokens[..., -2]`       | G, return-to-go, the reward of its own step included    | [B, T]            |
 | `tokens[..., -1]`       | e, 1 where the episode is over and the rest is padding  | [B, T]            |
 | `encode`                | q_phi(z given x)                                        | [B, N, Z]         |
-| `decode`                | h_psi(z, s_1); its `returns` are Q_zeta(s_t, a_t)       |                   |
+| `decode`                | h_psi(z, s_1)                                           |                   |
 
 All but e are standardized outside this file.
 """
@@ -22,8 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ld_agents.networks.critics import QFunction
-
 _LOG_VARIANCES = (-10.0, 4.0)
 
 
@@ -33,7 +31,7 @@ class Decoded(NamedTuple):
     states: Tensor  # [B, T, S]
     actions: Tensor  # [B, T, A]
     rewards: Tensor  # [B, T]
-    returns: Tensor  # [B, T]
+    returns: Tensor | None  # [B, T]; None without a return module
     end_logits: Tensor  # [B, T]; the sigmoid is the probability that the episode is over
 
 
@@ -75,18 +73,19 @@ class CausalTransformer(nn.Module):
 class TrajectoryTransformer(nn.Module):
     """VAE with a causal Transformer on both sides and one latent per L steps.
 
-    The encoder attends causally and takes the maximum over each stretch of L steps, so z_m depends on the steps up to
-    mL alone. The decoder mixes each z_m with s_1, repeats it L times, attends causally, and has one module per element
-    of a step. States are decoded as differences from s_1.
+    The encoder attends causally and takes the maximum over the tokens of each L steps, so z_m depends on the steps up
+    to mL alone. The decoder mixes each z_m with s_1, repeats it for each of its tokens, attends causally, and has one
+    module per element of a step. States are decoded as differences from s_1.
 
     Args:
         horizon: T, environment steps; a multiple of `steps_per_latent`.
-        steps_per_latent: L.
+        steps_per_latent: L; a multiple of `steps_per_token`.
+        steps_per_token: 1 in TAP. With more, the steps of a token enter side by side, and a linear layer after the
+            decoder's trunk makes the features of each.
         latent_dim: Z, the size of one latent. Not looked at without latent space.
         width, blocks, heads, dropout: of each Transformer.
         decoder: "shared": one trunk for all modules, as in TAP; "separate": a trunk for each.
-        return_inputs: what the return module sees. "trunk": the plan so far, with the step's state and action; "step":
-            state and action alone, and it learns from those of the data, so that it is the data's own Q(s_t, a_t).
+        returns: whether there is a return module, which sees the plan so far, with the step's state and action.
         action_decoder: what the action module sees. "plan": the plan so far; "state": the step's state as well, the
             data's in training, the decoded one in a plan, and the one observed when the action is taken.
         latent_space: False: the "latent" of L steps is their L A actions themselves. There is no encoder, and the
@@ -100,34 +99,38 @@ class TrajectoryTransformer(nn.Module):
         *,
         horizon: int,
         steps_per_latent: int,
+        steps_per_token: int = 1,
         latent_dim: int,
         width: int,
         blocks: int,
         heads: int,
         dropout: float,
         decoder: Literal["shared", "separate"],
-        return_inputs: Literal["trunk", "step"],
+        returns: bool,
         action_decoder: Literal["plan", "state"] = "plan",
         latent_space: bool,
     ) -> None:
         super().__init__()
         self.state_dim, self.action_dim, self.width, self.action_decoder = state_dim, action_dim, width, action_decoder
-        self.steps_per_latent, self.return_inputs, self.latent_space = steps_per_latent, return_inputs, latent_space
+        self.steps_per_latent, self.latent_space = steps_per_latent, latent_space
         self.latent_dim = latent_dim if latent_space else steps_per_latent * action_dim
-        body = (horizon, width, blocks, heads, dropout)
+        self.steps_per_token, self.tokens_per_latent = steps_per_token, steps_per_latent // steps_per_token
+        body = (horizon // steps_per_token, width, blocks, heads, dropout)
         if latent_space:
-            self.embed = nn.Linear(state_dim + action_dim + 3, width)
+            self.embed = nn.Linear(steps_per_token * (state_dim + action_dim + 3), width)
             self.encoder = CausalTransformer(*body)
             self.posterior = nn.Linear(width, 2 * self.latent_dim)
         sizes = {"states": state_dim, "actions": action_dim, "rewards": 1, "returns": 1, "ends": 1}
         if not latent_space:
             del sizes["actions"]
-        if return_inputs == "step":
+        if not returns:
             del sizes["returns"]
         self.mix = nn.Linear(self.latent_dim + state_dim, width)
         n_trunks = len(sizes) if decoder == "separate" else 1
         self.trunks = nn.ModuleList(CausalTransformer(*body) for _ in range(n_trunks))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_trunks))
+        if steps_per_token > 1:
+            self.steps = nn.ModuleList(nn.Linear(width, steps_per_token * width) for _ in range(n_trunks))
         seen = dict.fromkeys(sizes, width)
         if "returns" in sizes:
             seen["returns"] += state_dim + action_dim
@@ -145,8 +148,6 @@ class TrajectoryTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if return_inputs == "step":
-            self.q_function = QFunction(state_dim, action_dim, (4 * width, 4 * width))
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents. Shapes [B, T, S + A + 3] -> two of [B, N, Z]."""
@@ -154,8 +155,8 @@ class TrajectoryTransformer(nn.Module):
             actions = tokens[..., self.state_dim : self.state_dim + self.action_dim]
             latents = actions.reshape(len(tokens), -1, self.latent_dim)
             return latents, torch.full_like(latents, -math.inf)
-        h = self.encoder(self.embed(tokens))  # [B, T, width]
-        pooled = h.unflatten(1, (-1, self.steps_per_latent)).amax(2)  # [B, N, width]
+        h = self.encoder(self.embed(tokens.unflatten(1, (-1, self.steps_per_token)).flatten(2)))
+        pooled = h.unflatten(1, (-1, self.tokens_per_latent)).amax(2)  # [B, N, width]
         mean, log_variance = self.posterior(pooled).chunk(2, dim=-1)
         return mean, log_variance.clamp(*_LOG_VARIANCES)
 
@@ -172,9 +173,8 @@ class TrajectoryTransformer(nn.Module):
             actions = self.actions(features["actions"], decoded_states if seen_states is None else seen_states)
         else:
             actions = latents.reshape(len(latents), -1, self.action_dim)
-        if self.return_inputs == "step":
-            returns = self.q_function(decoded_states, actions)
-        else:
+        returns = None
+        if "returns" in module:
             of_step = torch.cat([features["returns"], decoded_states, actions], dim=-1)
             returns = module["returns"](of_step)[..., 0]
         return Decoded(
@@ -188,8 +188,13 @@ class TrajectoryTransformer(nn.Module):
     def _features(self, latents: Tensor, states: Tensor) -> dict[str, Tensor]:
         """What each module sees of a plan. Shapes [B, m, Z], [B, S] -> of [B, m L, width]."""
         mixed = self.mix(torch.cat([latents, states[:, None].expand(-1, latents.shape[1], -1)], dim=-1))
-        mixed = mixed.repeat_interleave(self.steps_per_latent, dim=1)  # [B, T, width]
+        mixed = mixed.repeat_interleave(self.tokens_per_latent, dim=1)
         bodies = [norm(trunk(mixed)) for trunk, norm in zip(self.trunks, self.norms, strict=True)]
+        if self.steps_per_token > 1:
+            bodies = [
+                steps(body).unflatten(2, (-1, self.width)).flatten(1, 2)
+                for steps, body in zip(self.steps, bodies, strict=True)
+            ]
         return dict(zip(self.modules_of, bodies * (len(self.modules_of) // len(bodies)), strict=True))
 
     def action_features(self, latents: Tensor, states: Tensor) -> Tensor:
@@ -201,28 +206,22 @@ class TrajectoryTransformer(nn.Module):
         seen = torch.cat([features, states], dim=-1) if self.action_decoder == "state" else features
         return self.modules_of["actions"](seen)
 
-    def losses(
-        self, tokens: Tensor, inside: Tensor, epsilon: Tensor, return_targets: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, tokens: Tensor, inside: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
         """The terms of the loss, unweighted.
 
         Args:
             tokens: windows, zero past the end of the episode but for the flag. Shape [B, T, S + A + 3].
             inside: which steps lie in the episode. Shape [B, T] bool.
             epsilon: noise of the reparameterised sample. Shape [B, N, Z].
-            return_targets: what the return module learns; None is G of the tokens. Shape [B, T].
 
         Returns:
             scalars: squared errors "state", "action", "reward" and "return", means over elements of the steps inside;
             "end", binary cross-entropy, mean over all steps; "kl" to N(0, I), mean over the coordinates of the latents.
+            What has no module has no loss.
         """
         mean, log_variance = self.encode(tokens)
         states, actions, rewards, returns, ends = tokens.split([self.state_dim, self.action_dim, 1, 1, 1], dim=-1)
         decoded = self.decode(mean + (0.5 * log_variance).exp() * epsilon, states[:, 0], states)
-        if return_targets is not None:
-            returns = return_targets[..., None]
-        if self.return_inputs == "step":
-            decoded = decoded._replace(returns=self.q_function(states, actions))
         share = inside[..., None] / inside.sum().clamp(min=1)
 
         def error(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -232,10 +231,11 @@ class TrajectoryTransformer(nn.Module):
             "state": error(decoded.states, states),
             "action": error(decoded.actions, actions),
             "reward": error(decoded.rewards[..., None], rewards),
-            "return": error(decoded.returns[..., None], returns),
             "end": F.binary_cross_entropy_with_logits(decoded.end_logits, ends[..., 0]),
             "kl": 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean(),
         }
+        if decoded.returns is not None:
+            losses["return"] = error(decoded.returns[..., None], returns)
         if not self.latent_space:
             del losses["action"], losses["kl"]
         return losses

@@ -1,21 +1,21 @@
-"""Values of a window's steps: what the return module learns, Q(s_t, a_t).
+"""Values over the steps of a window: what Q(s_t, a_t) learns.
 
 | targets        | Q(s_t, a_t) is                                                    | policy whose values these are |
 | -------------- | ----------------------------------------------------------------- | ----------------------------- |
 | "data"         | G_t, rewards to the end of the episode                            | behavior                      |
-| "bootstrapped" | rewards of the window, then averaged Q of its last step           | behavior                      |
-| "expectile"    | rewards of the window, then averaged V of its last state          | in-sample optimal             |
+| "bootstrapped" | rewards of n steps, then averaged Q of the step after them        | behavior                      |
+| "expectile"    | rewards of n steps, then averaged V of the state after them       | in-sample optimal             |
 
-"expectile" is IQL (Kostrikov et al. 2022, arXiv 2110.06169, eqs. 5 and 6) over windows instead of single steps. With T
-the last step of the window inside the episode,
+"expectile" is IQL (Kostrikov et al. 2022, arXiv 2110.06169, eqs. 5 and 6) over n steps instead of one, n drawn from
+1..T-1, as many as a window of T steps may still hold:
 
-    y_t = sum_{k=t}^{T-1} gamma^{k-t} r_k + gamma^{T-t} V_average(s_T),        t < T
+    y_t = sum_{k=t}^{t+n-1} gamma^{k-t} r_k + gamma^n V_average(s_{t+n})
     V   = argmin E |tau - 1(y_t < V(s_t))| (y_t - V(s_t))^2
     Q   = argmin E (y_t - Q(s_t, a_t))^2
 
 At tau = 0.5 V is the behavior's value; as tau goes to 1 it is the best of what the data do after s_t, stitched together
-at the ends of windows. Nothing outside the data is ever looked up. Trajectory Transformer and TAP replace returns-to-go
-by an IQL critic on AntMaze for the same reason: where the data wander at random, the behavior's values are nearly flat.
+every n steps. Nothing outside the data is ever looked up. Trajectory Transformer and TAP replace returns-to-go by an
+IQL critic on AntMaze for the same reason: where the data wander at random, the behavior's values are nearly flat.
 """
 
 import torch
@@ -36,25 +36,25 @@ class StateValue(nn.Module):
         return self.net(states).squeeze(-1)
 
 
-def window_targets(returns: Tensor, last: Tensor, value: Tensor, terminal: Tensor, discount: float) -> Tensor:
-    """Returns-to-go whose part from the last step on is a value.
+def n_step_targets(
+    returns: Tensor, later_returns: Tensor, value: Tensor, terminal: Tensor, n: Tensor, discount: float
+) -> Tensor:
+    """Returns-to-go whose part after n steps is a value.
 
-    The discounted rewards up to the last step are G_t less what G_last adds to it, so no reward is summed here. A
-    terminal leaves nothing to estimate.
+    The discounted rewards of the n steps are G_t less what G_{t+n} adds to it, so no reward is summed here. Where the
+    later step is a terminal's, nothing is left to estimate.
 
     Args:
-        returns: G of the steps of windows, [B, T].
-        last: index of the last step inside the episode, [B].
-        value: of that step, in the units of `returns`, [B].
-        terminal: whether the episode ends there in a terminal, [B] bool.
+        returns, later_returns: G of a step and of the one n steps later. Shape [B] each.
+        value: of the later step, in the units of `returns`. Shape [B].
+        terminal: whether the later step ends its episode in a terminal. Shape [B] bool.
+        n: environment steps between the two. Shape [B].
         discount: gamma, per environment step.
 
     Returns:
-        [B, T]; steps behind the last one are not to be used.
+        y. Shape [B].
     """
-    at_last = returns.gather(1, last[:, None])[:, 0]
-    steps_left = (last[:, None] - torch.arange(returns.shape[1], device=returns.device)).clamp(min=0)
-    return returns + discount**steps_left * ((value - at_last) * ~terminal)[:, None]
+    return returns + discount**n * (value - later_returns) * ~terminal
 
 
 def expectile_loss(errors: Tensor, expectile: float) -> Tensor:
