@@ -89,6 +89,8 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "vae_steps": 12,
     "weight_decay": 0.0,
     "learning_rates": "cosine",
+    "value_batch_size": 32,
+    "value_steps": 10,
     "latent_targets": "mean",
     "prior_windows": None,
     "prior_learning_rate": 2e-3,

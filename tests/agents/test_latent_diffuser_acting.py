@@ -236,7 +236,7 @@ def test_with_energy_standardises_another_return_anew(dataset: OfflineDataset) -
     other = agent.with_energy(plan_return="mean", guidance="posterior-mean")
     torch.testing.assert_close(other.policy.return_mean * T, agent.policy.return_mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(other.policy.return_std * T, agent.policy.return_std, rtol=1e-3, atol=1e-4)
-    assert list(other.stage_budget) == ["vae", "prior"]
+    assert list(other.stage_budget) == ["vae", "values", "prior"]
 
 
 def test_with_energy_refuses_what_it_cannot_keep(dataset: OfflineDataset) -> None:

@@ -23,37 +23,70 @@ from ld_agents.networks.window_values import StateValue
 # ---------------------------------------------------------------- returns of the step alone
 
 
-def test_bootstrapped_returns_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards up to the window's last step, then Q there; after a terminal, and after a timeout, nothing is added."""
+def reach(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Every target looks n steps ahead."""
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, **_: torch.full(size, n))
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_bootstrapped_returns_by_hand(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Rewards of n steps, then Q there; at a timeout Q of the last step, after a terminal nothing."""
     agent = prepared(counting([(20, False), (12, True)]), standardize=False)
     monkeypatch.setattr(QFunction, "forward", lambda self, states, actions: torch.full(states.shape[:-1], 1000.0))
-    starts = torch.tensor([3, 15, 20, 25])
-    tokens, inside = agent.windows(starts)
-    returns, known = agent._window_targets(starts, tokens, inside)
-    assert torch.equal(known, inside)
-    # rows are rewards; the window of 8 rows ends at row 10, at the timeout in row 19, at row 27, at the terminal
-    for i, (start, last, q) in enumerate([(3, 10, True), (15, 19, True), (20, 27, True), (25, 31, False)]):
-        for t in range(start, last + 1):
-            rewards = sum(0.9 ** (row - t) * row for row in range(t, last))
-            expected = rewards + 0.9 ** (last - t) * (1000 if q else 31)
-            assert float(returns[i, t - start]) == pytest.approx(expected, rel=1e-5)
+    reach(monkeypatch, n)
+    rows = torch.tensor([3, 15, 18, 20, 30, 31])
+    targets = agent._value_targets(rows)
+    # rows are rewards; the timeout is in row 19, the terminal in row 31
+    for row, found in zip(rows.tolist(), targets.tolist(), strict=True):
+        later = min(row + n, 19 if row < 20 else 31)
+        expected = sum(0.9 ** (k - row) * k for k in range(row, later))
+        expected += 0.9 ** (later - row) * (31 if later == 31 else 1000)
+        assert found == pytest.approx(expected, rel=1e-5), row
 
 
-def test_q_learns_from_the_steps_of_the_data(dataset: OfflineDataset) -> None:
-    """With "step" no latent reaches the returns, and R is Q of the decoded states and actions."""
-    vae = make(dataset).policy.vae
-    latents, states = torch.randn(5, N, 3), torch.randn(5, 3)
-    decoded = vae.decode(latents, states)
-    torch.testing.assert_close(decoded.returns, vae.q_function(decoded.states, decoded.actions))
-    tokens, inside = torch.randn(5, T, 3 + 2 + 3), torch.ones(5, T, dtype=torch.bool)
-    targets = torch.randn(5, T)
-    losses = [vae.losses(tokens, inside, torch.randn(5, N, 3), targets)["return"] for _ in range(2)]
-    expected = F.mse_loss(vae.q_function(tokens[..., :3], tokens[..., 3:5]), targets)
-    for loss in losses:
-        torch.testing.assert_close(loss, expected)
-    gradients = torch.autograd.grad(losses[0], list(vae.parameters()), allow_unused=True)
-    reached = {name for (name, _), g in zip(vae.named_parameters(), gradients, strict=True) if g is not None}
-    assert reached == {name for name, _ in vae.named_parameters() if name.startswith("q_function")}
+def test_values_ahead_of_every_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """n is drawn from 1..T-1, each as often."""
+    agent = prepared(counting([(20, False), (12, True)]), standardize=False)
+    drawn: list[Tensor] = []
+    draw = torch.randint
+
+    def kept(*args: Any, **kwargs: Any) -> Tensor:
+        drawn.append(draw(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randint", kept)
+    agent._value_targets(torch.zeros(7000, dtype=torch.long))
+    counts = torch.bincount(drawn[0], minlength=T)
+    assert counts[0] == 0 and len(counts) == T
+    assert (counts[1:] - 1000).abs().max() < 150
+
+
+def test_q_learns_from_the_steps_of_the_data(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "step" no latent reaches the returns: R is Q of the decoded states and actions, and Q learns from the data.
+
+    The last step before a timeout is left out, since nothing is known of what follows it.
+    """
+    agent = prepared(counting([(20, False), (12, True)]), return_targets="data", value_batch_size=4000, value_steps=1)
+    policy, seen = agent.policy, []
+    forward = QFunction.forward
+    monkeypatch.setattr(QFunction, "forward", lambda self, s, a: seen.append((s, a)) or forward(self, s, a))
+    before = weights(agent)
+    (losses,) = list(agent.train_values())
+    assert {name.split(".")[0] for name in differing(before, weights(agent))} == {"q_function", "q_average"}
+    states, actions = seen[0]
+    assert len(states.unique(dim=0)) == 31
+    rows = torch.cdist(states, agent.data.observations).argmin(1)
+    assert 19 not in rows
+    torch.testing.assert_close(actions, agent.tokens[rows, policy.state_dim : -2])
+    policy.load_state_dict(before)
+    expected = F.mse_loss(policy.q_function(states, actions), agent.tokens[rows, -1])
+    assert float(losses["q"]) == pytest.approx(float(expected), rel=1e-4)
+    latents, at = torch.randn(5, N, 3), agent.data.observations[:5]
+    decoded = policy.decode(latents, at)
+    assert decoded.returns is None
+    going_on = torch.sigmoid(-decoded.end_logits)
+    q = policy.q_function(decoded.states, decoded.actions) * policy.token_std[-1] + policy.token_mean[-1]
+    torch.testing.assert_close(policy.plan_returns(decoded), (going_on * q).sum(1))
 
 
 def test_bootstrapping_needs_q(dataset: OfflineDataset) -> None:
@@ -61,21 +94,19 @@ def test_bootstrapping_needs_q(dataset: OfflineDataset) -> None:
         make(dataset, return_inputs="trunk")
 
 
-EXPECTILE: dict[str, Any] = {"return_targets": "expectile", "value_steps": 10, "value_learning_rate": 1e-2}
+EXPECTILE: dict[str, Any] = {"return_targets": "expectile", "value_learning_rate": 1e-2}
 
 
 def test_expectile_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards up to the window's last step, then V of its state; the last step itself is told of by terminals alone."""
+    """Rewards of n steps, then V of the state there; a terminal's own reward is all that is left."""
     agent = prepared(counting([(20, False), (12, True)]), standardize=False, **EXPECTILE)
     monkeypatch.setattr(StateValue, "forward", lambda self, states: torch.full(states.shape[:-1], 1000.0))
-    starts = torch.tensor([3, 15, 25])
-    targets, known = agent._window_targets(starts, *agent.windows(starts))
-    assert known.sum(1).tolist() == [7, 4, 7]
-    for i, (start, last, end) in enumerate([(3, 10, 1000.0), (15, 19, 1000.0), (25, 31, 31.0)]):
-        for t in range(start, last + (end == 31)):
-            expected = sum(0.9 ** (row - t) * row for row in range(t, last)) + 0.9 ** (last - t) * end
-            assert known[i, t - start]
-            assert float(targets[i, t - start]) == pytest.approx(expected, rel=1e-5)
+    reach(monkeypatch, 7)
+    rows = torch.tensor([3, 15, 25, 31])
+    targets = agent._value_targets(rows)
+    for i, (row, later, end) in enumerate([(3, 10, 1000.0), (15, 19, 1000.0), (25, 31, 31.0), (31, 31, 31.0)]):
+        expected = sum(0.9 ** (k - row) * k for k in range(row, later)) + 0.9 ** (later - row) * end
+        assert float(targets[i]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_values_learn_in_a_stage_of_their_own(dataset: OfflineDataset) -> None:

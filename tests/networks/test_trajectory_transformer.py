@@ -27,7 +27,7 @@ def make(**changes: Any) -> TrajectoryTransformer:
         "heads": 2,
         "dropout": 0.0,
         "decoder": "shared",
-        "return_inputs": "trunk",
+        "returns": True,
         "latent_space": True,
     }
     vae = TrajectoryTransformer(S, A, **{**sizes, **changes})
@@ -54,6 +54,28 @@ def test_a_latent_depends_on_the_steps_up_to_its_own_stretch_alone() -> None:
         changed[:, step] += 1
         moved = (torch.cat(vae.encode(changed), -1) - before).abs().amax((0, 2)) > 1e-4  # [N]
         assert moved.tolist() == [m >= step // L for m in range(T // L)], step
+
+
+def test_tokens_of_several_steps() -> None:
+    """A token holds its steps side by side; a latent still sees no later one, and no step of a plan a later latent."""
+    vae, tokens = make(steps_per_token=2, steps_per_latent=4), some_tokens()
+    embedded = vae.embed(torch.cat([tokens[:, 2], tokens[:, 3]], -1))
+    seen: list[Tensor] = []
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before = torch.cat(vae.encode(tokens), -1)
+    assert seen[0].shape == (4, 4, 16)
+    torch.testing.assert_close(seen[0][:, 1], embedded)
+    for step in range(T):
+        changed = tokens.clone()
+        changed[:, step] += 1
+        moved = (torch.cat(vae.encode(changed), -1) - before).abs().amax((0, 2)) > 1e-4
+        assert moved.tolist() == [m >= step // 4 for m in range(2)], step
+    latents = torch.randn(4, 2, Z)
+    whole, part = vae.decode(latents, tokens[:, 0, :S]), vae.decode(latents[:, :1], tokens[:, 0, :S])
+    assert whole.states.shape == (4, T, S)
+    torch.testing.assert_close(whole.actions[:, :4], part.actions)
+    steps = whole.actions.diff(dim=1).abs().amax((0, 2))
+    assert (steps > 1e-4).all()  # each step of a token has features of its own
 
 
 def test_pooling_takes_the_maximum_over_each_stretch() -> None:
@@ -237,7 +259,7 @@ def test_paper_sizes() -> None:
         heads=PAPER.heads,
         dropout=PAPER.dropout,
         decoder=PAPER.decoder,
-        return_inputs=PAPER.return_inputs,
+        returns=PAPER.return_inputs == "trunk",
         latent_space=True,
     )
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in vae.named_children()}
