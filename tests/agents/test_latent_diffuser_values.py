@@ -57,7 +57,8 @@ def test_values_ahead_of_every_distance(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch, "randint", kept)
     agent._value_targets(torch.zeros(7000, dtype=torch.long))
     counts = torch.bincount(drawn[0], minlength=T)
-    assert counts[0] == 0 and len(counts) == T
+    assert counts[0] == 0
+    assert len(counts) == T
     assert (counts[1:] - 1000).abs().max() < 150
 
 
@@ -231,6 +232,9 @@ TWO_WAYS: dict[str, Any] = {
     "vae_batch_size": 64,
     "vae_steps": 500,
     "vae_learning_rate": 3e-3,
+    "value_batch_size": 256,
+    "value_steps": 500,
+    "value_learning_rate": 3e-3,
     "prior_batch_size": 128,
     "prior_steps": 800,
     "prior_learning_rate": 3e-3,
