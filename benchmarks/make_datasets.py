@@ -68,7 +68,7 @@ def select(names: Sequence[str]) -> list[str]:
 
 
 def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted: bool) -> Recipe:
-    """The recipe of a data set that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
+    """The recipe of a dataset that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
 
     The agent sees the environment's own observations: one that was trained behind VecNormalize needs an environment
     that normalises.
@@ -113,7 +113,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, families, or all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets, families, or all")
     parser.add_argument(
         "--policies", type=Path, metavar="DIR", default=Path(), help="folder with the behavior policies"
     )
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             if options.id in TASKS or options.id.startswith(("D4RL/", "mujoco/", "ld-agents/")):
                 raise ValueError(
-                    f"{options.id} is the id of a published data set. Choose one of your own: me/hopper-v0."
+                    f"{options.id} is the id of a published dataset. Choose one of your own: me/hopper-v0."
                 )
             recipe = agent_recipe(options.env, options.agent, options.algo, options.noise, options.trust)
             make(options.id, recipe, options.steps, options.seed, options.processes)

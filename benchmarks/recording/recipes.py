@@ -1,4 +1,4 @@
-"""The recipes of the data sets that are made on this machine; `make_datasets.py` follows them.
+"""The recipes of the datasets that are made on this machine; `make_datasets.py` follows them.
 
 What D4RL did is repeated where its behavior policy or its demonstrations are at hand ("regenerated"). Elsewhere
 something else stands in, which the recipe says ("stand-in").
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-
-import gymnasium as gym
 
 from ld_agents.evaluation import environments
 from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor
@@ -24,21 +21,21 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Copy:
-    """A part of a data set that repeats the episodes of another local set."""
+    """A part of a dataset that repeats the episodes of another local set."""
 
     dataset_id: str
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A part of a data set that is recorded from behavior cloning of another local set."""
+    """A part of a dataset that is recorded from behavior cloning of another local set."""
 
     dataset_id: str
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a data set is made.
+    """How a dataset is made.
 
     `env_id`: the evaluation environment; made with `env_kwargs`, names and values, it is that of the recording.
     `parts` follow each other and share `steps`, the default size, equally; None: the parts with all that they hold.
@@ -56,14 +53,6 @@ class Recipe:
     demonstrations: Literal["real", "scripted"] | None = None
     original_steps: int | None = None
     seeded_as: str | None = None
-
-
-def episode_steps(env_id: str) -> int:
-    """Step limit of an environment of this project."""
-    environments.register()
-    steps = gym.registry[env_id].max_episode_steps
-    assert steps is not None
-    return steps
 
 
 def recipes(policies: Path = Path()) -> dict[str, Recipe]:
@@ -174,42 +163,30 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
     return recipes
 
 
+# Algorithm of an agent of RL Baselines3 Zoo (none: random actions) and its action noise. Five levels stand for what an
+# agent saw while it trained; the last one alone stands for the medium agent, and its noise is such that 20 episodes
+# come near the mean returns of D4RL's medium sets (4,770, 1,420 and 2,850). The means over all levels come to about
+# those of D4RL's medium-replay sets (3,100, 470 and 680).
+_NOISED = {
+    "halfcheetah": ((None, 0.0), ("a2c", 0.3), ("sac", 0.6), ("sac", 0.5), ("sac", 0.4)),
+    "hopper": (("ppo", 1.0), ("ppo", 0.6), ("a2c", 0.6), ("ppo", 0.4), ("ppo", 0.2)),
+    "walker2d": (("sac", 1.0), ("a2c", 0.4), ("a2c", 0.1), ("sac", 0.6), ("sac", 0.3)),
+}
+
+
 def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
     """Experts with action noise, which cloning undoes: what medium sets were before SAC agents recorded them."""
-    actor = partial(_actor, folder)
-    # Noise for which 20 episodes come near the mean returns of D4RL's medium sets (4,770, 1,420 and 2,850).
-    medium = {
-        "halfcheetah": actor("halfcheetah", "sac", 0.4),
-        "hopper": actor("hopper", "ppo", 0.2),
-        "walker2d": actor("walker2d", "sac", 0.3),
-    }
-    # Mean returns of D4RL's sets are about 3,100, 470 and 680; the means of these levels come to about as much.
-    rising: dict[str, list[Behavior]] = {
-        "halfcheetah": [
-            Behavior(6),
-            actor("halfcheetah", "a2c", 0.3),
-            *(actor("halfcheetah", "sac", noise) for noise in (0.6, 0.5, 0.4)),
-        ],
-        "hopper": [
-            *(actor("hopper", "ppo", noise) for noise in (1.0, 0.6)),
-            actor("hopper", "a2c", 0.6),
-            *(actor("hopper", "ppo", noise) for noise in (0.4, 0.2)),
-        ],
-        "walker2d": [
-            actor("walker2d", "sac", 1.0),
-            *(actor("walker2d", "a2c", noise) for noise in (0.4, 0.1)),
-            *(actor("walker2d", "sac", noise) for noise in (0.6, 0.3)),
-        ],
-    }
     recipes = {}
-    for robot, env_id in _ROBOTS.items():
-        name = f"ld-agents/locomotion/{robot}"
+    for robot, levels in _NOISED.items():
+        rising = [_actor(folder, robot, name, noise) if name else Behavior(6) for name, noise in levels]
+        algorithm, noise = levels[-1]
+        env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
         recipes[f"{name}-medium-noised-v0"] = Recipe(
             env_id,
             "stand-in",
-            f"{_ZOO}An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
-            f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
-            [medium[robot]],
+            f"{_ZOO}An expert ({robot}_{algorithm}_actor) with Gaussian action noise (standard deviation {noise}) "
+            "stands in for a half-trained agent; its states differ from that agent's.",
+            rising[-1:],
             steps=_EXPERT_STEPS[robot],
             original_steps=MILLION,
             seeded_as=f"{name}-medium-v0",
@@ -219,7 +196,7 @@ def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
             "stand-in",
             f"{_ZOO}Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw "
             "while it trained.",
-            rising[robot],
+            rising,
             steps=_REPLAY_STEPS[robot],
             original_steps=_REPLAY_STEPS[robot],
             seeded_as=f"{name}-medium-replay-v0",
@@ -304,7 +281,7 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
                 "No human demonstrations: those of this task are not at hand. The DAPG expert with twice its own "
                 "noise stands in for a human, whose mistakes are of another kind.",
                 [replace(policy, spread=2.0)],
-                steps=25 * episode_steps(env_id),
+                steps=25 * environments.ADROIT_STEPS[task.capitalize()],
                 original_steps=human_steps[task],
             )
         recipes[f"{name}-cloned-v0"] = Recipe(

@@ -73,8 +73,8 @@ def measure_missing(
         for name, policy in (("random", Behavior(behavior.action_size)), (best, behavior)):
             if name not in found.get(task, {}):
                 jobs.append((task, name, env_id, policy, n_episodes))
-    with worker_pool(processes) as pool:
-        entries = pool.map(measure, *zip(*jobs, strict=True)) if jobs else ()
+    with worker_pool(processes) as run:
+        entries = run(measure, *zip(*jobs, strict=True)) if jobs else ()
         for (task, name, *_), entry in zip(tqdm(jobs, unit="policy"), entries, strict=True):
             found.setdefault(task, {})[name] = entry
             write_json(out, dict(sorted(found.items())))

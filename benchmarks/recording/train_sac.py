@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from files import whole
+from ld_agents.data.storage import whole
 from recording.behaviors import POLICIES
 
 # Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).

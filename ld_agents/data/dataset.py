@@ -71,6 +71,7 @@ class OfflineDataset:
         rewards: [N] float32.
         terminals: [N] bool.
         episode_ends: [E] int64, the exclusive end row of each episode.
+        n_steps: number of transitions N.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinite numbers, actions outside the action space.
@@ -112,7 +113,7 @@ class OfflineDataset:
             raise ValueError(
                 f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
             )
-        self._n_steps = n
+        self.n_steps = n
         ends = self.terminals | ends
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
@@ -219,12 +220,7 @@ class OfflineDataset:
     @property
     def observations(self) -> torch.Tensor:
         """The N observations, [N, S] float32, without the final ones."""
-        return self.observation_rows[: self._n_steps]
-
-    @property
-    def n_steps(self) -> int:
-        """Number of transitions N."""
-        return self._n_steps
+        return self.observation_rows[: self.n_steps]
 
     @property
     def n_episodes(self) -> int:
@@ -326,7 +322,7 @@ class OfflineDataset:
         after = starts.long() + horizon
         episode = self._episodes(starts)
         end = self.episode_ends[episode]
-        final_row = torch.where(self._final_known[episode], episode + self._n_steps, end - 1)
+        final_row = torch.where(self._final_known[episode], episode + self.n_steps, end - 1)
         return torch.where(after < end, after, final_row)
 
     def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ Source of the rules: Fu et al. 2020, "D4RL", and its environments. Where a class
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -37,8 +36,6 @@ _START_CELL = (1, 1)
 
 ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
 _PEN_DROPPED = 0.075  # height of a pen that fell, metres
-# For each task the number of steps at the goal after which an episode counts as a success.
-_ADROIT_SUCCESS_STEPS = {"Pen": 20, "Hammer": 25, "Door": 25, "Relocate": 25}
 
 KITCHEN_TASKS = {
     "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
@@ -55,13 +52,9 @@ def register() -> None:
         *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
     ]
     for name, cls, kwargs, steps in entries:
-        if f"ld_agents/{name}-v0" not in gym.registry:
-            gym.register(
-                f"ld_agents/{name}-v0",
-                entry_point=f"{cls.__module__}:{cls.__name__}",
-                kwargs=kwargs,
-                max_episode_steps=steps,
-            )
+        env_id, entry_point = f"ld_agents/{name}-v0", f"{cls.__module__}:{cls.__name__}"
+        if env_id not in gym.registry:
+            gym.register(env_id, entry_point, max_episode_steps=steps, kwargs=kwargs)
 
 
 def register_robotics() -> None:
@@ -74,9 +67,28 @@ def register_robotics() -> None:
         import gymnasium_robotics
     except ImportError as error:
         raise ImportError(
-            'This environment needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
+            "gymnasium-robotics and mujoco, which most environments of the benchmark need, are not installed. Install "
+            'them with: pip install "ld_agents[bench]"'
         ) from error
     gym.register_envs(gymnasium_robotics)
+
+
+def find(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The entry of Gymnasium's registry for an environment, also of this file or of gymnasium-robotics.
+
+    Raises:
+        ValueError: there is none.
+        ImportError: there is none, but gymnasium-robotics, where it may come from, is not installed.
+    """
+    register()
+    if env_id not in gym.registry:
+        register_robotics()
+    if env_id not in gym.registry:
+        raise ValueError(
+            f"The environment {env_id!r} is not in Gymnasium's registry. Import the package that registers it first "
+            "(make_datasets.py does so where it is told module:id), or make the environment yourself."
+        )
+    return gym.registry[env_id]
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -141,20 +153,16 @@ class AntMaze(_Simulation):
 
         if maze not in ANTMAZE_GOALS:
             raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(ANTMAZE_GOALS)}.")
-        # MuJoCo only reads models from files, and several processes may do so at once.
-        handle, path = tempfile.mkstemp(suffix=".xml")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                _antmaze_model(maze).write(file)
+        with tempfile.TemporaryDirectory() as folder:  # MuJoCo only reads models from files
+            model = Path(folder) / "ant.xml"
+            _antmaze_model(maze).write(model)
             ant = AntEnv(
-                path,
+                str(model),
                 frame_skip=5,
                 exclude_current_positions_from_observation=False,
                 include_cfrc_ext_in_observation=False,
                 render_mode=render_mode,
             )
-        finally:
-            os.unlink(path)
         super().__init__(ant, 29, render_mode)
         self._goal_cell = ANTMAZE_GOALS[maze]
         self._fixed_goal = goal
@@ -279,24 +287,19 @@ class Adroit(_Simulation):
         observation, _ = self.simulator.reset(seed=seed, options=options)
         return observation, {"success": False, "goal_achieved": False}
 
-    def _palm_to_object(self, observation: NDArray[np.float64]) -> float:
-        """Distance in metres between the palm and what it should grasp, from the observation."""
-        if self.task == "Hammer":
-            offset = observation[33:36] - observation[36:39]
-        else:
-            offset = observation[35:38] if self.task == "Door" else observation[30:33]
-        return float(np.linalg.norm(offset))
-
     def step(self, action: NDArray[Any]) -> Step:
         observation, reward, _, _, info = self.simulator.step(action)
-        reward, dropped = float(reward), False
-        if self.task == "Pen":
-            dropped = bool(observation[26] < _PEN_DROPPED)
-        else:
-            reward -= 0.2 * self._palm_to_object(observation)
+        offset = {  # from the palm to the object, in meters
+            "Pen": np.zeros(3),
+            "Hammer": observation[33:36] - observation[36:39],
+            "Door": observation[35:38],
+            "Relocate": observation[30:33],
+        }[self.task]
+        reward = float(reward) - 0.2 * float(np.linalg.norm(offset))
+        dropped = self.task == "Pen" and bool(observation[26] < _PEN_DROPPED)
         achieved = bool(info["success"])
         self._steps_at_goal += achieved
-        success = self._steps_at_goal > _ADROIT_SUCCESS_STEPS[self.task]
+        success = self._steps_at_goal > (20 if self.task == "Pen" else 25)
         return observation, reward, dropped, False, {"success": success, "goal_achieved": achieved}
 
 

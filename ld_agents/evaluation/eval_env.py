@@ -83,20 +83,7 @@ class EvalEnvSpec:
                 f"The evaluation environment {self.id!r} would load code that the dataset names. It is refused. Make "
                 "the environment yourself and hand it to evaluate(agent, make_env=...)."
             )
-        environments.register()
-        try:
-            environments.register_robotics()
-        except ImportError:
-            if self.id not in gym.registry:
-                raise ImportError(
-                    f"The evaluation environment {self.id} is not registered. If it comes from gymnasium-robotics, "
-                    'install it with: pip install "ld_agents[bench]"'
-                ) from None
-        if self.id not in gym.registry:
-            raise ValueError(
-                f"The evaluation environment {self.id!r} is not in Gymnasium's registry. Import the package that "
-                "registers it before you load the dataset, or make the environment yourself."
-            )
+        environments.find(self.id)
         kwargs = {key: value for key, value in self.kwargs.items() if key != "render_mode"}
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -108,7 +95,10 @@ class EvalEnvSpec:
                 "Make the environment yourself and hand it to evaluate(agent, make_env=...)."
             ) from error
         if self.observation_columns is not None:
-            env = _Columns(env, list(self.observation_columns))
+            space, columns = env.observation_space, list(self.observation_columns)
+            assert isinstance(space, spaces.Box)
+            kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
+            env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
         return env if self.goal is None else FixedGoal(env, self.goal)
 
 
@@ -147,11 +137,6 @@ def _marked(maze: str, **cells: tuple[int, int]) -> list[list[int | str]]:
     return grid
 
 
-def _registered(name: str) -> EvalEnvSpec:
-    environments.register()
-    return EvalEnvSpec(name, max_episode_steps=gym.registry[name].max_episode_steps)
-
-
 def file_environment(task: str) -> EvalEnvSpec | None:
     """Evaluation environment of the D4RL files of a task; None if there is none."""
     if family(task) == "maze2d":
@@ -163,8 +148,13 @@ def file_environment(task: str) -> EvalEnvSpec | None:
         return replace(spec, kwargs=kwargs, goal=(x, y))
     if task not in _ENVIRONMENTS:
         return None
-    spec = _registered(_ENVIRONMENTS[task])
+    spec = _registered(task)
     return replace(spec, observation_columns=_KITCHEN_POSITIONS) if family(task) == "kitchen" else spec
+
+
+def _registered(task: str) -> EvalEnvSpec:
+    name = _ENVIRONMENTS[task]
+    return EvalEnvSpec(name, max_episode_steps=environments.find(name).max_episode_steps)
 
 
 def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec | None:
@@ -178,14 +168,14 @@ def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec |
     # The metadata of Adroit and Kitchen name the environment of the recording: 625 steps for a human's demonstration,
     # and in the kitchen a reward in every step for each task that is done.
     if family(task) in ("adroit", "kitchen"):
-        return _registered(_ENVIRONMENTS[task])
+        return _registered(task)
     if family(task) == "antmaze" and named is not None:
         # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
         # the episode goes on at the goal, where D4RL ends it.
         maze = task.removeprefix("antmaze-")
         start, goal = _MINARI_ANTMAZE[maze]
         grid = _marked(maze, r=start, g=goal)
-        return replace(named, kwargs={**named.kwargs, "maze_map": grid, "continuing_task": False})
+        return replace(named, kwargs=named.kwargs | {"maze_map": grid, "continuing_task": False})
     return named
 
 
@@ -222,17 +212,3 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         if "success" in info:
             info["success"] = bool(np.linalg.norm(observation["achieved_goal"] - self.goal) <= GOAL_RADIUS)
         return observation, info
-
-
-class _Columns(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
-    """Some columns of a flat observation."""
-
-    def __init__(self, env: gym.Env[Any, Any], columns: list[int]) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, spaces.Box)
-        self.columns = columns
-        self.observation_space = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation[self.columns]

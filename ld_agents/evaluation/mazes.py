@@ -12,23 +12,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class MazeTask:
-    """One maze: environment id, D4RL's map and evaluation cell, time limit, D4RL's (minimum, maximum) return."""
+    """One maze: environment id, D4RL's map and evaluation cell, time limit in steps."""
 
     env_id: str
     d4rl_map: str
     goal_cell: tuple[int, int]
     episode_steps: int
-    reference_scores: tuple[float, float]
 
 
 MAZES: dict[str, MazeTask] = {
-    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300, (23.85, 161.86)),
+    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300),
     "medium": MazeTask(
         "PointMaze_Medium-v3",
         "########/#OO##OO#/#OO#OOO#/##OOO###/#OO#OOO#/#O#OO#O#/#OOO#OG#/########",
         (6, 6),
         600,
-        (13.13, 277.39),
     ),
     "large": MazeTask(
         "PointMaze_Large-v3",
@@ -36,7 +34,6 @@ MAZES: dict[str, MazeTask] = {
         "############",
         (7, 9),
         800,
-        (6.7, 273.99),
     ),
 }
 

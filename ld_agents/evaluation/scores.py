@@ -103,7 +103,8 @@ D4RL_TASKS: dict[str, str] = {
 }
 """D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's datasets."""
 
-_LATER_TASKS: dict[str, str] = {
+TASKS: dict[str, str] = {
+    **D4RL_TASKS,
     **{f"D4RL/pointmaze/{maze}{dense}-v2": f"maze2d-{maze}{dense}" for maze in _MAZES for dense in ("", "-dense")},
     **{f"D4RL/antmaze/{name}-v1": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES},
     **{f"mujoco/{robot}/{level}-v0": robot for robot in _ROBOTS for level in ("simple", "medium", "expert")},
@@ -122,7 +123,6 @@ _LATER_TASKS: dict[str, str] = {
     **{f"ld-agents/adroit/{hand}-{level}-v0": hand for hand in _HANDS for level in _DEMONSTRATIONS},
     **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
 }
-TASKS: dict[str, str] = D4RL_TASKS | _LATER_TASKS
 """The same for the datasets of D4RL, of Minari's hub, and those that ld_agents makes."""
 
 _FAMILIES = {
@@ -134,7 +134,6 @@ _FAMILIES = {
 }
 
 FAMILIES = tuple(_FAMILIES)
-
 # Names of files on D4RL's server, where they are not the names of the datasets.
 _SERVER_NAMES: dict[str, str] = {
     **{f"maze2d-{maze}-sparse-v1": f"maze2d-{maze}-v1" for maze in _MAZES},
