@@ -34,6 +34,7 @@ from ld_agents.data.storage import dataset_folder, is_local, whole
 
 Array = NDArray[Any]
 
+_COLUMNS = ("observations", "actions", "rewards", "terminals")
 TOLERANCE = 1e-5  # of the replay, absolute; most observations are stored as float32
 
 
@@ -144,17 +145,11 @@ def record_chunk(part: Part, entropy: tuple[int, ...], file: Path) -> None:
     """Record a chunk into an .npz file that appears whole or not at all."""
     started = time.perf_counter()
     episodes, check = part.record(entropy)
-    rows = {name: [getattr(e, name) for e in episodes] for name in ("observations", "actions", "rewards", "terminals")}
-    about = [{"steps": len(e.actions), "seed": e.seed, "success": e.success, "reached": e.reached} for e in episodes]
+    flags = [{name: getattr(episode, name) for name in ("seed", "success", "reached")} for episode in episodes]
+    about = {"episodes": flags, "check": check, "seconds": time.perf_counter() - started}
+    arrays = {f"{i}/{name}": getattr(episode, name) for i, episode in enumerate(episodes) for name in _COLUMNS}
     with whole(file) as unfinished, open(unfinished, "wb") as out:
-        np.savez(
-            out,
-            allow_pickle=False,
-            about=json.dumps(about),
-            check=json.dumps(check),
-            seconds=time.perf_counter() - started,
-            **{name: np.concatenate(arrays) for name, arrays in rows.items() if arrays},
-        )
+        np.savez(out, allow_pickle=False, about=json.dumps(about), **arrays)
 
 
 def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
@@ -165,21 +160,17 @@ def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
 
 def read_chunk(file: Path) -> Chunk:
     with np.load(file, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    episodes, row = [], 0
-    for index, about in enumerate(json.loads(str(arrays["about"]))):
-        steps = about.pop("steps")
-        observations = arrays["observations"][row + index : row + index + steps + 1]
-        columns = (arrays[name][row : row + steps] for name in ("actions", "rewards", "terminals"))
-        episodes.append(Episode(observations, *columns, **about))
-        row += steps
-    return Chunk(episodes, json.loads(str(arrays["check"])), float(arrays["seconds"]))
+        about = json.loads(str(stored["about"]))
+        episodes = [
+            Episode(*(stored[f"{i}/{name}"] for name in _COLUMNS), **flags) for i, flags in enumerate(about["episodes"])
+        ]
+    return Chunk(episodes, about["check"], about["seconds"])
 
 
 def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, run: Map) -> Iterator[Chunk]:
     """The chunks of a part in order, until they hold its steps; `run` records those that are missing in `folder`."""
     numbers, left = range(part.chunks), part.steps
-    files = [folder / f"chunk{number}.npz" for number in numbers]
+    files = [folder / f"{number}.npz" for number in numbers]
     # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
     for file in run(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
         chunk = read_chunk(file)

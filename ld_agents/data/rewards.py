@@ -18,6 +18,7 @@ ld_agents makes hold final rewards and terminals, except for PointMaze, which is
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -82,13 +83,11 @@ def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
     Raises:
         ValueError: the goals cannot be treated as `goal` says.
     """
-    keep, space = goal == "keep", recording.observation_space
+    keep, space, ruled = goal == "keep", recording.observation_space, recording
     if recording.info.provenance == "d4rl-file":
         ruled = _file_rules(recording, keep)
     elif isinstance(space, spaces.Dict):
         ruled = _goal_rules(recording, keep)
-    else:
-        ruled = recording
     # D4RL's 29 numbers of AntMaze begin with the position, which gymnasium-robotics only has as the achieved goal.
     position = ("achieved_goal",) if recording.family == "antmaze" else ()
     order = (*position, "observation", *(("desired_goal",) if keep else ()))
@@ -126,7 +125,7 @@ def episode_ends(terminals: Array, timeouts: Array) -> NDArray[np.int64]:
 
 def _joined(parts: dict[str, Array], keys: tuple[str, ...]) -> Array:
     columns = [parts[key].astype(np.float32, copy=False) for key in keys]
-    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)  # one is not copied
 
 
 # -- D4RL's files --------------------------------------------------------------------------------------------------
@@ -219,37 +218,26 @@ def _relabel(recording: Recording) -> Recording:
     name, spec = recording.info.id, recording.info.eval_env
     if spec is None:
         raise ValueError(f'{name} names no evaluation environment to take the goal from. Use goal="keep".')
-    env = spec.make()
-    try:
+    which, instead = f"The evaluation environment of {name} ({spec.id})", 'Use goal="keep".'
+    with contextlib.closing(spec.make()) as env:
         unwrapped: Any = env.unwrapped
-        goal = _fixed_goal(name, env)
-        achieved = _next_achieved_goals(recording)
+        goal, achieved, terminals = _fixed_goal(env, which), _next_achieved_goals(recording), recording.terminals
         try:
             rewards = np.asarray(unwrapped.compute_reward(achieved, goal, {}), dtype=np.float32)
         except Exception as error:
-            raise ValueError(
-                f"The evaluation environment of {name} ({spec.id}) cannot compute rewards for its goals "
-                f'({type(error).__name__}: {error}). Use goal="keep".'
-            ) from None
+            reason = f"({type(error).__name__}: {error})"
+            raise ValueError(f"{which} cannot compute rewards for its goals {reason}. {instead}") from None
         if rewards.shape != (len(achieved),):
-            raise ValueError(
-                f"The evaluation environment of {name} ({spec.id}) cannot compute the rewards of many steps at once. "
-                'Use goal="keep".'
-            )
-        terminals = recording.terminals
+            raise ValueError(f"{which} cannot compute the rewards of many steps at once. {instead}")
         if not getattr(unwrapped, "continuing_task", True):
             if getattr(unwrapped, "reward_type", "sparse") != "sparse":
                 raise ValueError(
-                    f"The evaluation environment of {name} ends at its goal and pays a dense reward, which cannot be "
-                    'relabelled. Use goal="keep".'
+                    f"{which} ends at its goal and pays a dense reward, which cannot be relabelled. {instead}"
                 )
             terminals = rewards > 0
         if hasattr(unwrapped, "maze"):
             spec = replace(spec, goal=tuple(goal.tolist()))
-        info = replace(recording.info, eval_env=spec)
-        return replace(recording, rewards=rewards, terminals=terminals, info=info)
-    finally:
-        env.close()
+    return replace(recording, rewards=rewards, terminals=terminals, info=replace(recording.info, eval_env=spec))
 
 
 def _next_achieved_goals(recording: Recording) -> Array:
@@ -265,22 +253,20 @@ def _next_achieved_goals(recording: Recording) -> Array:
     return after
 
 
-def _fixed_goal(name: str, env: gym.Env[Any, Any]) -> NDArray[np.float64]:
+def _fixed_goal(env: gym.Env[Any, Any], which: str) -> NDArray[np.float64]:
+    """The one goal of an environment, which messages call `which`."""
     if isinstance(env, FixedGoal):
         return np.array(env.goal, dtype=np.float64)
-    # A maze with one goal cell puts the goal there, jittered by up to a quarter of a cell. D4RL's goal is the centre.
+    # A maze with one goal cell puts the goal there, jittered by up to a quarter of a cell. D4RL's goal is the center.
     cells: list[Any] = getattr(getattr(env.unwrapped, "maze", None), "unique_goal_locations", [])
     if len(cells) == 1:
         return np.asarray(cells[0], dtype=np.float64)
     try:
         goals = [np.asarray(env.reset(seed=seed)[0]["desired_goal"], dtype=np.float64) for seed in _GOAL_SEEDS]
     except Exception as error:
-        raise ValueError(
-            f'The evaluation environment of {name} names no goal ({type(error).__name__}). Use goal="keep".'
-        ) from None
+        raise ValueError(f'{which} names no goal ({type(error).__name__}). Use goal="keep".') from None
     if not all(np.array_equal(goals[0], other) for other in goals):
         raise ValueError(
-            f"The evaluation environment of {name} draws a new goal in every episode, so rewards cannot be relabelled "
-            'for one goal. Use goal="keep".'
+            f'{which} draws a new goal in every episode, so rewards cannot be relabelled for one goal. Use goal="keep".'
         )
     return goals[0]

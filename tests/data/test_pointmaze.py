@@ -362,7 +362,7 @@ def test_killed_half_way_leaves_nothing_that_loads(empty: Path) -> None:
     child = generate_in_background(empty, "test/killed-v0", 1_000_000, 2)
     assert child.stderr is not None
     deadline = time.monotonic() + 60
-    while not list(empty.glob(".ld-agents-recording-*/chunks/chunk0.npz")):
+    while not list(empty.glob(".ld-agents-recording-*/chunks/0.npz")):
         assert child.poll() is None, child.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
