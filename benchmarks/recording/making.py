@@ -204,11 +204,11 @@ class _Making:
 
     def achieved(self) -> dict[str, Any]:
         """Returns and rates of the behavior over whole episodes, None where there are none."""
-        whole = [flags["whole"] for flags in self.flags]
-        returns = list(itertools.compress(self.returns, whole))
+        whole = [i for i, flags in enumerate(self.flags) if flags["whole"]]
+        returns = [self.returns[i] for i in whole]
 
         def rate(name: str) -> float | None:
-            values = [flags[name] for flags in itertools.compress(self.flags, whole)]
+            values = [self.flags[i][name] for i in whole]
             return float(np.mean(values)) if values and None not in values else None  # type: ignore[arg-type]
 
         own_target = rate("reached")

@@ -72,22 +72,17 @@ def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
     `reference_policies.py` measures what these policies return, beside uniformly random actions.
     """
     ant, hands, robots = policies / "antmaze" / _ANT_FILE, policies / "adroit", _experts(policies / "locomotion")
-    return {
-        **{
-            f"antmaze-{maze}": (f"ld_agents/AntMaze-{maze}-v0", "controller", AntNavigator(8, 0.2, ant, maze))
-            for maze in _MAZES
-        },
-        **{robot: (_ROBOTS[robot], "expert", expert) for robot, expert in robots.items()},
-        **{task: (_adroit_env(task), "expert", _dapg(hands, task)) for task in _ADROIT_ACTIONS},
-        **{
-            f"kitchen-{name}": (
-                f"ld_agents/Kitchen-{name}-v0",
-                "controller",
-                KitchenScript(9, 0.05, example=tasks, example_share=1.0),
-            )
-            for name, tasks in environments.KITCHEN_TASKS.items()
-        },
-    }
+    found: dict[str, tuple[str, str, Behavior]] = {}
+    for maze in environments.ANTMAZE_GOALS:
+        found[f"antmaze-{maze}"] = f"ld_agents/AntMaze-{maze}-v0", "controller", AntNavigator(8, 0.2, ant, maze)
+    for robot, expert in robots.items():
+        found[robot] = _ROBOTS[robot], "expert", expert
+    for task in _ADROIT_ACTIONS:
+        found[task] = _adroit_env(task), "expert", _dapg(hands, task)
+    for name, tasks in environments.KITCHEN_TASKS.items():
+        script = KitchenScript(9, 0.05, example=tasks, example_share=1.0)
+        found[f"kitchen-{name}"] = f"ld_agents/Kitchen-{name}-v0", "controller", script
+    return found
 
 
 # D4RL recorded in -v2. -v4 is the same with today's bindings of MuJoCo; -v5 pays differently and moves Walker2d
@@ -212,7 +207,6 @@ def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
     return recipes
 
 
-_MAZES = ("umaze", "medium", "large")
 _ANT_FILE = "goal_reaching_ant_policy.npz"
 
 
@@ -297,7 +291,6 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
 
 
 def _kitchen(folder: Path) -> dict[str, Recipe]:
-    env_id = "ld_agents/Kitchen-complete-v0"
     scripted = (
         "No human demonstrations: those of D4RL are not at hand. A scripted controller with Gaussian action noise "
         "(standard deviation 0.05) stands in: in each episode it does four of the kitchen's seven tasks in an order "
@@ -333,13 +326,13 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
             for name, (script, what) in scripts.items()
         },
         "ld-agents/kitchen/complete-v0": Recipe(
-            env_id,
+            "ld_agents/Kitchen-complete-v0",
             "stand-in",
             "No human demonstrations: those of D4RL are not at hand. A scripted way-point controller does the four "
             "tasks in D4RL's order; its actions are replayed with fresh sensor noise until the last task is done, and "
             "demonstrations that fail five times are left out. They are longer than an evaluation episode. A task pays "
             "once, as in the evaluation.",
-            [Demonstrations(env_id, folder / "kitchen_scripted_complete.npz", attempts=5)],
+            [Demonstrations("ld_agents/Kitchen-complete-v0", folder / "kitchen_scripted_complete.npz", attempts=5)],
             steps=None,
             demonstrations="scripted",
             original_steps=3_680,

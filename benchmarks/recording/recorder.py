@@ -33,11 +33,10 @@ _SEEDS = 2**31  # evaluation seeds lie above
 
 @dataclass(frozen=True)
 class Recording:
-    """A part of a dataset that is recorded: `steps` steps of one behavior in one environment.
+    """A part of a dataset that is recorded: `steps` steps of one behavior in one environment, made with `env_kwargs`.
 
-    `env_kwargs`: what the environment of the recording is made with, names and values. `past_terminals`: whether an
-    episode goes on after a terminal, until the step limit. `chunk_steps`: steps of a chunk, up to the ends of its last
-    episodes.
+    `past_terminals`: whether an episode goes on after a terminal, until the step limit. `chunk_steps`: steps of a
+    chunk, up to the ends of its last episodes.
     """
 
     env_id: str
@@ -132,13 +131,11 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         ValueError: there is no such environment, or no such module.
     """
     module, _, env_id = env_id.rpartition(":")
-    if module:
-        try:
+    try:
+        if module:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"The module {module!r} of the environment {env_id!r} cannot be imported: {error}"
-            ) from None
+    except ImportError as error:
+        raise ValueError(f"The module {module!r} of the environment {env_id!r} cannot be imported: {error}") from None
     environments.find(env_id)
     return environments.make(env_id, disable_env_checker=True, **kwargs)
 

@@ -36,6 +36,8 @@ TOLERANCE = 0.15  # of the target
 EPISODES = 20  # per evaluation
 ACTOR = (128, 128)  # half of D4RL's width: the stored actors stay small
 LIMIT = 1_000_000
+_BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_PROGRESS = ("returns", "steps", "passed", "finished")
 
 
 def actor_arrays(agent: Any) -> dict[str, NDArray[Any]]:
@@ -74,30 +76,24 @@ class Training:
             return
         stored = torch.load(self.state, weights_only=True)
         self.agent.set_parameters(stored["parameters"])
-        if self.agent.ent_coef_optimizer is not None:
-            self.agent.log_ent_coef.data.copy_(stored["log_ent_coef"])
+        self.agent.log_ent_coef.data.copy_(stored["log_ent_coef"])
         buffer: Any = self.agent.replay_buffer
-        n = len(stored["observations"])
-        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-            getattr(buffer, name)[:n] = stored[name].numpy()
-        buffer.pos = n
+        buffer.pos = len(stored["observations"])
+        for name in _BUFFER:
+            getattr(buffer, name)[: buffer.pos] = stored[name].numpy()
         self.agent.num_timesteps = stored["num_timesteps"]
-        self.returns, self.steps = stored["returns"], stored["steps"]
-        self.passed, self.finished = stored["passed"], stored["finished"]
+        for name in _PROGRESS:
+            setattr(self, name, stored[name])
         self.actors = [{k: v.numpy() for k, v in arrays.items()} for arrays in stored["actors"]]
 
     def save(self) -> None:
         buffer: Any = self.agent.replay_buffer
-        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
         state = {
             "parameters": self.agent.get_parameters(),
             "log_ent_coef": self.agent.log_ent_coef.detach(),
-            **{name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in names},
+            **{name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in _BUFFER},
             "num_timesteps": self.agent.num_timesteps,
-            "returns": self.returns,
-            "steps": self.steps,
-            "passed": self.passed,
-            "finished": self.finished,
+            **{name: getattr(self, name) for name in _PROGRESS},
             "actors": [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in self.actors],
         }
         with whole(self.state) as unfinished:

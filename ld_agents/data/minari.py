@@ -132,13 +132,13 @@ def _download(dataset_id: str, allowed: bool) -> None:
 
 def _read_metadata(dataset_id: str, data: Path) -> dict[str, Any]:
     # Minari's own reader builds the environment that the file names when a space is missing; this one never does.
-    again = f"Delete {data.parent} and fetch {dataset_id} again."
+    file, again = data / "metadata.json", f"Delete {data.parent} and fetch {dataset_id} again."
     try:
-        metadata = json.loads((data / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{data / 'metadata.json'} is not JSON ({error}). {again}") from None
+        raise ValueError(f"{file} is not JSON ({error}). {again}") from None
     if not isinstance(metadata, dict):
-        raise ValueError(f"{data / 'metadata.json'} is not a JSON object. {again}")
+        raise ValueError(f"{file} is not a JSON object. {again}")
     return metadata
 
 
@@ -147,41 +147,38 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
 
     found: list[spaces.Space[Any]] = []
     for name in ("observation_space", "action_space"):
+        again = f"Store the dataset again with Minari 0.5, which writes the {name}."
         if name not in metadata:
-            raise ValueError(
-                f"The metadata of {dataset_id} hold no {name}. Store the dataset again with Minari 0.5, which "
-                "writes it."
-            )
+            raise ValueError(f"The metadata of {dataset_id} hold no {name}. {again}")
         try:
             description = metadata[name]
             description = json.loads(description) if isinstance(description, str) else description
             if _size_of_space(description) > _LARGEST_SPACE:
                 raise ValueError(f"it claims more than {_LARGEST_SPACE:,} numbers")
             found.append(deserialize_space(description))
-        except (Exception, RecursionError) as error:
-            raise ValueError(
-                f"The {name} in the metadata of {dataset_id} cannot be read ({type(error).__name__}: {error}). Store "
-                "the dataset again with Minari 0.5."
-            ) from None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The {name} of {dataset_id} cannot be read ({reason}). {again}") from None
     observation_space, action_space = found
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise TypeError(
             f"{dataset_id} has actions in {action_space}. Only flat continuous ones (Box) are supported. Choose "
             "a dataset with such actions."
         )
+    instead = "pass them to OfflineDataset(observations, actions, ...)."
     if isinstance(observation_space, spaces.Dict):
         missing = [key for key in _GOAL_KEYS if key not in observation_space.spaces]
         if missing:
             raise ValueError(
                 f"{dataset_id} has dictionary observations with keys {tuple(observation_space.spaces)}, but no "
                 f"{missing[0]!r}. Only goal dictionaries (observation, achieved_goal, desired_goal) are read. Take the "
-                "parts you need with Minari and pass them to OfflineDataset(observations, actions, ...)."
+                f"parts you need with Minari and {instead}"
             )
     for box in _parts(observation_space).values():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
             raise TypeError(
                 f"{dataset_id} has observations in {box}. Only flat vectors (Box with one axis) are read. Flatten them "
-                "yourself and pass them to OfflineDataset(observations, actions, ...)."
+                f"yourself and {instead}"
             )
     assert isinstance(observation_space, (spaces.Box, spaces.Dict))
     return observation_space, action_space

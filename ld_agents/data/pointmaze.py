@@ -262,9 +262,13 @@ def generate(
     ):
         if is_local(dataset_id):
             return
+        task, spec = MAZES[maze], evaluation_spec(maze)
+        checks: list[Check] = []
+        env: Any = gym.make(task.env_id, max_episode_steps=1_000_000, continuing_task=True, reset_target=True)
+        if env.unwrapped.maze.maze_map != maze_map(maze):
+            raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
         policies = ("controller", "random")
         played = run(_play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
-        checks: list[Check] = []
 
         def episodes() -> Iterator[Episode]:
             for chunk in recording.recorded_chunks(part, (seed,), work / "chunks", run):
@@ -272,12 +276,8 @@ def generate(
                 for episode in chunk.episodes:
                     rows = episode.observations
                     bar.update(len(episode.actions))
-                    yield replace(
-                        episode,
-                        observations={
-                            "observation": rows[:, :4], "achieved_goal": rows[:, :2], "desired_goal": rows[:, 4:]
-                        },
-                    )  # fmt: skip
+                    parts = {"observation": rows[:, :4], "achieved_goal": rows[:, :2], "desired_goal": rows[:, 4:]}
+                    yield replace(episode, observations=parts)
 
         def metadata() -> dict[str, Any]:
             check = recording.merge_checks(checks, REPLAY_TOLERANCE)
@@ -289,48 +289,34 @@ def generate(
             controller: dict[str, float] = {"episodes": evaluation_episodes}
             for returns in played:
                 controller |= returns
-            ours = {
-                "provenance": "regenerated",
-                "seed": seed,
-                "evaluation_goal": evaluation_spec(maze).goal,
-                "replay_check": check,
-                "controller": controller,
-                "versions": recording.versions(),
+            reference, evaluated = REFERENCE_SCORES[f"ld-agents/pointmaze/{maze}-v0"], spec.make().spec
+            assert evaluated is not None
+            return {
+                "algorithm_name": "D4RL way-point controller",
+                "code_permalink": "ld_agents/data/pointmaze.py",
+                "description": (
+                    f"Regenerated with D4RL's maze2d recipe on {task.env_id} ({n_steps:,} steps, seed {seed}); these "
+                    "are not D4RL's own files. A way-point controller with Gaussian action noise (standard deviation "
+                    "0.5) drives the point along shortest paths to one random target after the other. The point is "
+                    f"never reset within {CHUNK_STEPS:,} steps. The next target is drawn within 0.1 of the present one "
+                    f"or after {task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
+                    f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has "
+                    f"D4RL's goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference "
+                    "scores are D4RL's."
+                ),
+                "eval_env_spec": evaluated.to_json(),
+                "ref_min_score": reference.minimum,
+                "ref_max_score": reference.maximum,
+                "num_episodes_average_score": 100,
+                "requirements": ["gymnasium-robotics>=1.4", "mujoco>=3.3"],
+                "ld_agents": {
+                    "provenance": "regenerated",
+                    "seed": seed,
+                    "evaluation_goal": spec.goal,
+                    "replay_check": check,
+                    "controller": controller,
+                    "versions": recording.versions(),
+                },
             }
-            return _metadata(maze, n_steps, seed) | {"ld_agents": ours}
 
-        recording.store(dataset_id, _recording_env(maze), episodes(), metadata, work)
-
-
-def _recording_env(maze: str) -> gym.Env[Any, Any]:
-    task = MAZES[maze]
-    env = gym.make(task.env_id, max_episode_steps=1_000_000, continuing_task=True, reset_target=True)
-    unwrapped: Any = env.unwrapped
-    if unwrapped.maze.maze_map != maze_map(maze):
-        raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
-    return env
-
-
-def _metadata(maze: str, n_steps: int, seed: int) -> dict[str, Any]:
-    task, reference, eval_env = MAZES[maze], REFERENCE_SCORES[f"ld-agents/pointmaze/{maze}-v0"], evaluation_spec(maze)
-    spec = eval_env.make().spec
-    assert spec is not None
-    return {
-        "algorithm_name": "D4RL way-point controller",
-        "code_permalink": "ld_agents/data/pointmaze.py",
-        "description": (
-            f"Regenerated with D4RL's maze2d recipe on {task.env_id} ({n_steps:,} steps, seed {seed}); these are "
-            "not D4RL's own files. A way-point controller with Gaussian action noise (standard deviation 0.5) "
-            "drives the point along shortest paths to one random target after the other. The point is never "
-            f"reset within {CHUNK_STEPS:,} steps. The next target is drawn within 0.1 of the present one or after "
-            f"{task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
-            f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has D4RL's "
-            f"goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference scores are "
-            "D4RL's."
-        ),
-        "eval_env_spec": spec.to_json(),
-        "ref_min_score": reference.minimum,
-        "ref_max_score": reference.maximum,
-        "num_episodes_average_score": 100,
-        "requirements": ["gymnasium-robotics>=1.4", "mujoco>=3.3"],
-    }
+        recording.store(dataset_id, env, episodes(), metadata, work)

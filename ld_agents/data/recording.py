@@ -108,12 +108,12 @@ def replay(
             after.append(observation)
             rewards.append(float(reward))
             check["terminal_mismatches"] += bool(terminated) != bool(terminal)
-        # np.maximum keeps a NaN, which then fails.
-        for name, errors in (
-            ("max_next_state_error", np.stack(after) - episode.observations),
-            ("max_reward_error", np.array(rewards) - episode.rewards),
-        ):
-            check[name] = float(np.maximum(check[name], np.abs(errors).max()))
+        errors = {
+            "max_next_state_error": np.stack(after) - episode.observations,
+            "max_reward_error": np.array(rewards) - episode.rewards,
+        }
+        for name, found in errors.items():  # np.maximum keeps a NaN, which then fails
+            check[name] = float(np.maximum(check[name], np.abs(found).max()))
         check["steps"] += len(rewards)
         check["episodes"] += 1
     return check
@@ -158,24 +158,18 @@ def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
     return file
 
 
-def read_chunk(file: Path) -> Chunk:
-    with np.load(file, allow_pickle=False) as stored:
-        about = json.loads(str(stored["about"]))
-        episodes = [
-            Episode(*(stored[f"{i}/{name}"] for name in _COLUMNS), **flags) for i, flags in enumerate(about["episodes"])
-        ]
-    return Chunk(episodes, about["check"], about["seconds"])
-
-
 def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, run: Map) -> Iterator[Chunk]:
     """The chunks of a part in order, until they hold its steps; `run` records those that are missing in `folder`."""
     numbers, left = range(part.chunks), part.steps
     files = [folder / f"{number}.npz" for number in numbers]
     # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
     for file in run(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
-        chunk = read_chunk(file)
-        yield chunk
-        left -= sum(len(episode.actions) for episode in chunk.episodes)
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            columns = [[stored[f"{i}/{name}"] for name in _COLUMNS] for i in range(len(about["episodes"]))]
+        episodes = [Episode(*rows, **flags) for rows, flags in zip(columns, about["episodes"], strict=True)]
+        yield Chunk(episodes, about["check"], about["seconds"])
+        left -= sum(len(episode.actions) for episode in episodes)
         if left <= 0:
             break
 
@@ -311,15 +305,8 @@ def store(
     unfinished.mkdir()
     storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec)
     storage.update_episodes(buffers())
-    storage.update_metadata(
-        {
-            "dataset_id": dataset_id,
-            "minari_version": minari.__version__,
-            "author": {"ld_agents"},
-            "eval_env_spec": eval_env_spec,
-            **metadata(),
-        }
-    )
+    about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
+    storage.update_metadata(about | {"eval_env_spec": eval_env_spec} | metadata())
     namespace, target = parse_dataset_id(dataset_id)[0], dataset_folder(dataset_id)
     if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
         minari.namespace.create_namespace(namespace)

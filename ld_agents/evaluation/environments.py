@@ -137,15 +137,12 @@ class AntMaze(_Simulation):
     goal cell on either axis (`draw_goal`). The observation does not hold it, and the rewards of D4RL's data are those
     of one such goal.
 
-    Args:
-        maze: ``"umaze"``, ``"medium"`` or ``"large"``.
-        goal: position [2] of the goal in all episodes, in metres; None: drawn.
-        render_mode: see Gymnasium.
-
     ``reset(options={"start": [x, y], "goal": [x, y]})`` starts elsewhere, and has its goal there if no other is fixed.
 
-    Raises:
-        ValueError: there is no such maze.
+    Args:
+        maze: ``"umaze"``, ``"medium"`` or ``"large"``; others raise a ValueError.
+        goal: position [2] of the goal in all episodes, in meters; None: drawn.
+        render_mode: see Gymnasium.
     """
 
     def __init__(self, maze: str, goal: Sequence[float] | None = None, render_mode: str | None = None) -> None:
@@ -230,21 +227,14 @@ def _antmaze_model(maze: str) -> ElementTree.ElementTree[Any]:
         element.attrib.update(attributes)
     world = tree.find("worldbody")
     assert world is not None
+    height = CELL_SIZE / 4
     for i, row in enumerate(maze_map(maze)):
         for j, wall in enumerate(row):
             if wall:
                 x, y = cell_position((i, j))
-                ElementTree.SubElement(
-                    world,
-                    "geom",
-                    name=f"wall_{i}_{j}",
-                    type="box",
-                    pos=f"{x} {y} {CELL_SIZE / 4}",
-                    size=f"{CELL_SIZE / 2} {CELL_SIZE / 2} {CELL_SIZE / 4}",
-                    contype="1",
-                    conaffinity="1",
-                    rgba="0.7 0.5 0.3 1",
-                )
+                box = {"type": "box", "pos": f"{x} {y} {height}", "size": f"{CELL_SIZE / 2} {CELL_SIZE / 2} {height}"}
+                touch = {"contype": "1", "conaffinity": "1", "rgba": "0.7 0.5 0.3 1"}
+                ElementTree.SubElement(world, "geom", box | touch, name=f"wall_{i}_{j}")
     return tree
 
 
@@ -263,11 +253,10 @@ class Adroit(_Simulation):
     ``reset(options={"initial_state_dict": ...})`` starts from a given state, see gymnasium-robotics.
 
     Args:
-        task: ``"Pen"``, ``"Hammer"``, ``"Door"`` or ``"Relocate"``.
+        task: ``"Pen"``, ``"Hammer"``, ``"Door"`` or ``"Relocate"``; others raise a ValueError.
         render_mode: see Gymnasium.
 
     Raises:
-        ValueError: there is no such task.
         ImportError: gymnasium-robotics is not installed.
     """
 

@@ -70,9 +70,6 @@ class EvalEnvSpec:
     def make(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Build the environment from its registered id, without running anything that the data name.
 
-        Args:
-            render_mode: see Gymnasium.
-
         Raises:
             ValueError: the id is not in Gymnasium's registry, or names a module.
             ImportError: the id belongs to gymnasium-robotics, which is not installed.
