@@ -23,7 +23,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from ld_agents.evaluation.scores import TASKS
 from recording import reference_policies, train_sac
@@ -71,7 +70,7 @@ def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted
     """The recipe of a dataset that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
 
     The agent sees the environment's own observations: one that was trained behind VecNormalize needs an environment
-    that normalises.
+    that normalizes.
 
     Raises:
         PermissionError: not `trusted`.
@@ -152,12 +151,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make what the command line asks for."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     options = parse_arguments(arguments)
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     sys.path.insert(1, os.getcwd())  # modules that register an environment are looked for where the command was typed
     try:
         if options.train_sac:

@@ -7,6 +7,7 @@ per environment, so what happens in one environment does not depend on the other
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -284,10 +285,5 @@ def agent_class(algorithm: str, trusted: bool) -> Any:
             f"A zip saved by {algorithm} holds pickled objects, and reading them can run any code on this machine. If "
             "you know where the file comes from and trust it, add --trust."
         )
-    if algorithm in ("TQC", "TRPO"):
-        import sb3_contrib
-
-        return getattr(sb3_contrib, algorithm)
-    import stable_baselines3
-
-    return getattr(stable_baselines3, algorithm)
+    library = "sb3_contrib" if algorithm in ("TQC", "TRPO") else "stable_baselines3"
+    return getattr(importlib.import_module(library), algorithm)

@@ -129,10 +129,10 @@ class _Making:
         entropy = (self.described["seed"], zlib.crc32(name.encode()), index)
 
         def episodes() -> Iterator[Episode]:
-            for chunk in recorded_chunks(recorded, entropy, self.work / f"part{index}", self.run):
-                self.checks.append(chunk.check)
-                self.seconds += chunk.seconds
-                yield from chunk.episodes
+            for found, check, seconds in recorded_chunks(recorded, entropy, self.work / f"part{index}", self.run):
+                self.checks.append(check)
+                self.seconds += seconds
+                yield from found
 
         return _first_steps(episodes(), recorded.steps)
 

@@ -65,7 +65,7 @@ class Recording:
         *envs, fresh = _environments(self)
         streams = np.random.SeedSequence(entropy).spawn(LANES)
         lanes = [_Lane(env, self, np.random.default_rng(stream)) for env, stream in zip(envs, streams, strict=True)]
-        episodes = _act_in(lanes, lambda lane: lane.steps >= self.lane_steps and lane.between_episodes)
+        episodes = _act_in(lanes, lambda lane: lane.steps >= self.lane_steps and not lane.rows)
         return episodes, _checked(fresh, episodes)
 
 
@@ -162,28 +162,24 @@ class _Lane:
         self.env, self.part, self.rng = env, part, rng
         self.episodes: list[Episode] = []
         self.steps = 0
-        self._rows: list[tuple[Array, Array, float, bool]] = []
+        self.rows: list[tuple[Array, Array, float, bool]] = []  # of the episode under way
         space = env.action_space
         assert isinstance(space, gym.spaces.Box)
         self._low, self._high = space.low, space.high
         self._center, self._half = (space.high + space.low) / 2, (space.high - space.low) / 2
         self.begin()
 
-    @property
-    def between_episodes(self) -> bool:
-        return not self._rows
-
     def begin(self) -> None:
         self.drawn = self.part.behavior.begin(self.rng)
         self._seed = int(self.rng.integers(_SEEDS))
         self.observation, _ = self.env.reset(seed=self._seed, options=self.drawn or None)
-        self._first, self._rows = np.asarray(self.observation, np.float32), []
+        self._first, self.rows = np.asarray(self.observation, np.float32), []
         self._success: bool | None = None
 
     def step(self, action: Array) -> None:
         action = np.clip((self._center + self._half * action).astype(np.float32), self._low, self._high)
         self.observation, reward, terminal, timeout, info = self.env.step(action)
-        self._rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
+        self.rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
         if "success" in info:
             self._success = bool(self._success) or bool(info["success"])
         self.steps += 1
@@ -192,7 +188,7 @@ class _Lane:
             self.begin()
 
     def _close(self) -> None:
-        after, actions, rewards, terminals = (np.array(column) for column in zip(*self._rows, strict=True))
+        after, actions, rewards, terminals = (np.array(column) for column in zip(*self.rows, strict=True))
         reached = None
         if "goal" in self.drawn:
             distances = np.linalg.norm(after[:, :2] - self.drawn["goal"], axis=1)

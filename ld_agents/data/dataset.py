@@ -29,7 +29,7 @@ class DatasetInfo:
     Attributes:
         id: name of the dataset.
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
-            a labelled stand-in, recorded from an agent of the user's own, or arrays.
+            a labeled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
         eval_env: the evaluation environment, an `EvalEnvSpec`; None if there is none.
         reference_scores: (minimum, maximum) return for D4RL's normalization.

@@ -32,7 +32,7 @@ from ld_agents.data.recording import Check, Episode
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation.environments import register_robotics
 from ld_agents.evaluation.eval_env import evaluation_spec
-from ld_agents.evaluation.mazes import MAZES, cell_centre, free_cells, maze_map, next_cells
+from ld_agents.evaluation.mazes import MAZES, cell_center, free_cells, maze_map, next_cells
 from ld_agents.evaluation.scores import REFERENCE_SCORES
 
 CHUNK_STEPS = 100_000
@@ -53,7 +53,7 @@ BUILT_IN: dict[str, tuple[str, int, int]] = {
 
 
 class _Controller:
-    """D4RL's way-point controller on cell centres."""
+    """D4RL's way-point controller on cell centers."""
 
     def __init__(self, maze: str) -> None:
         grid = maze_map(maze)
@@ -67,7 +67,7 @@ class _Controller:
         at = math.floor(self._rows / 2 - y), math.floor(x + self._columns / 2)
         if at in self.free:
             return at
-        return min(self.free, key=lambda c: math.dist(cell_centre(self._maze, c), (x, y)))
+        return min(self.free, key=lambda c: math.dist(cell_center(self._maze, c), (x, y)))
 
     def aim(
         self, x: float, y: float, cell: tuple[int, int], target: tuple[float, float], jitter: Callable[[], float]
@@ -78,7 +78,7 @@ class _Controller:
         while at != cell:
             at = step[at]
             if at != cell:
-                cx, cy = cell_centre(self._maze, at)
+                cx, cy = cell_center(self._maze, at)
                 self._path.append((cx + jitter(), cy + jitter()))
         self._path.append(target)
 
@@ -115,7 +115,7 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
         return float(rng.uniform(-_JITTER, _JITTER))
 
     def jittered(cell: tuple[int, int]) -> tuple[float, float]:
-        x, y = cell_centre(maze, cell)
+        x, y = cell_center(maze, cell)
         return x + jitter(), y + jitter()
 
     start = controller.free[int(rng.integers(len(controller.free)))]
@@ -149,7 +149,7 @@ def _play_reference(maze: str, seed: int, policy: str, episodes: int) -> dict[st
     env = evaluation_spec(maze).make()
     task = MAZES[maze]
     controller = _Controller(maze)
-    goal = cell_centre(maze, task.goal_cell)
+    goal = cell_center(maze, task.goal_cell)
     returns, contacts = np.zeros(episodes), np.zeros(episodes)
     rng = _stream(maze, seed, 1_000_000, 0)
     for episode in range(episodes):
@@ -271,9 +271,9 @@ def generate(
         played = run(_play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
 
         def episodes() -> Iterator[Episode]:
-            for chunk in recording.recorded_chunks(part, (seed,), work / "chunks", run):
-                checks.append(chunk.check)
-                for episode in chunk.episodes:
+            for recorded, check, _ in recording.recorded_chunks(part, (seed,), work / "chunks", run):
+                checks.append(check)
+                for episode in recorded:
                     rows = episode.observations
                     bar.update(len(episode.actions))
                     parts = {"observation": rows[:, :4], "achieved_goal": rows[:, :2], "desired_goal": rows[:, 4:]}

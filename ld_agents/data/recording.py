@@ -132,15 +132,6 @@ def merge_checks(checks: Sequence[Check], tolerance: float = TOLERANCE) -> Check
 # -- chunks --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What a chunk file holds; `seconds` of one core were spent on it."""
-
-    episodes: list[Episode]
-    check: Check
-    seconds: float
-
-
 def record_chunk(part: Part, entropy: tuple[int, ...], file: Path) -> None:
     """Record a chunk into an .npz file that appears whole or not at all."""
     started = time.perf_counter()
@@ -158,8 +149,13 @@ def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
     return file
 
 
-def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, run: Map) -> Iterator[Chunk]:
-    """The chunks of a part in order, until they hold its steps; `run` records those that are missing in `folder`."""
+def recorded_chunks(
+    part: Part, entropy: tuple[int, ...], folder: Path, run: Map
+) -> Iterator[tuple[list[Episode], Check, float]]:
+    """The chunks of a part in order, until they hold its steps; `run` records those that are missing in `folder`.
+
+    Of each chunk: its episodes, the result of the replay check, and the seconds of one core that were spent on it.
+    """
     numbers, left = range(part.chunks), part.steps
     files = [folder / f"{number}.npz" for number in numbers]
     # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
@@ -168,7 +164,7 @@ def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, run: Map
             about = json.loads(str(stored["about"]))
             columns = [[stored[f"{i}/{name}"] for name in _COLUMNS] for i in range(len(about["episodes"]))]
         episodes = [Episode(*rows, **flags) for rows, flags in zip(columns, about["episodes"], strict=True)]
-        yield Chunk(episodes, about["check"], about["seconds"])
+        yield episodes, about["check"], about["seconds"]
         left -= sum(len(episode.actions) for episode in episodes)
         if left <= 0:
             break

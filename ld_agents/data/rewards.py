@@ -166,28 +166,15 @@ def _file_rules(recording: Recording, keep: bool) -> Recording:
 def _paid_once(recording: Recording, *, before_action: bool) -> Recording:
     """A recording that was paid in every step for each task that is done, paid as the evaluation does: once.
 
-    The stored terminals only end the recording; the episode ends for good with the last task.
+    Stored rewards count tasks: in a row's observation if `before_action`, otherwise in the one after its action. They
+    do not tell one task from another: where one is undone and another done, nothing is paid, while the evaluation pays
+    for the second. Stored terminals only end the recording; the episode ends for good with the last task.
     """
-    ends = recording.terminals | recording.timeouts
-    rewards, terminals = newly_done(recording.rewards, ends, before_action=before_action)
-    return replace(recording, rewards=rewards, terminals=terminals, timeouts=ends)
-
-
-def newly_done(counts: Array, ends: Array, *, before_action: bool) -> tuple[Array, Array]:
-    """Rewards [N] for tasks that are done for the first time in an episode, and where the last one is done [N].
-
-    Counts do not tell one task from another: where one is undone and another done, nothing is paid, while the
-    evaluation pays for the second.
-
-    Args:
-        counts: [N] number of tasks that are done.
-        ends: [N] last rows of the episodes.
-        before_action: whether a row's count belongs to its observation; otherwise to the observation after its action.
-    """
+    counts = recording.rewards
     rewards = np.zeros(len(counts), dtype=np.float32)
     all_done = np.zeros(len(counts), dtype=bool)
     begin = 0
-    for end in [*(np.flatnonzero(ends) + 1).tolist(), len(counts)]:
+    for end in episode_ends(recording.terminals, recording.timeouts).tolist():
         # The most tasks that were done at once, so that one that is undone and done again pays once.
         most = np.maximum.accumulate(np.concatenate([np.zeros(1, np.float32), counts[begin:end]]))
         if before_action:
@@ -195,7 +182,7 @@ def newly_done(counts: Array, ends: Array, *, before_action: bool) -> tuple[Arra
         rewards[begin:end] = np.diff(most)
         all_done[begin:end] = (most[1:] >= KITCHEN_TASKS) & (most[:-1] < KITCHEN_TASKS)
         begin = end
-    return rewards, all_done
+    return replace(recording, rewards=rewards, terminals=all_done, timeouts=recording.terminals | recording.timeouts)
 
 
 # -- goal dictionaries ---------------------------------------------------------------------------------------------
@@ -219,38 +206,31 @@ def _relabel(recording: Recording) -> Recording:
     if spec is None:
         raise ValueError(f'{name} names no evaluation environment to take the goal from. Use goal="keep".')
     which, instead = f"The evaluation environment of {name} ({spec.id})", 'Use goal="keep".'
+    assert recording.final_observations is not None
+    achieved, final = (parts["achieved_goal"] for parts in (recording.observations, recording.final_observations))
+    # The goal that is achieved after each action. Where the final one is not known the last one stands in: no window
+    # reads that reward unless it is terminal.
+    last, after = recording.ends - 1, np.concatenate([achieved[1:], achieved[-1:]])
+    after[last] = np.where(np.isnan(final), achieved[last], final)
     with contextlib.closing(spec.make()) as env:
         unwrapped: Any = env.unwrapped
-        goal, achieved, terminals = _fixed_goal(env, which), _next_achieved_goals(recording), recording.terminals
+        goal, terminals = _fixed_goal(env, which), recording.terminals
         try:
-            rewards = np.asarray(unwrapped.compute_reward(achieved, goal, {}), dtype=np.float32)
+            rewards = np.asarray(unwrapped.compute_reward(after, goal, {}), dtype=np.float32)
         except Exception as error:
             reason = f"({type(error).__name__}: {error})"
             raise ValueError(f"{which} cannot compute rewards for its goals {reason}. {instead}") from None
-        if rewards.shape != (len(achieved),):
+        if rewards.shape != (len(after),):
             raise ValueError(f"{which} cannot compute the rewards of many steps at once. {instead}")
         if not getattr(unwrapped, "continuing_task", True):
             if getattr(unwrapped, "reward_type", "sparse") != "sparse":
                 raise ValueError(
-                    f"{which} ends at its goal and pays a dense reward, which cannot be relabelled. {instead}"
+                    f"{which} ends at its goal and pays a dense reward, which cannot be relabeled. {instead}"
                 )
             terminals = rewards > 0
         if hasattr(unwrapped, "maze"):
             spec = replace(spec, goal=tuple(goal.tolist()))
     return replace(recording, rewards=rewards, terminals=terminals, info=replace(recording.info, eval_env=spec))
-
-
-def _next_achieved_goals(recording: Recording) -> Array:
-    """The achieved goal after each action, [N, .].
-
-    Where the final one is not known the last one stands in: no window reads that reward unless it is terminal.
-    """
-    assert recording.final_observations is not None
-    achieved, final = (parts["achieved_goal"] for parts in (recording.observations, recording.final_observations))
-    last = recording.ends - 1
-    after = np.concatenate([achieved[1:], achieved[-1:]])
-    after[last] = np.where(np.isnan(final), achieved[last], final)
-    return after
 
 
 def _fixed_goal(env: gym.Env[Any, Any], which: str) -> NDArray[np.float64]:
@@ -267,6 +247,6 @@ def _fixed_goal(env: gym.Env[Any, Any], which: str) -> NDArray[np.float64]:
         raise ValueError(f'{which} names no goal ({type(error).__name__}). Use goal="keep".') from None
     if not all(np.array_equal(goals[0], other) for other in goals):
         raise ValueError(
-            f'{which} draws a new goal in every episode, so rewards cannot be relabelled for one goal. Use goal="keep".'
+            f'{which} draws a new goal in every episode, so rewards cannot be relabeled for one goal. Use goal="keep".'
         )
     return goals[0]

@@ -29,13 +29,13 @@ Start = tuple[NDArray[np.float64], dict[str, Any]]  # what `reset` returns
 Step = tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]  # what `step` returns
 
 ANTMAZE_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
-CELL_SIZE = 4.0  # metres
-GOAL_RADIUS = 0.5  # metres
+CELL_SIZE = 4.0  # meters
+GOAL_RADIUS = 0.5  # meters
 _ANTMAZE_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}
 _START_CELL = (1, 1)
 
 ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
-_PEN_DROPPED = 0.075  # height of a pen that fell, metres
+_PEN_DROPPED = 0.075  # height of a pen that fell, meters
 
 KITCHEN_TASKS = {
     "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
@@ -128,12 +128,12 @@ class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):
 class AntMaze(_Simulation):
     """D4RL's AntMaze -v2: a four-legged robot in a maze, from one fixed start to a goal cell.
 
-    Observations [29]: position x, y in metres, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
+    Observations [29]: position x, y in meters, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
     frame (the start cell is the origin, x grows with the column and y with the row of the map). Actions [8]: torques in
     [-1, 1]. Reward 1 within 0.5 m of the goal, which ends the episode; ``info["success"]`` says the same.
 
     The ant is Gymnasium's, with D4RL's physics: time step 0.02 s (five of them per action), gear 30, and contacts with
-    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the centre of the
+    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the center of the
     goal cell on either axis (`draw_goal`). The observation does not hold it, and the rewards of D4RL's data are those
     of one such goal.
 
@@ -193,12 +193,12 @@ class AntMaze(_Simulation):
 
 
 def cell_position(cell: tuple[int, int]) -> tuple[float, float]:
-    """Position (x, y) in metres of the centre of a cell (row, column) of an AntMaze, in D4RL's frame."""
+    """Position (x, y) in meters of the center of a cell (row, column) of an AntMaze, in D4RL's frame."""
     return CELL_SIZE * (cell[1] - _START_CELL[1]), CELL_SIZE * (cell[0] - _START_CELL[0])
 
 
 def draw_goal(cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
-    """A goal of D4RL's in a cell: (x, y) in metres, each the centre's plus U(0, 1) plus U(0, 0.5)."""
+    """A goal of D4RL's in a cell: (x, y) in meters, each the center's plus U(0, 1) plus U(0, 0.5)."""
     x, y = cell_position(cell)
     dx, dy = rng.uniform(0.0, 1.0, 2) + rng.uniform(0.0, 0.5, 2)
     return x + float(dx), y + float(dy)

@@ -12,10 +12,10 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.evaluation import environments
-from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
 from ld_agents.evaluation.scores import TASKS, family
 
-GOAL_RADIUS = 0.45  # metres, of gymnasium-robotics' mazes
+GOAL_RADIUS = 0.45  # meters, of gymnasium-robotics' mazes
 FIXED_GOAL_ENTRY_POINTS = (
     "ld_agents.evaluation.eval_env:FixedGoal",
     "ld_agents.data.pointmaze:FixedGoal",
@@ -32,7 +32,7 @@ class EvalEnvSpec:
         id: id in Gymnasium's registry.
         kwargs: keyword arguments of the environment.
         max_episode_steps: step limit; None: that of the registry.
-        goal: position in metres where the goal of a maze is held; None: where the environment puts it.
+        goal: position in meters where the goal of a maze is held; None: where the environment puts it.
         observation_columns: columns of a flat observation that are kept; None: all.
     """
 
@@ -116,13 +116,13 @@ _MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large
 
 
 def evaluation_spec(maze: str) -> EvalEnvSpec:
-    """PointMaze with D4RL's goal, held at the centre of its cell; starts in any other cell, goes on at the goal."""
+    """PointMaze with D4RL's goal, held at the center of its cell; starts in any other cell, goes on at the goal."""
     task = MAZES[maze]
     return EvalEnvSpec(
         task.env_id,
         {"maze_map": _marked(maze, g=task.goal_cell), "continuing_task": True, "reset_target": False},
         task.episode_steps,
-        cell_centre(maze, task.goal_cell),
+        cell_center(maze, task.goal_cell),
     )
 
 
@@ -140,7 +140,7 @@ def file_environment(task: str) -> EvalEnvSpec | None:
         maze = task.split("-")[1]
         spec = evaluation_spec(maze)
         kwargs = spec.kwargs | ({"reward_type": "dense"} if task.endswith("-dense") else {})
-        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the centre of the cell
+        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the center of the cell
         x, y = from_d4rl_frame(maze, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()
         return replace(spec, kwargs=kwargs, goal=(x, y))
     if task not in _ENVIRONMENTS:
@@ -184,7 +184,7 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     Args:
         env: a maze environment (PointMaze or AntMaze).
-        goal: the goal's position [2] in metres.
+        goal: the goal's position [2] in meters.
 
     Raises:
         TypeError: the environment is not a maze.
