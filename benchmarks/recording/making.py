@@ -145,11 +145,10 @@ class _Making:
         self.hashes |= about["policy_sha256"]
         self.seconds += about["seconds"]
         storage = MinariStorage.read(dataset_folder(part.dataset_id) / "data")
+        found = zip(storage.get_episodes(range(storage.total_episodes)), about["episodes"], strict=True)
         stored = [
-            Episode(*(episode[name] for name in ("observations", "actions", "rewards", "terminations")), **flags)
-            for episode, flags in zip(
-                storage.get_episodes(range(storage.total_episodes)), about["episodes"], strict=True
-            )
+            Episode(*(rows[name] for name in ("observations", "actions", "rewards", "terminations")), **flags)
+            for rows, flags in found
         ]
         total = sum(len(episode.actions) for episode in stored)
         return _first_steps(itertools.cycle(stored), total if steps is None else steps)

@@ -173,37 +173,27 @@ def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
     """Experts with action noise, which cloning undoes: what medium sets were before SAC agents recorded them."""
     recipes = {}
     for robot, levels in _NOISED.items():
-        rising = [_actor(folder, robot, name, noise) if name else Behavior(6) for name, noise in levels]
-        algorithm, noise = levels[-1]
-        env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
-        recipes[f"{name}-medium-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}An expert ({robot}_{algorithm}_actor) with Gaussian action noise (standard deviation {noise}) "
-            "stands in for a half-trained agent; its states differ from that agent's.",
-            rising[-1:],
-            steps=_EXPERT_STEPS[robot],
-            original_steps=MILLION,
-            seeded_as=f"{name}-medium-v0",
+        name, replay_steps = f"ld-agents/locomotion/{robot}", _REPLAY_STEPS[robot]
+        rising = [_actor(folder, robot, algorithm, noise) if algorithm else Behavior(6) for algorithm, noise in levels]
+        medium = (
+            "An expert ({}_{}_actor) with Gaussian action noise (standard deviation {}) stands in for a half-trained "
+            "agent; its states differ from that agent's."
+        ).format(robot, *levels[-1])
+        replay = (
+            "Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw while it "
+            "trained."
         )
-        recipes[f"{name}-medium-replay-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw "
-            "while it trained.",
-            rising,
-            steps=_REPLAY_STEPS[robot],
-            original_steps=_REPLAY_STEPS[robot],
-            seeded_as=f"{name}-medium-replay-v0",
+        joined = [Copy(f"{name}-medium-noised-v0"), Copy(f"{name}-expert-v0")]
+        sets: tuple[tuple[str, str, Sequence[Behavior | Copy], int | None, int], ...] = (
+            ("medium", medium, rising[-1:], _EXPERT_STEPS[robot], MILLION),
+            ("medium-replay", replay, rising, replay_steps, replay_steps),
+            ("medium-expert", "The medium set and the expert set, one after the other.", joined, None, 2 * MILLION),
         )
-        recipes[f"{name}-medium-expert-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}The medium set and the expert set, one after the other.",
-            [Copy(f"{name}-medium-noised-v0"), Copy(f"{name}-expert-v0")],
-            steps=None,
-            original_steps=2 * MILLION,
-        )
+        for level, what, parts, steps, original in sets:
+            old = f"{name}-{level}-v0"
+            recipes[f"{name}-{level}-noised-v0"] = Recipe(
+                _ROBOTS[robot], "stand-in", _ZOO + what, parts, steps, original_steps=original, seeded_as=old
+            )
     return recipes
 
 

@@ -117,11 +117,8 @@ class Demonstrations:
 
     def describe(self) -> dict[str, Any]:
         """What identifies the part, as JSON."""
-        return {
-            "demonstrations": self.file.name,
-            "attempts": self.attempts,
-            "sha256": {self.file.name: sha256(self.file)},
-        }
+        name = self.file.name
+        return {"demonstrations": name, "attempts": self.attempts, "sha256": {name: sha256(self.file)}}
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -203,11 +200,8 @@ def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episo
     """Let their behavior act in all lanes until each is finished; returns the episodes, lane after lane."""
     running = lanes
     while running:
-        actions = running[0].part.behavior.act(
-            np.stack([lane.observation for lane in running]),
-            [lane.rng for lane in running],
-            [lane.drawn for lane in running],
-        )
+        observations, rngs = np.stack([lane.observation for lane in running]), [lane.rng for lane in running]
+        actions = running[0].part.behavior.act(observations, rngs, [lane.drawn for lane in running])
         for lane, action in zip(running, actions, strict=True):
             lane.step(action)
         running = [lane for lane in running if not finished(lane)]

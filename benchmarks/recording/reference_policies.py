@@ -50,14 +50,9 @@ def measure_missing(
     n_episodes: int = EPISODES,
     out: Path = scores.MEASURED_FILE,
 ) -> None:
-    """Measure what the file lacks; it is brought up to date after every policy.
+    """Measure what the file `out` lacks of the tasks, such as "hopper" or "antmaze-umaze"; none: of all.
 
-    Args:
-        policies: folder with the behavior policies.
-        tasks: for instance "hopper" or "antmaze-umaze"; none: all.
-        processes: number of processes.
-        n_episodes: episodes of each policy.
-        out: the file.
+    It is brought up to date after every policy.
 
     Raises:
         ValueError: an unknown task.

@@ -223,11 +223,6 @@ class OfflineDataset:
         """The N observations, [N, S] float32, without the final ones."""
         return self.observation_rows[: self.n_steps]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the tensors."""
-        return sum(t.numel() * t.element_size() for t in self._tensors().values())
-
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {
             "observation_rows": self.observation_rows,

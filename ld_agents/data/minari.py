@@ -77,7 +77,7 @@ def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
     eval_env = EvalEnvSpec.from_json(metadata.get("eval_env_spec") or metadata.get("env_spec"))
     if not isinstance(ours, dict):
         ours, eval_env = {}, hub_environment(dataset_id, eval_env)
-    check, controller, made = ours.get("replay_check"), ours.get("controller"), ours.get("provenance")
+    check, controller, made = (ours.get(key) for key in ("replay_check", "controller", "provenance"))
     stored = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     numbers = [float(x) for x in stored if isinstance(x, int | float) and math.isfinite(x)]
     reference = (numbers[0], numbers[1]) if len(numbers) == 2 else None
@@ -219,12 +219,10 @@ def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
         stamp.update(f"{file.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode())
     key = np.frombuffer(stamp.digest(), dtype=np.uint8)
     cache = data.parent / _CACHE_NAME
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if np.array_equal(stored["key"], key):
-                return dict(stored)
-    except Exception:
-        pass  # no cache, or one that is damaged in whatever way: it is written again below
+    # No cache, or one that is damaged in whatever way, is written again below.
+    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
+        if np.array_equal(stored["key"], key):
+            return dict(stored)
     arrays = read()
     # A read-only folder only means that the next load visits every episode again.
     with contextlib.suppress(OSError), whole(cache) as unfinished, open(unfinished, "wb") as out:

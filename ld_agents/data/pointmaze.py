@@ -45,9 +45,7 @@ _JITTER = 0.1
 
 # id -> (maze, steps, evaluation episodes of the reference policies)
 BUILT_IN: dict[str, tuple[str, int, int]] = {
-    "ld-agents/pointmaze/umaze-v0": ("umaze", 1_000_000, 100),
-    "ld-agents/pointmaze/medium-v0": ("medium", 1_000_000, 100),
-    "ld-agents/pointmaze/large-v0": ("large", 1_000_000, 100),
+    **{f"ld-agents/pointmaze/{maze}-v0": (maze, 1_000_000, 100) for maze in MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
 }
 
