@@ -35,7 +35,7 @@ RECORDS = Path(__file__).resolve().parent.parent / "results" / "datasets"
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """Ids of the recipes that are meant by the names, each after those that it is made of.
+    """Ids of the recipes that the names stand for, each after those that it is made of.
 
     Experts with noise are only meant where they are named.
 

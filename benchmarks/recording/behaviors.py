@@ -65,7 +65,7 @@ class Behavior:
         return {}
 
     def finished(self, episode: Drawn) -> bool:
-        """Whether the behavior has done what it came for, so that the recording of the episode ends."""
+        """Whether the behavior has finished its task, so that the recording of the episode ends."""
         return False
 
     def act(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:

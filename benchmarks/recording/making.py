@@ -47,7 +47,7 @@ def make(
     chunk_steps: int = CHUNK_STEPS,
     show_progress: bool = True,
 ) -> None:
-    """Make a dataset and its record, unless they are there.
+    """Make a dataset and its record, unless they exist.
 
     Args:
         dataset_id: Minari id.
@@ -57,18 +57,18 @@ def make(
             another kind of processor the last bit of a policy's matrix products may differ, and then all that follows.
         processes: number of processes.
         records: folder for the small record of the set, which `report.py` reads; None: no record.
-        chunk_steps: about so many steps are kept together when a run is killed.
+        chunk_steps: steps of a chunk, about; a killed run resumes after its last complete chunk.
         show_progress: show a progress bar.
 
     Raises:
-        FileExistsError: a dataset of that id is there, but made otherwise.
+        FileExistsError: a dataset of that id exists, but was made differently.
     """
     described = _description(dataset_id, recipe, steps, seed, chunk_steps)
     total = described["steps"] or sum(getattr(part, "steps", 0) for part in recipe.parts) or None
     with work_folder(dataset_id, described) as work, worker_pool(processes) as run:
         if is_local(dataset_id):
             _check_same(dataset_id, described)
-            print(f"{dataset_id} is there", file=sys.stderr)
+            print(f"{dataset_id} exists", file=sys.stderr)
         else:
             with tqdm(total=total, unit="step", unit_scale=True, desc=dataset_id, disable=not show_progress) as bar:
                 making = _Making(dataset_id, recipe, described, work, run, bar)
@@ -272,7 +272,7 @@ def _check_same(dataset_id: str, described: dict[str, Any]) -> None:
     other = [key for key, value in described.items() if key != "versions" and stored.get(key) != value]
     if other:
         raise FileExistsError(
-            f"{dataset_id} is there, but made with other {' and '.join(other)}. Delete it (minari delete "
+            f"{dataset_id} exists, but was made with different {' and '.join(other)}. Delete it (minari delete "
             f"{dataset_id}), or choose another id."
         )
 

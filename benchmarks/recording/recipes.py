@@ -1,6 +1,6 @@
 """The recipes of the datasets that are made on this machine; `make_datasets.py` follows them.
 
-What D4RL did is repeated where its behavior policy or its demonstrations are at hand ("regenerated"). Elsewhere
+What D4RL did is repeated where its behavior policy or its demonstrations are available ("regenerated"). Elsewhere
 something else stands in, which the recipe says ("stand-in").
 """
 
@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ld_agents.data.d4rl import FILE_SIZES
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.eval_env import ENVIRONMENTS
 from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor
 from recording.kitchen_script import KitchenScript
 from recording.recorder import Demonstrations
@@ -72,27 +74,20 @@ def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
     `reference_policies.py` measures what these policies return, beside uniformly random actions.
     """
     ant, hands, robots = policies / "antmaze" / _ANT_FILE, policies / "adroit", _experts(policies / "locomotion")
-    found: dict[str, tuple[str, str, Behavior]] = {}
-    for maze in environments.ANTMAZE_GOALS:
-        found[f"antmaze-{maze}"] = f"ld_agents/AntMaze-{maze}-v0", "controller", AntNavigator(8, 0.2, ant, maze)
-    for robot, expert in robots.items():
-        found[robot] = _ROBOTS[robot], "expert", expert
-    for task in _ADROIT_ACTIONS:
-        found[task] = _adroit_env(task), "expert", _dapg(hands, task)
-    for name, tasks in environments.KITCHEN_TASKS.items():
-        script = KitchenScript(9, 0.05, example=tasks, example_share=1.0)
-        found[f"kitchen-{name}"] = f"ld_agents/Kitchen-{name}-v0", "controller", script
-    return found
-
-
-# D4RL recorded in -v2. -v4 is the same with today's bindings of MuJoCo; -v5 pays differently and moves Walker2d
-# differently.
-_ROBOTS = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4"}
+    best: dict[str, tuple[str, Behavior]] = {
+        **{f"antmaze-{maze}": ("controller", AntNavigator(8, 0.2, ant, maze)) for maze in environments.ANTMAZE_GOALS},
+        **{robot: ("expert", expert) for robot, expert in robots.items()},
+        **{hand: ("expert", _dapg(hands, hand)) for hand in _HANDS},
+        **{
+            f"kitchen-{name}": ("controller", KitchenScript(9, 0.05, example=tasks, example_share=1.0))
+            for name, tasks in environments.KITCHEN_TASKS.items()
+        },
+    }
+    return {task: (ENVIRONMENTS[task], name, behavior) for task, (name, behavior) in best.items()}
 
 
 def _actor(folder: Path, robot: str, name: str, noise: float = 0.0, stochastic: bool = False) -> LocomotionActor:
-    actions = {"halfcheetah": 6, "hopper": 3, "walker2d": 6}[robot]
-    return LocomotionActor(actions, noise, folder / f"{robot}_{name}_actor.npz", stochastic)
+    return LocomotionActor(FILE_SIZES[robot][1], noise, folder / f"{robot}_{name}_actor.npz", stochastic)
 
 
 def _experts(folder: Path) -> dict[str, LocomotionActor]:
@@ -117,7 +112,7 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
         "stochastic policy returned what D4RL's medium data do, to 15 %. " + _SIMULATOR
     )
     for robot, expert in _experts(folder).items():
-        env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
+        env_id, name = ENVIRONMENTS[robot], f"ld-agents/locomotion/{robot}"
         file = POLICIES / f"{robot}_sac.npz"
         sampling = "sampling its own actions" if expert.stochastic else "acting deterministically"
         recipes[f"{name}-medium-replay-v1"] = Recipe(
@@ -192,7 +187,7 @@ def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
         for level, what, parts, steps, original in sets:
             old = f"{name}-{level}-v0"
             recipes[f"{name}-{level}-noised-v0"] = Recipe(
-                _ROBOTS[robot], "stand-in", _ZOO + what, parts, steps, original_steps=original, seeded_as=old
+                ENVIRONMENTS[robot], "stand-in", _ZOO + what, parts, steps, original_steps=original, seeded_as=old
             )
     return recipes
 
@@ -206,7 +201,7 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
         maze, _, anywhere = name.partition("-")
         where = "a start and a goal cell drawn from all cells" if anywhere else "the fixed start and goal cell"
         recipes[f"ld-agents/antmaze/{name}-v1"] = Recipe(
-            f"ld_agents/AntMaze-{maze}-v0",
+            ENVIRONMENTS[f"antmaze-{maze}"],
             "regenerated",
             "D4RL's recipe with D4RL's policy and its ant's physics in a rebuilt maze: a goal-reaching ant is sent "
             "from cell to cell along shortest paths, with Gaussian action noise (standard deviation 0.2). Every "
@@ -223,22 +218,18 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
     return recipes
 
 
-_ADROIT_ACTIONS = {"pen": 24, "hammer": 26, "door": 28, "relocate": 30}
-
-
-def _adroit_env(task: str) -> str:
-    return f"ld_agents/Adroit{task.capitalize()}-v0"
+_HANDS = ("pen", "hammer", "door", "relocate")
 
 
 def _dapg(folder: Path, task: str) -> DapgPolicy:
-    return DapgPolicy(_ADROIT_ACTIONS[task], file=folder / f"{task}_dapg_policy.npz")
+    return DapgPolicy(FILE_SIZES[task][1], file=folder / f"{task}_dapg_policy.npz")
 
 
 def _adroit(folder: Path) -> dict[str, Recipe]:
     human_steps = {"pen": 5_000, "hammer": 11_310, "door": 6_729, "relocate": 9_942}
     recipes = {}
-    for task in _ADROIT_ACTIONS:
-        env_id, name, policy = _adroit_env(task), f"ld-agents/adroit/{task}", _dapg(folder, task)
+    for task in _HANDS:
+        env_id, name, policy = ENVIRONMENTS[task], f"ld-agents/adroit/{task}", _dapg(folder, task)
         real = task == "door"
         recipes[f"{name}-expert-v0"] = Recipe(
             env_id,
@@ -304,7 +295,7 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
     return {
         **{
             f"ld-agents/kitchen/{name}-v0": Recipe(
-                f"ld_agents/Kitchen-{name}-v0",
+                ENVIRONMENTS[f"kitchen-{name}"],
                 "stand-in",
                 f"{scripted}{what}{ending}",
                 [script],

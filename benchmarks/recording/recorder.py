@@ -35,7 +35,7 @@ _SEEDS = 2**31  # evaluation seeds lie above
 class Recording:
     """A part of a dataset that is recorded: `steps` steps of one behavior in one environment, made with `env_kwargs`.
 
-    `past_terminals`: whether an episode goes on after a terminal, until the step limit. `chunk_steps`: steps of a
+    `past_terminals`: whether an episode continues after a terminal, until the step limit. `chunk_steps`: steps of a
     chunk, up to the ends of its last episodes.
     """
 
@@ -209,7 +209,7 @@ def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episo
 
 
 def play(env_id: str, behavior: Behavior, n_episodes: int, entropy: tuple[int, ...]) -> list[Episode]:
-    """So many episodes of a behavior in an environment, each until its terminal or the step limit."""
+    """Episodes of a behavior in an environment, each until its terminal or the step limit."""
     part = Recording(env_id, behavior, steps=0)
     streams = np.random.SeedSequence(entropy).spawn(n_episodes)
     envs = _environments(part)

@@ -1,7 +1,7 @@
 """Train the SAC agents whose actors record our locomotion data, as D4RL's medium and medium-replay sets were made.
 
 One training of Stable-Baselines3's SAC per robot, with its default settings, ends when the stochastic policy returns
-what D4RL's medium data return on average, to 15 %. Where it leaps past that, it goes on in smaller steps until it comes
+what D4RL's medium data return on average, to 15 %. Where it leaps past that, it continues in smaller steps until it is
 near. Actors are stored along the way in benchmarks/policies/ROBOT_sac.npz: the last one is the medium policy, all of
 them in turn record what the replay buffer of such a training holds. A killed training resumes at its last evaluation.
 """
@@ -20,14 +20,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from ld_agents.data.storage import whole
+from ld_agents.evaluation.eval_env import ENVIRONMENTS
 from recording.behaviors import POLICIES
 
-# Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
-ROBOTS = {
-    "halfcheetah": ("HalfCheetah-v4", 4770.0),
-    "hopper": ("Hopper-v4", 1422.0),
-    "walker2d": ("Walker2d-v4", 2852.0),
-}
+# Mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
+ROBOTS = {"halfcheetah": 4770.0, "hopper": 1422.0, "walker2d": 2852.0}
 
 SEED = 1_000  # one training per robot, fixed before the first one was seen
 EVERY = 10_000  # environment steps between two actors
@@ -52,7 +49,7 @@ class Training:
     """One SAC training with the actors that it has stored so far."""
 
     def __init__(self, robot: str, work: Path) -> None:
-        self.env_id, self.target = ROBOTS[robot]
+        self.env_id, self.target = ENVIRONMENTS[robot], ROBOTS[robot]
         self.file, self.state = POLICIES / f"{robot}_sac.npz", work / f"{robot}_sac.pt"
         self.robot = robot
         net_arch = {"pi": list(ACTOR), "qf": [256, 256]}

@@ -261,8 +261,8 @@ class OfflineDataset:
         Args:
             horizon: window length H in steps, at least 1.
             past_terminals: windows may also run past a terminal, so that each of the last H steps before it begins a
-                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
-                goal, where every step is an episode of its own, and windows of one step would carry no signal.
+                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze continues at
+                its goal, where every step is an episode of its own, and windows of one step would carry no signal.
 
         Returns:
             [W] int32, increasing.

@@ -7,8 +7,9 @@ target, or after 300/600/800 steps, the next target is drawn. Source: Fu et al. 
 generation script; the simulator is gymnasium-robotics' PointMaze.
 
 D4RL sets a timeout where the target changes. Here an episode is 1,000 steps of the trajectory, as the environment
-itself has it (`reset_target=True` draws a new goal within an episode): the motion goes on across a change of target,
-and a planner has to see what it looks like to arrive and turn round. LDCQ's released code ignores those timeouts too.
+itself has it (`reset_target=True` draws a new goal within an episode): the motion continues across a change of
+target, and a planner has to see what it looks like to arrive and turn around. LDCQ's released code ignores those
+timeouts too.
 
 The steps are recorded in chunks of 100,000. Every chunk is a trajectory of its own with its own random stream, so that
 the data do not depend on the number of processes.

@@ -1,7 +1,7 @@
 """Recording: episodes in chunks that survive a killed process, and the local Minari dataset that they become.
 
-What is recorded is a `Part`: so many steps that are cut in chunks. A chunk is a function of the part, a seed sequence
-and its own number, whatever process records it and whatever else runs. Finished chunks stay in a hidden folder of
+What is recorded is a `Part`: a number of steps, divided into chunks. A chunk is a function of the part, a seed sequence
+and its own number, independent of the process that records it. Finished chunks stay in a hidden folder of
 Minari's root until the dataset is whole, so a killed recording resumes. A chunk comes with a replay check: stored
 actions are replayed open loop, and every next observation, reward and terminal is compared with what was stored.
 """
@@ -158,7 +158,7 @@ def recorded_chunks(
     """
     numbers, left = range(part.chunks), part.steps
     files = [folder / f"{number}.npz" for number in numbers]
-    # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
+    # When this function ends, the iterator is closed, which cancels the chunks that have not begun.
     for file in run(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
         with np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
@@ -185,7 +185,7 @@ class _Workers(ProcessPoolExecutor):
 
 
 def _begin_worker() -> None:
-    # Ctrl-C reaches the workers too, but it is the parent's to say what happens: chunks that are begun are finished.
+    # Ctrl-C reaches the workers too, but the parent decides what happens: chunks under way are finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -223,7 +223,7 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
 def work_folder(dataset_id: str, description: dict[str, Any]) -> Iterator[Path]:
     """A hidden folder in Minari's root where a dataset grows, for one process at a time.
 
-    Another description means another folder. What recordings of the dataset have left goes once the dataset is local.
+    Another description means another folder. Leftovers of its recordings are removed once the dataset is local.
 
     Raises:
         ValueError: the id is malformed.

@@ -86,7 +86,7 @@ def find(env_id: str) -> gym.envs.registration.EnvSpec:
     if env_id not in gym.registry:
         raise ValueError(
             f"The environment {env_id!r} is not in Gymnasium's registry. Import the package that registers it first "
-            "(make_datasets.py does so where it is told module:id), or make the environment yourself."
+            "(make_datasets.py takes module:id), or make the environment yourself."
         )
     return gym.registry[env_id]
 
@@ -247,7 +247,7 @@ class Adroit(_Simulation):
       and object, gymnasium-robotics +0.1 times;
     * pen ends when the pen is dropped, and after 100 steps (gymnasium-robotics: never, and after 200);
     * ``info["success"]`` follows the rule of D4RL's authors: more than 25 steps at the goal so far (pen: 20).
-      ``info["goal_achieved"]`` is gymnasium-robotics' word on the single step.
+      ``info["goal_achieved"]`` is gymnasium-robotics' flag of the single step.
 
     Observations [45], [46], [39], [39] for pen, hammer, door and relocate; actions [24], [26], [28], [30] in [-1, 1].
     ``reset(options={"initial_state_dict": ...})`` starts from a given state, see gymnasium-robotics.

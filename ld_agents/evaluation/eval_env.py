@@ -101,7 +101,7 @@ class EvalEnvSpec:
 
 # -- which environment evaluates a task ----------------------------------------------------------------------------
 
-_ENVIRONMENTS: dict[str, str] = {
+ENVIRONMENTS: dict[str, str] = {
     **{f"antmaze-{maze}": f"ld_agents/AntMaze-{maze}-v0" for maze in environments.ANTMAZE_GOALS},
     # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
     # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
@@ -109,6 +109,8 @@ _ENVIRONMENTS: dict[str, str] = {
     **{hand.lower(): f"ld_agents/Adroit{hand}-v0" for hand in environments.ADROIT_STEPS},
     **{f"kitchen-{name}": f"ld_agents/Kitchen-{name}-v0" for name in environments.KITCHEN_TASKS},
 }
+"""The environment in which D4RL's data of a task are evaluated and recorded here, by task; the mazes of maze2d have
+`evaluation_spec`."""
 # D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
 _KITCHEN_POSITIONS = (*range(9), *range(18, 39))
 # Cells (row, column) of start and goal. Minari's umaze is D4RL's upside down.
@@ -116,7 +118,7 @@ _MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large
 
 
 def evaluation_spec(maze: str) -> EvalEnvSpec:
-    """PointMaze with D4RL's goal, held at the center of its cell; starts in any other cell, goes on at the goal."""
+    """PointMaze with D4RL's goal, held at the center of its cell; starts in any other cell, continues at the goal."""
     task = MAZES[maze]
     return EvalEnvSpec(
         task.env_id,
@@ -143,19 +145,19 @@ def file_environment(task: str) -> EvalEnvSpec | None:
         goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the center of the cell
         x, y = from_d4rl_frame(maze, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()
         return replace(spec, kwargs=kwargs, goal=(x, y))
-    if task not in _ENVIRONMENTS:
+    if task not in ENVIRONMENTS:
         return None
     spec = _registered(task)
     return replace(spec, observation_columns=_KITCHEN_POSITIONS) if family(task) == "kitchen" else spec
 
 
 def _registered(task: str) -> EvalEnvSpec:
-    name = _ENVIRONMENTS[task]
+    name = ENVIRONMENTS[task]
     return EvalEnvSpec(name, max_episode_steps=environments.find(name).max_episode_steps)
 
 
 def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec | None:
-    """Evaluation environment of a dataset from Minari's hub, with what its metadata get wrong put right.
+    """Evaluation environment of a dataset from Minari's hub, with the errors of its metadata corrected.
 
     Args:
         dataset_id: Minari id.
@@ -168,7 +170,7 @@ def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec |
         return _registered(task)
     if family(task) == "antmaze" and named is not None:
         # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
-        # the episode goes on at the goal, where D4RL ends it.
+        # the episode continues at the goal, where D4RL ends it.
         maze = task.removeprefix("antmaze-")
         start, goal = _MINARI_ANTMAZE[maze]
         grid = _marked(maze, r=start, g=goal)
