@@ -1,26 +1,14 @@
-"""Files that appear whole or not at all, so that whoever reads one never sees a part of it."""
+"""Text and JSON files that appear whole or not at all, so that whoever reads one never sees a part of it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from ld_agents.data.storage import whole
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from ld_agents.evaluation.scores import TASKS
 from recording import reference_policies, train_sac
@@ -36,7 +35,7 @@ RECORDS = Path(__file__).resolve().parent.parent / "results" / "datasets"
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """Ids of the recipes that are meant by the names, each after those that it is made of.
+    """Ids of the recipes that the names stand for, each after those that it is made of.
 
     Experts with noise are only meant where they are named.
 
@@ -68,10 +67,10 @@ def select(names: Sequence[str]) -> list[str]:
 
 
 def agent_recipe(env_id: str, agent: Path, algorithm: str, noise: float, trusted: bool) -> Recipe:
-    """The recipe of a data set that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
+    """The recipe of a dataset that is recorded from an agent saved by Stable-Baselines3 or sb3-contrib.
 
     The agent sees the environment's own observations: one that was trained behind VecNormalize needs an environment
-    that normalises.
+    that normalizes.
 
     Raises:
         PermissionError: not `trusted`.
@@ -113,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, families, or all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets, families, or all")
     parser.add_argument(
         "--policies", type=Path, metavar="DIR", default=Path(), help="folder with the behavior policies"
     )
@@ -152,12 +151,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make what the command line asks for."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     options = parse_arguments(arguments)
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     sys.path.insert(1, os.getcwd())  # modules that register an environment are looked for where the command was typed
     try:
         if options.train_sac:
@@ -171,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             if options.id in TASKS or options.id.startswith(("D4RL/", "mujoco/", "ld-agents/")):
                 raise ValueError(
-                    f"{options.id} is the id of a published data set. Choose one of your own: me/hopper-v0."
+                    f"{options.id} is the id of a published dataset. Choose one of your own: me/hopper-v0."
                 )
             recipe = agent_recipe(options.env, options.agent, options.algo, options.noise, options.trust)
             make(options.id, recipe, options.steps, options.seed, options.processes)

@@ -1,1 +1,1 @@
-"""Data sets made on this machine: recipes, the behaviors that they are recorded with, and the recorder."""
+"""Datasets made on this machine: recipes, the behaviors that they are recorded with, and the recorder."""

@@ -1,4 +1,4 @@
-"""Behaviors: the policies that data sets are recorded with.
+"""Behaviors: the policies that datasets are recorded with.
 
 A behavior acts for many environments at once with one forward pass in numpy. Its randomness comes from one generator
 per environment, so what happens in one environment does not depend on the others.
@@ -7,6 +7,7 @@ per environment, so what happens in one environment does not depend on the other
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,8 @@ from ld_agents.evaluation.environments import ANTMAZE_GOALS, CELL_SIZE, cell_pos
 from ld_agents.evaluation.mazes import free_cells, next_cells
 
 Array = NDArray[Any]
+Generators = Sequence[np.random.Generator]  # one per environment
+Drawn = dict[str, Any]  # what `Behavior.begin` drew for an episode
 
 POLICIES = Path(__file__).resolve().parent.parent / "policies"
 """The policies that belong to this repository: the actors of `train_sac.py`."""
@@ -57,36 +60,26 @@ class Behavior:
             "sha256": {file.name: sha256(file) for file in self.files},
         }
 
-    def begin(self, rng: np.random.Generator) -> dict[str, Any]:
+    def begin(self, rng: np.random.Generator) -> Drawn:
         """What is drawn for a new episode; it is passed to the environment's reset as options."""
         return {}
 
-    def finished(self, episode: dict[str, Any]) -> bool:
-        """Whether the behavior has done what it came for, so that the recording of the episode ends."""
+    def finished(self, episode: Drawn) -> bool:
+        """Whether the behavior has finished its task, so that the recording of the episode ends."""
         return False
 
-    def act(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
-        """Actions [n, A] in [-1, 1] for n environments.
-
-        Args:
-            observations: [n, S].
-            rngs: one generator per environment.
-            episodes: what `begin` drew, one per environment.
-        """
+    def act(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
+        """Actions [n, A] in [-1, 1] for n environments with observations [n, S]."""
         actions = self.mean_actions(observations, rngs, episodes)
         if self.noise:
             actions = actions + self.noise * self.normal(rngs)
         return np.clip(actions, -1.0, 1.0)
 
-    def mean_actions(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
+    def mean_actions(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
         """Actions before noise and clipping."""
         return np.stack([rng.uniform(-1.0, 1.0, self.action_size) for rng in rngs])
 
-    def normal(self, rngs: Sequence[np.random.Generator]) -> Array:
+    def normal(self, rngs: Generators) -> Array:
         """Standard normal numbers [n, A]."""
         return np.stack([rng.standard_normal(self.action_size) for rng in rngs])
 
@@ -97,11 +90,11 @@ def sha256(file: Path) -> str:
 
 
 def _existing(file: Path) -> Path:
-    if not file.is_file() and file.parent == POLICIES:
-        robot = file.stem.removesuffix("_sac")
-        raise FileNotFoundError(f"There is no file {file}. Run: python benchmarks/make_datasets.py --train-sac {robot}")
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}. Give the folder with the behavior policies: --policies DIR")
+        todo = "Give the folder with the behavior policies: --policies DIR"
+        if file.parent == POLICIES:
+            todo = f"Run: python benchmarks/make_datasets.py --train-sac {file.stem.removesuffix('_sac')}"
+        raise FileNotFoundError(f"There is no file {file}. {todo}")
     return file
 
 
@@ -128,16 +121,14 @@ class StoredPolicy(Behavior):
 
 @dataclass(frozen=True)
 class LocomotionActor(StoredPolicy):
-    """The actor of an agent of RL Baselines3 Zoo: a multi-layer perceptron with its observation normaliser.
+    """The actor of an agent of RL Baselines3 Zoo: a multi-layer perceptron with its observation normalizer.
 
     `stochastic` samples the actor's own Gaussian (through the tanh, if it ends in one) before `noise` is added.
     """
 
     stochastic: bool = False
 
-    def mean_actions(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
+    def mean_actions(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
         w = self.weights
         hidden = observations.astype(np.float32)
         if "obs_mean" in w:
@@ -148,12 +139,11 @@ class LocomotionActor(StoredPolicy):
             hidden = hidden @ w[f"w{i}"].T + w[f"b{i}"]
             hidden = np.tanh(hidden) if str(w["activation"]) == "tanh" else np.maximum(hidden, 0.0)
         actions = hidden @ w[f"w{layers - 1}"].T + w[f"b{layers - 1}"]
-        if self.stochastic:
-            if "log_std_w" in w:
-                log_std = np.clip(hidden @ w["log_std_w"].T + w["log_std_b"], -20.0, 2.0)
-            else:
-                log_std = w["log_std"]
+        if self.stochastic and "log_std_w" in w:
+            log_std = np.clip(hidden @ w["log_std_w"].T + w["log_std_b"], -20.0, 2.0)
             actions = actions + np.exp(log_std) * self.normal(rngs)
+        elif self.stochastic:
+            actions = actions + np.exp(w["log_std"]) * self.normal(rngs)
         return np.tanh(actions) if w["squash"] else np.clip(actions, -1.0, 1.0)
 
 
@@ -189,9 +179,7 @@ class DapgPolicy(StoredPolicy):
 
     spread: float = 1.0
 
-    def mean_actions(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
+    def mean_actions(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
         w = self.weights
         hidden = (observations - w["in_shift"]) / (w["in_scale"] + 1e-8)
         hidden = np.tanh(hidden @ w["w0"].T + w["b0"])
@@ -205,17 +193,17 @@ class AntNavigator(StoredPolicy):
     """D4RL's way-point controller for AntMaze: a goal-reaching ant that is sent from cell to cell.
 
     At every step the ant is sent to the next cell on a shortest path to the episode's goal: to a point drawn up to 1 m
-    beyond its centre (on either axis), or to the goal itself when it lies in that cell. The policy sees the direction
+    beyond its center (on either axis), or to the goal itself when it lies in that cell. The policy sees the direction
     only, rescaled to norm 10. `random_cells` draws the cells of start and goal of each episode from all cells (D4RL's
-    "diverse"); otherwise they are the fixed ones of the evaluation. Offsets from the centres of cells are D4RL's, for
-    goals those of `environments.draw_goal`. D4RL takes the ant to be in a cell from its centre up to the next one's;
+    "diverse"); otherwise they are the fixed ones of the evaluation. Offsets from the centers of cells are D4RL's, for
+    goals those of `environments.draw_goal`. D4RL takes the ant to be in a cell from its center up to the next one's;
     here it is in the cell whose floor it is on.
     """
 
     maze: str = "umaze"
     random_cells: bool = False
 
-    def begin(self, rng: np.random.Generator) -> dict[str, Any]:
+    def begin(self, rng: np.random.Generator) -> Drawn:
         if not self.random_cells:
             cell = ANTMAZE_GOALS[self.maze]
             return {"cell": cell, "goal": draw_goal(cell, rng), "start": (0.0, 0.0)}
@@ -228,7 +216,7 @@ class AntNavigator(StoredPolicy):
         dx, dy = rng.uniform(0.0, 1.0, 2)
         return x + float(dx), y + float(dy)
 
-    def _direction(self, x: float, y: float, episode: dict[str, Any], rng: np.random.Generator) -> tuple[float, float]:
+    def _direction(self, x: float, y: float, episode: Drawn, rng: np.random.Generator) -> tuple[float, float]:
         route = next_cells(self.maze)[episode["cell"]]
         at = round(y / CELL_SIZE) + 1, round(x / CELL_SIZE) + 1
         if at not in route:  # a leg may reach over a wall's corner
@@ -238,9 +226,7 @@ class AntNavigator(StoredPolicy):
         norm = math.hypot(dx, dy) + 1e-9
         return 10.0 * dx / norm, 10.0 * dy / norm
 
-    def mean_actions(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
+    def mean_actions(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
         w = self.weights
         directions = [
             self._direction(float(row[0]), float(row[1]), episode, rng)
@@ -272,9 +258,7 @@ class SavedAgent(Behavior):
         torch.set_num_threads(1)
         return agent_class(self.algorithm, self.trusted).load(self.file, device="cpu")
 
-    def mean_actions(
-        self, observations: Array, rngs: Sequence[np.random.Generator], episodes: Sequence[dict[str, Any]]
-    ) -> Array:
+    def mean_actions(self, observations: Array, rngs: Generators, episodes: Sequence[Drawn]) -> Array:
         actions, _ = self.agent.predict(observations.astype(np.float32), deterministic=True)
         space = self.agent.action_space
         return 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
@@ -301,10 +285,5 @@ def agent_class(algorithm: str, trusted: bool) -> Any:
             f"A zip saved by {algorithm} holds pickled objects, and reading them can run any code on this machine. If "
             "you know where the file comes from and trust it, add --trust."
         )
-    if algorithm in ("TQC", "TRPO"):
-        import sb3_contrib
-
-        return getattr(sb3_contrib, algorithm)
-    import stable_baselines3
-
-    return getattr(stable_baselines3, algorithm)
+    library = "sb3_contrib" if algorithm in ("TQC", "TRPO") else "stable_baselines3"
+    return getattr(importlib.import_module(library), algorithm)

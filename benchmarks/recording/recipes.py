@@ -1,6 +1,6 @@
-"""The recipes of the data sets that are made on this machine; `make_datasets.py` follows them.
+"""The recipes of the datasets that are made on this machine; `make_datasets.py` follows them.
 
-What D4RL did is repeated where its behavior policy or its demonstrations are at hand ("regenerated"). Elsewhere
+What D4RL did is repeated where its behavior policy or its demonstrations are available ("regenerated"). Elsewhere
 something else stands in, which the recipe says ("stand-in").
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
-
+from ld_agents.data.d4rl import FILE_SIZES
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.eval_env import ENVIRONMENTS
 from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor
 from recording.kitchen_script import KitchenScript
 from recording.recorder import Demonstrations
@@ -24,21 +23,21 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Copy:
-    """A part of a data set that repeats the episodes of another local set."""
+    """A part of a dataset that repeats the episodes of another local set."""
 
     dataset_id: str
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A part of a data set that is recorded from behavior cloning of another local set."""
+    """A part of a dataset that is recorded from behavior cloning of another local set."""
 
     dataset_id: str
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a data set is made.
+    """How a dataset is made.
 
     `env_id`: the evaluation environment; made with `env_kwargs`, names and values, it is that of the recording.
     `parts` follow each other and share `steps`, the default size, equally; None: the parts with all that they hold.
@@ -58,14 +57,6 @@ class Recipe:
     seeded_as: str | None = None
 
 
-def episode_steps(env_id: str) -> int:
-    """Step limit of an environment of this project."""
-    environments.register()
-    steps = gym.registry[env_id].max_episode_steps
-    assert steps is not None
-    return steps
-
-
 def recipes(policies: Path = Path()) -> dict[str, Recipe]:
     """All recipes by the ids of their datasets; `policies`: the folder with the behavior policies of other projects."""
     return {
@@ -83,32 +74,20 @@ def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
     `reference_policies.py` measures what these policies return, beside uniformly random actions.
     """
     ant, hands, robots = policies / "antmaze" / _ANT_FILE, policies / "adroit", _experts(policies / "locomotion")
-    return {
+    best: dict[str, tuple[str, Behavior]] = {
+        **{f"antmaze-{maze}": ("controller", AntNavigator(8, 0.2, ant, maze)) for maze in environments.ANTMAZE_GOALS},
+        **{robot: ("expert", expert) for robot, expert in robots.items()},
+        **{hand: ("expert", _dapg(hands, hand)) for hand in _HANDS},
         **{
-            f"antmaze-{maze}": (f"ld_agents/AntMaze-{maze}-v0", "controller", AntNavigator(8, 0.2, ant, maze))
-            for maze in _MAZES
-        },
-        **{robot: (_ROBOTS[robot], "expert", expert) for robot, expert in robots.items()},
-        **{task: (_adroit_env(task), "expert", _dapg(hands, task)) for task in _ADROIT_ACTIONS},
-        **{
-            f"kitchen-{name}": (
-                f"ld_agents/Kitchen-{name}-v0",
-                "controller",
-                KitchenScript(9, 0.05, example=tasks, example_share=1.0),
-            )
+            f"kitchen-{name}": ("controller", KitchenScript(9, 0.05, example=tasks, example_share=1.0))
             for name, tasks in environments.KITCHEN_TASKS.items()
         },
     }
-
-
-# D4RL recorded in -v2. -v4 is the same with today's bindings of MuJoCo; -v5 pays differently and moves Walker2d
-# differently.
-_ROBOTS = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4"}
+    return {task: (ENVIRONMENTS[task], name, behavior) for task, (name, behavior) in best.items()}
 
 
 def _actor(folder: Path, robot: str, name: str, noise: float = 0.0, stochastic: bool = False) -> LocomotionActor:
-    actions = {"halfcheetah": 6, "hopper": 3, "walker2d": 6}[robot]
-    return LocomotionActor(actions, noise, folder / f"{robot}_{name}_actor.npz", stochastic)
+    return LocomotionActor(FILE_SIZES[robot][1], noise, folder / f"{robot}_{name}_actor.npz", stochastic)
 
 
 def _experts(folder: Path) -> dict[str, LocomotionActor]:
@@ -133,7 +112,7 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
         "stochastic policy returned what D4RL's medium data do, to 15 %. " + _SIMULATOR
     )
     for robot, expert in _experts(folder).items():
-        env_id, name = _ROBOTS[robot], f"ld-agents/locomotion/{robot}"
+        env_id, name = ENVIRONMENTS[robot], f"ld-agents/locomotion/{robot}"
         file = POLICIES / f"{robot}_sac.npz"
         sampling = "sampling its own actions" if expert.stochastic else "acting deterministically"
         recipes[f"{name}-medium-replay-v1"] = Recipe(
@@ -174,68 +153,45 @@ def _locomotion(folder: Path) -> dict[str, Recipe]:
     return recipes
 
 
+# Algorithm of an agent of RL Baselines3 Zoo (none: random actions) and its action noise. Five levels stand for what an
+# agent saw while it trained; the last one alone stands for the medium agent, and its noise is such that 20 episodes
+# come near the mean returns of D4RL's medium sets (4,770, 1,420 and 2,850). The means over all levels come to about
+# those of D4RL's medium-replay sets (3,100, 470 and 680).
+_NOISED = {
+    "halfcheetah": ((None, 0.0), ("a2c", 0.3), ("sac", 0.6), ("sac", 0.5), ("sac", 0.4)),
+    "hopper": (("ppo", 1.0), ("ppo", 0.6), ("a2c", 0.6), ("ppo", 0.4), ("ppo", 0.2)),
+    "walker2d": (("sac", 1.0), ("a2c", 0.4), ("a2c", 0.1), ("sac", 0.6), ("sac", 0.3)),
+}
+
+
 def _locomotion_noised(folder: Path) -> dict[str, Recipe]:
     """Experts with action noise, which cloning undoes: what medium sets were before SAC agents recorded them."""
-    actor = partial(_actor, folder)
-    # Noise for which 20 episodes come near the mean returns of D4RL's medium sets (4,770, 1,420 and 2,850).
-    medium = {
-        "halfcheetah": actor("halfcheetah", "sac", 0.4),
-        "hopper": actor("hopper", "ppo", 0.2),
-        "walker2d": actor("walker2d", "sac", 0.3),
-    }
-    # Mean returns of D4RL's sets are about 3,100, 470 and 680; the means of these levels come to about as much.
-    rising: dict[str, list[Behavior]] = {
-        "halfcheetah": [
-            Behavior(6),
-            actor("halfcheetah", "a2c", 0.3),
-            *(actor("halfcheetah", "sac", noise) for noise in (0.6, 0.5, 0.4)),
-        ],
-        "hopper": [
-            *(actor("hopper", "ppo", noise) for noise in (1.0, 0.6)),
-            actor("hopper", "a2c", 0.6),
-            *(actor("hopper", "ppo", noise) for noise in (0.4, 0.2)),
-        ],
-        "walker2d": [
-            actor("walker2d", "sac", 1.0),
-            *(actor("walker2d", "a2c", noise) for noise in (0.4, 0.1)),
-            *(actor("walker2d", "sac", noise) for noise in (0.6, 0.3)),
-        ],
-    }
     recipes = {}
-    for robot, env_id in _ROBOTS.items():
-        name = f"ld-agents/locomotion/{robot}"
-        recipes[f"{name}-medium-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}An expert ({medium[robot].file.stem}) with Gaussian action noise (standard deviation "
-            f"{medium[robot].noise}) stands in for a half-trained agent; its states differ from that agent's.",
-            [medium[robot]],
-            steps=_EXPERT_STEPS[robot],
-            original_steps=MILLION,
-            seeded_as=f"{name}-medium-v0",
+    for robot, levels in _NOISED.items():
+        name, replay_steps = f"ld-agents/locomotion/{robot}", _REPLAY_STEPS[robot]
+        rising = [_actor(folder, robot, algorithm, noise) if algorithm else Behavior(6) for algorithm, noise in levels]
+        medium = (
+            "An expert ({}_{}_actor) with Gaussian action noise (standard deviation {}) stands in for a half-trained "
+            "agent; its states differ from that agent's."
+        ).format(robot, *levels[-1])
+        replay = (
+            "Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw while it "
+            "trained."
         )
-        recipes[f"{name}-medium-replay-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}Five behaviors of rising skill, the last that of the medium set, stand in for what an agent saw "
-            "while it trained.",
-            rising[robot],
-            steps=_REPLAY_STEPS[robot],
-            original_steps=_REPLAY_STEPS[robot],
-            seeded_as=f"{name}-medium-replay-v0",
+        joined = [Copy(f"{name}-medium-noised-v0"), Copy(f"{name}-expert-v0")]
+        sets: tuple[tuple[str, str, Sequence[Behavior | Copy], int | None, int], ...] = (
+            ("medium", medium, rising[-1:], _EXPERT_STEPS[robot], MILLION),
+            ("medium-replay", replay, rising, replay_steps, replay_steps),
+            ("medium-expert", "The medium set and the expert set, one after the other.", joined, None, 2 * MILLION),
         )
-        recipes[f"{name}-medium-expert-noised-v0"] = Recipe(
-            env_id,
-            "stand-in",
-            f"{_ZOO}The medium set and the expert set, one after the other.",
-            [Copy(f"{name}-medium-noised-v0"), Copy(f"{name}-expert-v0")],
-            steps=None,
-            original_steps=2 * MILLION,
-        )
+        for level, what, parts, steps, original in sets:
+            old = f"{name}-{level}-v0"
+            recipes[f"{name}-{level}-noised-v0"] = Recipe(
+                ENVIRONMENTS[robot], "stand-in", _ZOO + what, parts, steps, original_steps=original, seeded_as=old
+            )
     return recipes
 
 
-_MAZES = ("umaze", "medium", "large")
 _ANT_FILE = "goal_reaching_ant_policy.npz"
 
 
@@ -245,7 +201,7 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
         maze, _, anywhere = name.partition("-")
         where = "a start and a goal cell drawn from all cells" if anywhere else "the fixed start and goal cell"
         recipes[f"ld-agents/antmaze/{name}-v1"] = Recipe(
-            f"ld_agents/AntMaze-{maze}-v0",
+            ENVIRONMENTS[f"antmaze-{maze}"],
             "regenerated",
             "D4RL's recipe with D4RL's policy and its ant's physics in a rebuilt maze: a goal-reaching ant is sent "
             "from cell to cell along shortest paths, with Gaussian action noise (standard deviation 0.2). Every "
@@ -262,22 +218,18 @@ def _antmaze(folder: Path) -> dict[str, Recipe]:
     return recipes
 
 
-_ADROIT_ACTIONS = {"pen": 24, "hammer": 26, "door": 28, "relocate": 30}
-
-
-def _adroit_env(task: str) -> str:
-    return f"ld_agents/Adroit{task.capitalize()}-v0"
+_HANDS = ("pen", "hammer", "door", "relocate")
 
 
 def _dapg(folder: Path, task: str) -> DapgPolicy:
-    return DapgPolicy(_ADROIT_ACTIONS[task], file=folder / f"{task}_dapg_policy.npz")
+    return DapgPolicy(FILE_SIZES[task][1], file=folder / f"{task}_dapg_policy.npz")
 
 
 def _adroit(folder: Path) -> dict[str, Recipe]:
     human_steps = {"pen": 5_000, "hammer": 11_310, "door": 6_729, "relocate": 9_942}
     recipes = {}
-    for task in _ADROIT_ACTIONS:
-        env_id, name, policy = _adroit_env(task), f"ld-agents/adroit/{task}", _dapg(folder, task)
+    for task in _HANDS:
+        env_id, name, policy = ENVIRONMENTS[task], f"ld-agents/adroit/{task}", _dapg(folder, task)
         real = task == "door"
         recipes[f"{name}-expert-v0"] = Recipe(
             env_id,
@@ -304,7 +256,7 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
                 "No human demonstrations: those of this task are not at hand. The DAPG expert with twice its own "
                 "noise stands in for a human, whose mistakes are of another kind.",
                 [replace(policy, spread=2.0)],
-                steps=25 * episode_steps(env_id),
+                steps=25 * environments.ADROIT_STEPS[task.capitalize()],
                 original_steps=human_steps[task],
             )
         recipes[f"{name}-cloned-v0"] = Recipe(
@@ -320,7 +272,6 @@ def _adroit(folder: Path) -> dict[str, Recipe]:
 
 
 def _kitchen(folder: Path) -> dict[str, Recipe]:
-    env_id = "ld_agents/Kitchen-complete-v0"
     scripted = (
         "No human demonstrations: those of D4RL are not at hand. A scripted controller with Gaussian action noise "
         "(standard deviation 0.05) stands in: in each episode it does four of the kitchen's seven tasks in an order "
@@ -344,7 +295,7 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
     return {
         **{
             f"ld-agents/kitchen/{name}-v0": Recipe(
-                f"ld_agents/Kitchen-{name}-v0",
+                ENVIRONMENTS[f"kitchen-{name}"],
                 "stand-in",
                 f"{scripted}{what}{ending}",
                 [script],
@@ -356,13 +307,13 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
             for name, (script, what) in scripts.items()
         },
         "ld-agents/kitchen/complete-v0": Recipe(
-            env_id,
+            "ld_agents/Kitchen-complete-v0",
             "stand-in",
             "No human demonstrations: those of D4RL are not at hand. A scripted way-point controller does the four "
             "tasks in D4RL's order; its actions are replayed with fresh sensor noise until the last task is done, and "
             "demonstrations that fail five times are left out. They are longer than an evaluation episode. A task pays "
             "once, as in the evaluation.",
-            [Demonstrations(env_id, folder / "kitchen_scripted_complete.npz", attempts=5)],
+            [Demonstrations("ld_agents/Kitchen-complete-v0", folder / "kitchen_scripted_complete.npz", attempts=5)],
             steps=None,
             demonstrations="scripted",
             original_steps=3_680,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,11 +33,10 @@ _SEEDS = 2**31  # evaluation seeds lie above
 
 @dataclass(frozen=True)
 class Recording:
-    """A part of a data set that is recorded: `steps` steps of one behavior in one environment.
+    """A part of a dataset that is recorded: `steps` steps of one behavior in one environment, made with `env_kwargs`.
 
-    `env_kwargs`: what the environment of the recording is made with, names and values. `past_terminals`: whether an
-    episode goes on after a terminal, until the step limit. `chunk_steps`: steps of a chunk, up to the ends of its last
-    episodes.
+    `past_terminals`: whether an episode continues after a terminal, until the step limit. `chunk_steps`: steps of a
+    chunk, up to the ends of its last episodes.
     """
 
     env_id: str
@@ -66,17 +65,13 @@ class Recording:
         *envs, fresh = _environments(self)
         streams = np.random.SeedSequence(entropy).spawn(LANES)
         lanes = [_Lane(env, self, np.random.default_rng(stream)) for env, stream in zip(envs, streams, strict=True)]
-        episodes = _act_in(lanes, lambda lane: lane.steps >= self.lane_steps and lane.between_episodes)
+        episodes = _act_in(lanes, lambda lane: lane.steps >= self.lane_steps and not lane.rows)
         return episodes, _checked(fresh, episodes)
-
-    def describe(self) -> dict[str, Any]:
-        """What identifies the behavior, as JSON."""
-        return self.behavior.describe()
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """A part of a data set that replays recorded actions, each demonstration from its own start, without step limit.
+    """A part of a dataset that replays recorded actions, each demonstration from its own start, without step limit.
 
     The file holds `actions`, `episode_lengths` and, where a start has to be restored, `init_*` arrays with one row per
     demonstration for the environment's option "initial_state_dict". A demonstration is tried with new seeds (noise of
@@ -112,35 +107,18 @@ class Demonstrations:
         actions = np.clip(self.arrays["actions"][begin : begin + lengths[index]], -1.0, 1.0).astype(np.float32)
         state = {k.removeprefix("init_"): v[index] for k, v in self.arrays.items() if k.startswith("init_")}
         options = {"initial_state_dict": state} if state else None
-        rng = np.random.default_rng(entropy)
+        rng, found = np.random.default_rng(entropy), []
         for _ in range(self.attempts):
-            episode = self._attempt(env, actions, int(rng.integers(_SEEDS)), options)
+            episode = _replayed(env, actions, int(rng.integers(_SEEDS)), options)
             if episode.terminals[-1] or self.attempts == 1:
-                return [episode], _checked(fresh, [episode])
-        return [], _checked(fresh, [])
-
-    def _attempt(self, env: gym.Env[Any, Any], actions: Array, seed: int, options: dict[str, Any] | None) -> Episode:
-        observations, rewards, terminals, success = [env.reset(seed=seed, options=options)[0]], [], [], False
-        for action in actions:
-            observation, reward, terminal, _, info = env.step(action)
-            observations.append(observation)
-            rewards.append(float(reward))
-            terminals.append(bool(terminal))
-            success |= bool(info["success"])
-            if terminal:
+                found = [episode]
                 break
-        rows = np.stack(observations).astype(np.float32)
-        return Episode(
-            rows, actions[: len(rewards)], np.array(rewards), np.array(terminals), seed, options, success=success
-        )
+        return found, _checked(fresh, found)
 
     def describe(self) -> dict[str, Any]:
         """What identifies the part, as JSON."""
-        return {
-            "demonstrations": self.file.name,
-            "attempts": self.attempts,
-            "sha256": {self.file.name: sha256(self.file)},
-        }
+        name = self.file.name
+        return {"demonstrations": name, "attempts": self.attempts, "sha256": {name: sha256(self.file)}}
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -150,19 +128,28 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         ValueError: there is no such environment, or no such module.
     """
     module, _, env_id = env_id.rpartition(":")
-    if module:
-        try:
+    try:
+        if module:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"The module {module!r} of the environment {env_id!r} cannot be imported: {error}"
-            ) from None
-    environments.register()
-    if env_id not in gym.registry:
-        environments.register_robotics()
-    if env_id not in gym.registry:
-        raise ValueError(f"Gymnasium knows no environment {env_id!r}. Write module:id to import the module first.")
+    except ImportError as error:
+        raise ValueError(f"The module {module!r} of the environment {env_id!r} cannot be imported: {error}") from None
+    environments.find(env_id)
     return environments.make(env_id, disable_env_checker=True, **kwargs)
+
+
+def _replayed(env: gym.Env[Any, Any], actions: Array, seed: int, options: dict[str, Any] | None) -> Episode:
+    """The episode of a demonstration's actions, up to its terminal."""
+    observations, rewards, terminal, success = [env.reset(seed=seed, options=options)[0]], [], False, False
+    for action in actions:
+        observation, reward, terminal, _, info = env.step(action)
+        observations.append(observation)
+        rewards.append(float(reward))
+        success |= bool(info["success"])
+        if terminal:
+            break
+    rows, terminals = np.stack(observations).astype(np.float32), np.zeros(len(rewards), dtype=bool)
+    terminals[-1] = terminal
+    return Episode(rows, actions[: len(rewards)], np.array(rewards), terminals, seed, options, success)
 
 
 class _Lane:
@@ -172,28 +159,24 @@ class _Lane:
         self.env, self.part, self.rng = env, part, rng
         self.episodes: list[Episode] = []
         self.steps = 0
-        self._rows: list[tuple[Array, Array, float, bool]] = []
+        self.rows: list[tuple[Array, Array, float, bool]] = []  # of the episode under way
         space = env.action_space
         assert isinstance(space, gym.spaces.Box)
         self._low, self._high = space.low, space.high
-        self._centre, self._half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        self._center, self._half = (space.high + space.low) / 2, (space.high - space.low) / 2
         self.begin()
-
-    @property
-    def between_episodes(self) -> bool:
-        return not self._rows
 
     def begin(self) -> None:
         self.drawn = self.part.behavior.begin(self.rng)
         self._seed = int(self.rng.integers(_SEEDS))
         self.observation, _ = self.env.reset(seed=self._seed, options=self.drawn or None)
-        self._first, self._rows = np.asarray(self.observation, np.float32), []
+        self._first, self.rows = np.asarray(self.observation, np.float32), []
         self._success: bool | None = None
 
     def step(self, action: Array) -> None:
-        action = np.clip((self._centre + self._half * action).astype(np.float32), self._low, self._high)
+        action = np.clip((self._center + self._half * action).astype(np.float32), self._low, self._high)
         self.observation, reward, terminal, timeout, info = self.env.step(action)
-        self._rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
+        self.rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
         if "success" in info:
             self._success = bool(self._success) or bool(info["success"])
         self.steps += 1
@@ -202,7 +185,7 @@ class _Lane:
             self.begin()
 
     def _close(self) -> None:
-        after, actions, rewards, terminals = (np.array(column) for column in zip(*self._rows, strict=True))
+        after, actions, rewards, terminals = (np.array(column) for column in zip(*self.rows, strict=True))
         reached = None
         if "goal" in self.drawn:
             distances = np.linalg.norm(after[:, :2] - self.drawn["goal"], axis=1)
@@ -217,11 +200,8 @@ def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episo
     """Let their behavior act in all lanes until each is finished; returns the episodes, lane after lane."""
     running = lanes
     while running:
-        actions = running[0].part.behavior.act(
-            np.stack([lane.observation for lane in running]),
-            [lane.rng for lane in running],
-            [lane.drawn for lane in running],
-        )
+        observations, rngs = np.stack([lane.observation for lane in running]), [lane.rng for lane in running]
+        actions = running[0].part.behavior.act(observations, rngs, [lane.drawn for lane in running])
         for lane, action in zip(running, actions, strict=True):
             lane.step(action)
         running = [lane for lane in running if not finished(lane)]
@@ -229,7 +209,7 @@ def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episo
 
 
 def play(env_id: str, behavior: Behavior, n_episodes: int, entropy: tuple[int, ...]) -> list[Episode]:
-    """So many episodes of a behavior in an environment, each until its terminal or the step limit."""
+    """Episodes of a behavior in an environment, each until its terminal or the step limit."""
     part = Recording(env_id, behavior, steps=0)
     streams = np.random.SeedSequence(entropy).spawn(n_episodes)
     envs = _environments(part)
@@ -250,39 +230,3 @@ def _checked(env: gym.Env[Any, Any], episodes: list[Episode]) -> Check:
     """Replay whole episodes until `CHECK_STEPS` steps are compared."""
     before = itertools.accumulate((len(episode.actions) for episode in episodes), initial=0)
     return replay(env, [e for e, steps in zip(episodes, before, strict=False) if steps < CHECK_STEPS])
-
-
-class Statistics:
-    """What the behavior achieved, over whole episodes."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.returns: list[float] = []
-        self.flags: list[dict[str, bool | None]] = []
-
-    def watch(self, episodes: Iterable[Episode]) -> Iterator[Episode]:
-        """Pass episodes on and count them."""
-        for episode in episodes:
-            self.steps += len(episode.actions)
-            # An agent's episode would have ended at its first terminal.
-            ends = np.flatnonzero(episode.terminals)
-            self.returns.append(float(episode.rewards[: ends[0] + 1 if len(ends) else None].sum()))
-            self.flags.append({name: getattr(episode, name) for name in ("success", "reached", "whole")})
-            yield episode
-
-    def summary(self) -> dict[str, Any]:
-        """Returns and rates, None where there are none."""
-        whole = [i for i, flags in enumerate(self.flags) if flags["whole"]]
-
-        def rate(name: str) -> float | None:
-            values = [self.flags[i][name] for i in whole]
-            return float(np.mean(values)) if values and None not in values else None  # type: ignore[arg-type]
-
-        returns, own_target = [self.returns[i] for i in whole], rate("reached")
-        return {
-            "mean_return": float(np.mean(returns)) if returns else None,
-            "std_return": float(np.std(returns)) if returns else None,
-            "success_rate": rate("success"),
-            "episodes": len(returns),
-            **({} if own_target is None else {"own_target_rate": own_target}),
-        }

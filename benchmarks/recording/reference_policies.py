@@ -50,14 +50,9 @@ def measure_missing(
     n_episodes: int = EPISODES,
     out: Path = scores.MEASURED_FILE,
 ) -> None:
-    """Measure what the file lacks; it is brought up to date after every policy.
+    """Measure what the file `out` lacks of the tasks, such as "hopper" or "antmaze-umaze"; none: of all.
 
-    Args:
-        policies: folder with the behavior policies.
-        tasks: for instance "hopper" or "antmaze-umaze"; none: all.
-        processes: number of processes.
-        n_episodes: episodes of each policy.
-        out: the file.
+    It is brought up to date after every policy.
 
     Raises:
         ValueError: an unknown task.
@@ -73,8 +68,8 @@ def measure_missing(
         for name, policy in (("random", Behavior(behavior.action_size)), (best, behavior)):
             if name not in found.get(task, {}):
                 jobs.append((task, name, env_id, policy, n_episodes))
-    with worker_pool(processes) as pool:
-        entries = pool.map(measure, *zip(*jobs, strict=True)) if jobs else ()
+    with worker_pool(processes) as run:
+        entries = run(measure, *zip(*jobs, strict=True)) if jobs else ()
         for (task, name, *_), entry in zip(tqdm(jobs, unit="policy"), entries, strict=True):
             found.setdefault(task, {})[name] = entry
             write_json(out, dict(sorted(found.items())))

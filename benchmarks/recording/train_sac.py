@@ -1,7 +1,7 @@
 """Train the SAC agents whose actors record our locomotion data, as D4RL's medium and medium-replay sets were made.
 
 One training of Stable-Baselines3's SAC per robot, with its default settings, ends when the stochastic policy returns
-what D4RL's medium data return on average, to 15 %. Where it leaps past that, it goes on in smaller steps until it comes
+what D4RL's medium data return on average, to 15 %. Where it leaps past that, it continues in smaller steps until it is
 near. Actors are stored along the way in benchmarks/policies/ROBOT_sac.npz: the last one is the medium policy, all of
 them in turn record what the replay buffer of such a training holds. A killed training resumes at its last evaluation.
 """
@@ -19,15 +19,12 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from files import whole
+from ld_agents.data.storage import whole
+from ld_agents.evaluation.eval_env import ENVIRONMENTS
 from recording.behaviors import POLICIES
 
-# Environment and mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
-ROBOTS = {
-    "halfcheetah": ("HalfCheetah-v4", 4770.0),
-    "hopper": ("Hopper-v4", 1422.0),
-    "walker2d": ("Walker2d-v4", 2852.0),
-}
+# Mean return of D4RL's -v2 medium data (Fu et al. 2020; figures of the files themselves).
+ROBOTS = {"halfcheetah": 4770.0, "hopper": 1422.0, "walker2d": 2852.0}
 
 SEED = 1_000  # one training per robot, fixed before the first one was seen
 EVERY = 10_000  # environment steps between two actors
@@ -36,6 +33,8 @@ TOLERANCE = 0.15  # of the target
 EPISODES = 20  # per evaluation
 ACTOR = (128, 128)  # half of D4RL's width: the stored actors stay small
 LIMIT = 1_000_000
+_BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_PROGRESS = ("returns", "steps", "passed", "finished")
 
 
 def actor_arrays(agent: Any) -> dict[str, NDArray[Any]]:
@@ -50,7 +49,7 @@ class Training:
     """One SAC training with the actors that it has stored so far."""
 
     def __init__(self, robot: str, work: Path) -> None:
-        self.env_id, self.target = ROBOTS[robot]
+        self.env_id, self.target = ENVIRONMENTS[robot], ROBOTS[robot]
         self.file, self.state = POLICIES / f"{robot}_sac.npz", work / f"{robot}_sac.pt"
         self.robot = robot
         net_arch = {"pi": list(ACTOR), "qf": [256, 256]}
@@ -74,30 +73,24 @@ class Training:
             return
         stored = torch.load(self.state, weights_only=True)
         self.agent.set_parameters(stored["parameters"])
-        if self.agent.ent_coef_optimizer is not None:
-            self.agent.log_ent_coef.data.copy_(stored["log_ent_coef"])
+        self.agent.log_ent_coef.data.copy_(stored["log_ent_coef"])
         buffer: Any = self.agent.replay_buffer
-        n = len(stored["observations"])
-        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-            getattr(buffer, name)[:n] = stored[name].numpy()
-        buffer.pos = n
+        buffer.pos = len(stored["observations"])
+        for name in _BUFFER:
+            getattr(buffer, name)[: buffer.pos] = stored[name].numpy()
         self.agent.num_timesteps = stored["num_timesteps"]
-        self.returns, self.steps = stored["returns"], stored["steps"]
-        self.passed, self.finished = stored["passed"], stored["finished"]
+        for name in _PROGRESS:
+            setattr(self, name, stored[name])
         self.actors = [{k: v.numpy() for k, v in arrays.items()} for arrays in stored["actors"]]
 
     def save(self) -> None:
         buffer: Any = self.agent.replay_buffer
-        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
         state = {
             "parameters": self.agent.get_parameters(),
             "log_ent_coef": self.agent.log_ent_coef.detach(),
-            **{name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in names},
+            **{name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in _BUFFER},
             "num_timesteps": self.agent.num_timesteps,
-            "returns": self.returns,
-            "steps": self.steps,
-            "passed": self.passed,
-            "finished": self.finished,
+            **{name: getattr(self, name) for name in _PROGRESS},
             "actors": [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in self.actors],
         }
         with whole(self.state) as unfinished:

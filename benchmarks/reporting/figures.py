@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib import colors, pyplot
 from PIL import Image
 
-from files import whole
+from ld_agents.data.storage import whole
 from reporting import intervals, plan_figures
 from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, scores
 

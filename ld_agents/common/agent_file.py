@@ -6,9 +6,7 @@ resume. Reading executes nothing from the file, and needs no more memory than th
 
 import io
 import json
-import os
 import pathlib
-import tempfile
 import zipfile
 from typing import Any
 
@@ -17,6 +15,8 @@ import safetensors.torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from torch import Tensor
+
+from ld_agents.data.storage import whole
 
 _FORMAT = 1
 _MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
@@ -38,17 +38,8 @@ def write(
     if not isinstance(path, str | pathlib.Path):
         path.write(buffer.getvalue())
         return
-    target = _with_suffix(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getbuffer())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole(_with_suffix(path)) as unfinished:
+        unfinished.write_bytes(buffer.getbuffer())
 
 
 def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:

@@ -139,11 +139,9 @@ def _fixed_length(terminals: np.ndarray, steps: int) -> np.ndarray:
 
 def _arrays(file: Any, path: Path, more: tuple[str, ...]) -> dict[str, Any]:
     """The arrays of a file that are used (h5py.h5d.DatasetID), all with the same number of rows, at least one."""
-    found = {}
-    for name in (*_REQUIRED, *more, *_OPTIONAL):
-        item = hdf5.open_array(file, name, 1 if name in _ONE_AXIS else 2, _AGAIN)
-        if item is not None:
-            found[name] = item
+    names = (*_REQUIRED, *more, *_OPTIONAL)
+    opened = {name: hdf5.open_array(file, name, 1 if name in _ONE_AXIS else 2, _AGAIN) for name in names}
+    found = {name: item for name, item in opened.items() if item is not None}
     missing = [name for name in (*_REQUIRED, *more) if name not in found]
     if missing:
         raise ValueError(

@@ -29,10 +29,10 @@ class DatasetInfo:
     Attributes:
         id: name of the dataset.
         provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
-            a labelled stand-in, recorded from an agent of the user's own, or arrays.
+            a labeled stand-in, recorded from an agent of the user's own, or arrays.
         description: one paragraph in plain words.
         eval_env: the evaluation environment, an `EvalEnvSpec`; None if there is none.
-        reference_scores: (minimum, maximum) return for D4RL's normalisation.
+        reference_scores: (minimum, maximum) return for D4RL's normalization.
         replay_check: result of replaying stored actions in the evaluation simulator.
         controller: measured returns of reference policies.
     """
@@ -71,6 +71,10 @@ class OfflineDataset:
         rewards: [N] float32.
         terminals: [N] bool.
         episode_ends: [E] int64, the exclusive end row of each episode.
+        n_steps: number of transitions N.
+        n_episodes: number of episodes E.
+        observation_dim: size S of a flat observation.
+        action_dim: size A of an action.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinite numbers, actions outside the action space.
@@ -98,7 +102,8 @@ class OfflineDataset:
         self.rewards = _tensor("rewards", rewards, 1)
         self.terminals = _tensor("terminals", terminals, 1, torch.bool)
         ends = _tensor("timeouts", timeouts, 1, torch.bool)
-        n = rows.shape[0]
+        n, self.observation_dim = rows.shape
+        self.n_steps, self.action_dim = n, self.actions.shape[1]
         others = {"actions": self.actions, "rewards": self.rewards, "terminals": self.terminals, "timeouts": ends}
         for name, array in others.items():
             if array.shape[0] != n:
@@ -108,29 +113,29 @@ class OfflineDataset:
                 )
         if n == 0:
             raise ValueError("The dataset is empty (0 steps). Pass at least one step.")
-        if rows.shape[1] == 0 or self.actions.shape[1] == 0:
+        if self.observation_dim == 0 or self.action_dim == 0:
             raise ValueError(
-                f"Observations have {rows.shape[1]} and actions {self.action_dim} columns. Give both at least one."
+                f"Observations have {self.observation_dim} and actions {self.action_dim} columns. Give both at least "
+                "one."
             )
-        self._n_steps = n
         ends = self.terminals | ends
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
+        self.n_episodes = e = len(self.episode_ends)
         self._check_finite("observations", rows)
         self._check_finite("actions", self.actions)
         self._check_finite("rewards", self.rewards[:, None])
 
-        e = self.n_episodes
         if final_observations is None:
             self._final_known = torch.zeros(e, dtype=torch.bool)
             self.observation_rows = rows
         else:
             final = _tensor("final_observations", final_observations, 2)
-            if tuple(final.shape) != (e, rows.shape[1]):
+            if tuple(final.shape) != (e, self.observation_dim):
                 raise ValueError(
                     f"final_observations have shape {tuple(final.shape)}, but the arrays hold {e} episodes of "
-                    f"{rows.shape[1]} numbers. Give one row per episode (an episode ends at a terminal, a timeout or "
-                    "the last row); use a row of NaN where it is not known."
+                    f"{self.observation_dim} numbers. Give one row per episode (an episode ends at a terminal, a "
+                    "timeout or the last row); use a row of NaN where it is not known."
                 )
             if torch.isinf(final).any():
                 episode = int(torch.nonzero(torch.isinf(final).any(dim=1))[0])
@@ -138,10 +143,8 @@ class OfflineDataset:
                     f"The final observation of episode {episode} is infinite. Replace it or drop the episode."
                 )
             self._final_known = ~torch.isnan(final).any(dim=1)
-            self.observation_rows = torch.empty((n + e, rows.shape[1]), dtype=torch.float32)
-            self.observation_rows[:n] = rows
-            last = rows[self.episode_ends - 1]
-            self.observation_rows[n:] = torch.where(self._final_known[:, None], final, last)
+            final = torch.where(self._final_known[:, None], final, rows[self.episode_ends - 1])
+            self.observation_rows = torch.cat([rows, final])
         self.action_space = self._checked_action_space(action_space)
         self.observation_space = self._checked_observation_space(observation_space)
 
@@ -177,13 +180,12 @@ class OfflineDataset:
                 "action space of the environment that made the data."
             )
         if (low < space.low - ACTION_TOLERANCE).any() or (high > space.high + ACTION_TOLERANCE).any():
-            lower = torch.as_tensor(space.low - ACTION_TOLERANCE)
-            upper = torch.as_tensor(space.high + ACTION_TOLERANCE)
-            outside = (self.actions < lower) | (self.actions > upper)
-            row, column = (int(i) for i in torch.nonzero(outside)[0])
+            actions = self.actions.numpy()
+            outside = (actions < space.low - ACTION_TOLERANCE) | (actions > space.high + ACTION_TOLERANCE)
+            row, column = (int(i) for i in np.argwhere(outside)[0])
             raise ValueError(
-                f"Action {float(self.actions[row, column]):.6g} in {self._where(row)}, column {column} lies outside "
-                f"[{space.low[column]:.6g}, {space.high[column]:.6g}] ({int(outside.any(dim=1).sum())} such rows). "
+                f"Action {actions[row, column]:.6g} in {self._where(row)}, column {column} lies outside "
+                f"[{space.low[column]:.6g}, {space.high[column]:.6g}] ({outside.any(axis=1).sum()} such rows). "
                 "Clip the actions to the box, or pass the wider action_space they were made for."
             )
         return space
@@ -219,32 +221,7 @@ class OfflineDataset:
     @property
     def observations(self) -> torch.Tensor:
         """The N observations, [N, S] float32, without the final ones."""
-        return self.observation_rows[: self._n_steps]
-
-    @property
-    def n_steps(self) -> int:
-        """Number of transitions N."""
-        return self._n_steps
-
-    @property
-    def n_episodes(self) -> int:
-        """Number of episodes E."""
-        return int(self.episode_ends.shape[0])
-
-    @property
-    def observation_dim(self) -> int:
-        """Size S of a flat observation."""
-        return int(self.observation_rows.shape[1])
-
-    @property
-    def action_dim(self) -> int:
-        """Size A of an action."""
-        return int(self.actions.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the tensors."""
-        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+        return self.observation_rows[: self.n_steps]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -284,8 +261,8 @@ class OfflineDataset:
         Args:
             horizon: window length H in steps, at least 1.
             past_terminals: windows may also run past a terminal, so that each of the last H steps before it begins a
-                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze goes on at its
-                goal, where every step is an episode of its own, and windows of one step would carry no signal.
+                window that contains it. Such a window holds at least two recorded steps: D4RL's AntMaze continues at
+                its goal, where every step is an episode of its own, and windows of one step would carry no signal.
 
         Returns:
             [W] int32, increasing.
@@ -326,7 +303,7 @@ class OfflineDataset:
         after = starts.long() + horizon
         episode = self._episodes(starts)
         end = self.episode_ends[episode]
-        final_row = torch.where(self._final_known[episode], episode + self._n_steps, end - 1)
+        final_row = torch.where(self._final_known[episode], episode + self.n_steps, end - 1)
         return torch.where(after < end, after, final_row)
 
     def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,9 +361,8 @@ class OfflineDataset:
                     f"The observation has no key {missing[0]!r}, only {tuple(observation)}. Use the environment of the "
                     "dataset (make_eval_env)."
                 )
-            flat = np.concatenate(
-                [np.asarray(observation[key], dtype=np.float32) for key in self.observation_keys], axis=-1
-            )
+            parts = [np.asarray(observation[key], dtype=np.float32) for key in self.observation_keys]
+            flat = np.concatenate(parts, axis=-1)
         else:
             flat = np.asarray(observation, dtype=np.float32)
         if flat.ndim == 0 or flat.shape[-1] != self.observation_dim:
@@ -396,10 +372,7 @@ class OfflineDataset:
         return flat
 
     def make_eval_env(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
-        """Build the evaluation environment. Only environments in Gymnasium's registry are ever built.
-
-        Args:
-            render_mode: see Gymnasium.
+        """Build the evaluation environment; `render_mode` is Gymnasium's. Only registered environments are ever built.
 
         Raises:
             ValueError: the dataset names no environment, or one that is not registered.

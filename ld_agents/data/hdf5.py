@@ -11,6 +11,7 @@ import numpy as np
 # What gzip makes of a long run of equal numbers. An array that claims more is damaged, or made to fill the memory.
 _BEST_COMPRESSION = 1100
 _SMALL = 1_000_000  # bytes
+_COPY = "Copy the data into one file (h5py) and try again."
 
 
 def open_file(path: Path, again: str) -> Any:
@@ -44,42 +45,42 @@ def open_array(file: Any, name: str, axes: int, again: str) -> Any:
         ValueError: a link, a group, an array that keeps its numbers in other files, holds anything but numbers, or
             claims more of them than are stored.
     """
-    from h5py import h5d, h5g, h5l, h5o
+    from h5py import h5g, h5l, h5o
 
-    where = f"{file.filename}: {name!r}"
-    item = file.id
-    linked = virtual = False
-    shape: tuple[int, ...] | None = None
-    kind, claimed, stored = "group", 0, 0
+    item, linked = file.id, False
     try:
         for part in name.encode().split(b"/"):
             if not isinstance(item, h5g.GroupID) or not item.links.exists(part):
                 return None
-            if item.links.get_info(part).type != h5l.TYPE_HARD:
-                linked = True
+            linked = item.links.get_info(part).type != h5l.TYPE_HARD
+            if linked:
                 break
             item = h5o.open(item, part)
-        if not linked and isinstance(item, h5d.DatasetID):
-            layout = item.get_create_plist()
-            virtual = layout.get_layout() == h5d.VIRTUAL or layout.get_external_count() > 0
-            shape, kind, stored = item.shape, item.dtype.kind, item.get_storage_size()
-            chunk = layout.get_chunk() if layout.get_layout() == h5d.CHUNKED else (0,)
-            claimed = item.dtype.itemsize * max(math.prod(shape), math.prod(chunk))
+        problem = f"is a link to another place. {_COPY}" if linked else _problem(item, axes, again)
     except Exception as error:
-        raise ValueError(f"{where} cannot be read ({error}). {again}") from None
-    if linked:
-        raise ValueError(f"{where} is a link to another place. Copy the data into one file (h5py) and try again.")
-    if shape is None:
-        raise ValueError(f"{where} is a group, not an array. {again}")
-    if virtual:
-        raise ValueError(f"{where} keeps its numbers in other files. Copy the data into one file (h5py) and try again.")
-    if kind not in "fiub":
-        raise ValueError(f"{where} holds {item.dtype} values instead of numbers. It is not read. {again}")
-    if len(shape) != axes:
-        raise ValueError(f"{where} has shape {shape}, but {axes} axes are expected. {again}")
-    if claimed > max(_SMALL, _BEST_COMPRESSION * stored):
-        raise ValueError(f"{where} has shape {shape}, but only {stored} bytes of it are stored. {again}")
+        problem = f"cannot be read ({error}). {again}"
+    if problem:
+        raise ValueError(f"{file.filename}: {name!r} {problem}")
     return item
+
+
+def _problem(item: Any, axes: int, again: str) -> str:
+    """Why an object of a file is not read; empty where it is."""
+    from h5py import h5d
+
+    if not isinstance(item, h5d.DatasetID):
+        return f"is a group, not an array. {again}"
+    layout, shape, stored = item.get_create_plist(), item.shape, item.get_storage_size()
+    if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count() > 0:
+        return f"keeps its numbers in other files. {_COPY}"
+    if item.dtype.kind not in "fiub":
+        return f"holds {item.dtype} values instead of numbers. It is not read. {again}"
+    if len(shape) != axes:
+        return f"has shape {shape}, but {axes} axes are expected. {again}"
+    chunk = layout.get_chunk() if layout.get_layout() == h5d.CHUNKED else (0,)
+    if item.dtype.itemsize * max(math.prod(shape), math.prod(chunk)) > max(_SMALL, _BEST_COMPRESSION * stored):
+        return f"has shape {shape}, but only {stored} bytes of it are stored. {again}"
+    return ""
 
 
 def read_array(item: Any, dtype: Any, where: str, again: str) -> np.ndarray:

@@ -8,8 +8,7 @@ import importlib
 import json
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gymnasium import spaces
 from ld_agents.data import hdf5
 from ld_agents.data.dataset import DatasetInfo
 from ld_agents.data.rewards import Recording
-from ld_agents.data.storage import is_local
+from ld_agents.data.storage import dataset_folder, is_local, whole
 from ld_agents.evaluation.eval_env import EvalEnvSpec, hub_environment
 from ld_agents.evaluation.scores import REFERENCE_SCORES, family
 
@@ -43,28 +42,16 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
         download: whether the hub may be asked.
 
     Raises:
-        FileNotFoundError: not here, and not to be had from the hub.
+        FileNotFoundError: not here, and not available from the hub.
         ValueError: a malformed id or malformed data; the message names the episode.
         TypeError: observations or actions that are no flat vectors of numbers.
     """
-    from minari.dataset.minari_dataset import DATASET_ID_RE
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    if match is None or match.group("version") is None:
-        raise ValueError(
-            f"{dataset_id!r} is not a Minari id. Ids look like D4RL/pointmaze/umaze-v2: letters, digits, - and _, and "
-            "a version at the end. For a D4RL file give a path that ends in .hdf5."
-        )
     if not is_local(dataset_id):
         _download(dataset_id, download)
-    data = Path(get_dataset_path(dataset_id)) / "data"
+    data = dataset_folder(dataset_id) / "data"
     metadata = _read_metadata(dataset_id, data)
     observation_space, action_space = _checked_spaces(dataset_id, metadata)
-    arrays = _cached(
-        data,
-        lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space),
-    )
+    arrays = _cached(data, lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space))
     timeouts = np.zeros(len(arrays["rewards"]), dtype=bool)
     timeouts[arrays["ends"] - 1] = True
     keys = [key for key in _GOAL_KEYS if key in arrays]
@@ -90,7 +77,7 @@ def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
     eval_env = EvalEnvSpec.from_json(metadata.get("eval_env_spec") or metadata.get("env_spec"))
     if not isinstance(ours, dict):
         ours, eval_env = {}, hub_environment(dataset_id, eval_env)
-    check, controller, made = ours.get("replay_check"), ours.get("controller"), ours.get("provenance")
+    check, controller, made = (ours.get(key) for key in ("replay_check", "controller", "provenance"))
     stored = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     numbers = [float(x) for x in stored if isinstance(x, int | float) and math.isfinite(x)]
     reference = (numbers[0], numbers[1]) if len(numbers) == 2 else None
@@ -111,23 +98,18 @@ def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
 
 
 def _download(dataset_id: str, allowed: bool) -> None:
+    import minari
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    folder = get_dataset_path()
+    missing = f"The dataset {dataset_id} is not in {get_dataset_path()}"
     if dataset_id.startswith("ld-agents/"):
-        raise FileNotFoundError(
-            f"The dataset {dataset_id} is not in {folder}. Make it: python benchmarks/make_datasets.py {dataset_id}"
-        )
+        raise FileNotFoundError(f"{missing}. Make it: python benchmarks/make_datasets.py {dataset_id}")
     get_it = (
         f"Run `minari download {dataset_id}` on a machine that reaches the hub and copy the folder, or set "
         f"MINARI_DATASETS_PATH to the folder that holds it."
     )
     if not allowed:
-        raise FileNotFoundError(
-            f"The dataset {dataset_id} is not in {folder}, and download=False. Call with download=True, or: {get_it}"
-        )
-    import minari
-
+        raise FileNotFoundError(f"{missing}, and download=False. Call with download=True, or: {get_it}")
     # The hub's client retries for half a minute and logs every try; one message at the end is enough.
     with contextlib.suppress(ImportError):
         importlib.import_module("huggingface_hub.utils.logging")
@@ -139,24 +121,24 @@ def _download(dataset_id: str, allowed: bool) -> None:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
-            f"The dataset {dataset_id} is not in {folder}, and Minari's hub did not deliver it "
-            f"({type(error).__name__}: {reason}). Check the id with `minari list remote`. {get_it}"
+            f"{missing}, and Minari's hub did not deliver it ({type(error).__name__}: {reason}). Check the id with "
+            f"`minari list remote`. {get_it}"
         ) from None
     finally:
         logger.setLevel(level)
     if not is_local(dataset_id):
-        raise FileNotFoundError(f"Minari reported no error, but {dataset_id} is still not in {folder}. {get_it}")
+        raise FileNotFoundError(f"{missing}, although Minari reported no error. {get_it}")
 
 
 def _read_metadata(dataset_id: str, data: Path) -> dict[str, Any]:
     # Minari's own reader builds the environment that the file names when a space is missing; this one never does.
-    again = f"Delete {data.parent} and fetch {dataset_id} again."
+    file, again = data / "metadata.json", f"Delete {data.parent} and fetch {dataset_id} again."
     try:
-        metadata = json.loads((data / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{data / 'metadata.json'} is not JSON ({error}). {again}") from None
+        raise ValueError(f"{file} is not JSON ({error}). {again}") from None
     if not isinstance(metadata, dict):
-        raise ValueError(f"{data / 'metadata.json'} is not a JSON object. {again}")
+        raise ValueError(f"{file} is not a JSON object. {again}")
     return metadata
 
 
@@ -165,41 +147,38 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
 
     found: list[spaces.Space[Any]] = []
     for name in ("observation_space", "action_space"):
+        again = f"Store the dataset again with Minari 0.5, which writes the {name}."
         if name not in metadata:
-            raise ValueError(
-                f"The metadata of {dataset_id} hold no {name}. Store the dataset again with Minari 0.5, which "
-                "writes it."
-            )
+            raise ValueError(f"The metadata of {dataset_id} hold no {name}. {again}")
         try:
             description = metadata[name]
             description = json.loads(description) if isinstance(description, str) else description
             if _size_of_space(description) > _LARGEST_SPACE:
                 raise ValueError(f"it claims more than {_LARGEST_SPACE:,} numbers")
             found.append(deserialize_space(description))
-        except (Exception, RecursionError) as error:
-            raise ValueError(
-                f"The {name} in the metadata of {dataset_id} cannot be read ({type(error).__name__}: {error}). Store "
-                "the dataset again with Minari 0.5."
-            ) from None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The {name} of {dataset_id} cannot be read ({reason}). {again}") from None
     observation_space, action_space = found
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise TypeError(
             f"{dataset_id} has actions in {action_space}. Only flat continuous ones (Box) are supported. Choose "
             "a dataset with such actions."
         )
+    instead = "pass them to OfflineDataset(observations, actions, ...)."
     if isinstance(observation_space, spaces.Dict):
         missing = [key for key in _GOAL_KEYS if key not in observation_space.spaces]
         if missing:
             raise ValueError(
                 f"{dataset_id} has dictionary observations with keys {tuple(observation_space.spaces)}, but no "
                 f"{missing[0]!r}. Only goal dictionaries (observation, achieved_goal, desired_goal) are read. Take the "
-                "parts you need with Minari and pass them to OfflineDataset(observations, actions, ...)."
+                f"parts you need with Minari and {instead}"
             )
     for box in _parts(observation_space).values():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
             raise TypeError(
                 f"{dataset_id} has observations in {box}. Only flat vectors (Box with one axis) are read. Flatten them "
-                "yourself and pass them to OfflineDataset(observations, actions, ...)."
+                f"yourself and {instead}"
             )
     assert isinstance(observation_space, (spaces.Box, spaces.Dict))
     return observation_space, action_space
@@ -240,22 +219,14 @@ def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
         stamp.update(f"{file.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode())
     key = np.frombuffer(stamp.digest(), dtype=np.uint8)
     cache = data.parent / _CACHE_NAME
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if np.array_equal(stored["key"], key):
-                return dict(stored)
-    except Exception:
-        pass  # no cache, or one that is damaged in whatever way: it is written again below
+    # No cache, or one that is damaged in whatever way, is written again below.
+    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
+        if np.array_equal(stored["key"], key):
+            return dict(stored)
     arrays = read()
     # A read-only folder only means that the next load visits every episode again.
-    with contextlib.suppress(OSError):
-        partial = cache.with_name(f"{_CACHE_NAME}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as out:
-                np.savez(out, allow_pickle=False, key=key, **arrays)
-            os.replace(partial, cache)
-        finally:
-            partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), whole(cache) as unfinished, open(unfinished, "wb") as out:
+        np.savez(out, allow_pickle=False, key=key, **arrays)
     return arrays
 
 
@@ -306,54 +277,41 @@ def _assemble(
         part's name, [E, .], NaN where unknown; ``ends`` [E]. Achieved goals are float64, as rewards are computed from
         them.
     """
+    repair = "Repair or leave out the episode (dataset.filter_episodes) and store the dataset again."
     # name -> number of axes and type
     wanted: dict[str, tuple[int, Any]] = {"actions": (2, np.float32), "rewards": (1, np.float32)}
     wanted["terminations"] = 1, bool
     wanted |= {part: (2, np.float64 if part.endswith("/achieved_goal") else np.float32) for part in parts}
     row_shapes = {name: box.shape for name, box in parts.items()}
     row_shapes |= {"actions": action_space.shape, "rewards": (), "terminations": ()}
-    episodes: Iterable[Arrays] = (_hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes)(
-        dataset_id, data, wanted
-    )
+    read = _hdf5_episodes if metadata.get("data_format") == "hdf5" else _minari_episodes
     rows: dict[str, list[np.ndarray]] = {}
     lengths: list[int] = []
-    for index, episode in enumerate(episodes):
-        steps = len(episode["rewards"])
+    for index, episode in enumerate(read(dataset_id, data, wanted)):
+        where, steps = f"Episode {index} of {dataset_id}", len(episode["rewards"])
         if steps == 0:
-            raise ValueError(
-                f"Episode {index} of {dataset_id} is empty (0 steps). Leave it out: "
-                "dataset.filter_episodes(lambda e: len(e.rewards) > 0), and store the rest under a new id."
-            )
+            raise ValueError(f"{where} is empty (0 steps). {repair}")
         for place, array in episode.items():
             name = place.rpartition("/")[2]
             if array.shape[1:] != tuple(row_shapes[place]):
                 raise ValueError(
-                    f"Episode {index} of {dataset_id}: {name} have rows of shape {array.shape[1:]}, the space says "
+                    f"{where}: {name} have rows of shape {array.shape[1:]}, the space says "
                     f"{tuple(row_shapes[place])}. Store the dataset again with the right spaces."
                 )
             allowed = (steps, steps + 1) if place in parts else (steps,)
             if len(array) not in allowed:
-                raise ValueError(
-                    f"Episode {index} of {dataset_id} has {steps} rewards but {len(array)} {name}; expected "
-                    f"{' or '.join(map(str, allowed))}. Repair or leave out the episode and store the dataset again."
-                )
+                expected = " or ".join(map(str, allowed))
+                raise ValueError(f"{where} has {steps} rewards but {len(array)} {name}; expected {expected}. {repair}")
             if place == "terminations":
-                repair = "Repair or leave out the episode and store the dataset again."
-                array = hdf5.as_flags(array, f"Episode {index} of {dataset_id}: {name}", repair)
-                name = "terminals"
+                name, array = "terminals", hdf5.as_flags(array, f"{where}: {name}", repair)
             elif place in parts:
-                has_final = len(array) > steps
-                last = array[steps:] if has_final else np.full_like(array[:1], np.nan, dtype=np.float64)
-                if has_final and not np.isfinite(last).all():
+                last = array[steps:] if len(array) > steps else np.full_like(array[:1], np.nan, dtype=np.float64)
+                if len(array) > steps and not np.isfinite(last).all():
                     raise ValueError(
-                        f"Episode {index} of {dataset_id}: the observation after step {steps - 1}, the last, is not "
-                        "finite. Leave out the episode and store the dataset again."
+                        f"{where}: the observation after step {steps - 1}, the last, is not finite. {repair}"
                     )
                 if name == "achieved_goal" and not np.isfinite(array).all():
-                    raise ValueError(
-                        f"Episode {index} of {dataset_id} has achieved goals that are not finite. Leave out the "
-                        "episode and store the dataset again."
-                    )
+                    raise ValueError(f"{where} has achieved goals that are not finite. {repair}")
                 name = "observation" if name == "observations" else name
                 rows.setdefault(f"final_{name}", []).append(last)
                 array = array[:steps]

@@ -7,8 +7,9 @@ target, or after 300/600/800 steps, the next target is drawn. Source: Fu et al. 
 generation script; the simulator is gymnasium-robotics' PointMaze.
 
 D4RL sets a timeout where the target changes. Here an episode is 1,000 steps of the trajectory, as the environment
-itself has it (`reset_target=True` draws a new goal within an episode): the motion goes on across a change of target,
-and a planner has to see what it looks like to arrive and turn round. LDCQ's released code ignores those timeouts too.
+itself has it (`reset_target=True` draws a new goal within an episode): the motion continues across a change of
+target, and a planner has to see what it looks like to arrive and turn around. LDCQ's released code ignores those
+timeouts too.
 
 The steps are recorded in chunks of 100,000. Every chunk is a trajectory of its own with its own random stream, so that
 the data do not depend on the number of processes.
@@ -32,7 +33,8 @@ from ld_agents.data.recording import Check, Episode
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation.environments import register_robotics
 from ld_agents.evaluation.eval_env import evaluation_spec
-from ld_agents.evaluation.mazes import MAZES, cell_centre, free_cells, maze_map, next_cells
+from ld_agents.evaluation.mazes import MAZES, cell_center, free_cells, maze_map, next_cells
+from ld_agents.evaluation.scores import REFERENCE_SCORES
 
 CHUNK_STEPS = 100_000
 EPISODE_STEPS = 1_000
@@ -44,29 +46,27 @@ _JITTER = 0.1
 
 # id -> (maze, steps, evaluation episodes of the reference policies)
 BUILT_IN: dict[str, tuple[str, int, int]] = {
-    "ld-agents/pointmaze/umaze-v0": ("umaze", 1_000_000, 100),
-    "ld-agents/pointmaze/medium-v0": ("medium", 1_000_000, 100),
-    "ld-agents/pointmaze/large-v0": ("large", 1_000_000, 100),
+    **{f"ld-agents/pointmaze/{maze}-v0": (maze, 1_000_000, 100) for maze in MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
 }
 
 
 class _Controller:
-    """D4RL's way-point controller on cell centres."""
+    """D4RL's way-point controller on cell centers."""
 
     def __init__(self, maze: str) -> None:
-        self._grid = maze_map(maze)
-        self._rows, self._columns = len(self._grid), len(self._grid[0])
+        grid = maze_map(maze)
+        self._rows, self._columns = len(grid), len(grid[0])
         self.free = free_cells(maze)
         self._maze = maze
         self._path: deque[tuple[float, float]] = deque()
 
     def cell(self, x: float, y: float) -> tuple[int, int]:
         """The free cell at (x, y), or the nearest one where the point touches a wall."""
-        i, j = math.floor(self._rows / 2 - y), math.floor(x + self._columns / 2)
-        if 0 <= i < self._rows and 0 <= j < self._columns and not self._grid[i][j]:
-            return i, j
-        return min(self.free, key=lambda c: math.dist(cell_centre(self._maze, c), (x, y)))
+        at = math.floor(self._rows / 2 - y), math.floor(x + self._columns / 2)
+        if at in self.free:
+            return at
+        return min(self.free, key=lambda c: math.dist(cell_center(self._maze, c), (x, y)))
 
     def aim(
         self, x: float, y: float, cell: tuple[int, int], target: tuple[float, float], jitter: Callable[[], float]
@@ -77,7 +77,7 @@ class _Controller:
         while at != cell:
             at = step[at]
             if at != cell:
-                cx, cy = cell_centre(self._maze, at)
+                cx, cy = cell_center(self._maze, at)
                 self._path.append((cx + jitter(), cy + jitter()))
         self._path.append(target)
 
@@ -89,9 +89,11 @@ class _Controller:
             self._path.popleft()
             wx, wy = self._path[0]
             near = False
-        ax = min(1.0, max(-1.0, 10.0 * (wx - x) - vx))
-        ay = min(1.0, max(-1.0, 10.0 * (wy - y) - vy))
-        return ax, ay, near
+        return _clipped(10.0 * (wx - x) - vx), _clipped(10.0 * (wy - y) - vy), near
+
+
+def _clipped(action: float) -> float:
+    return min(1.0, max(-1.0, action))
 
 
 def _stream(maze: str, seed: int, *path: int) -> np.random.Generator:
@@ -104,7 +106,6 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
     point = maze_env.point_env
-    limit = MAZES[maze].episode_steps
     controller = _Controller(maze)
     noise = _stream(maze, seed, chunk, 0).normal(0.0, 0.5, (n_steps, 2))
     rng = _stream(maze, seed, chunk, 1)
@@ -113,7 +114,7 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
         return float(rng.uniform(-_JITTER, _JITTER))
 
     def jittered(cell: tuple[int, int]) -> tuple[float, float]:
-        x, y = cell_centre(maze, cell)
+        x, y = cell_center(maze, cell)
         return x + jitter(), y + jitter()
 
     start = controller.free[int(rng.integers(len(controller.free)))]
@@ -123,25 +124,21 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
     states[0] = np.concatenate([point.data.qpos, point.data.qvel])
     goals = np.empty((n_steps + 1, 2))
     x, y, vx, vy = states[0].tolist()
-    begin = -1
+    reached, left = True, 0
     for t in range(n_steps):
-        if begin < 0:
+        if reached or not left:
             here = controller.cell(x, y)
             others = [cell for cell in controller.free if cell != here]
             goal_cell = others[int(rng.integers(len(others)))]
             goal = jittered(goal_cell)
             controller.aim(x, y, goal_cell, goal, jitter)
-            begin = t
+            left = MAZES[maze].episode_steps
         goals[t] = goals[t + 1] = goal
         ax, ay, reached = controller.act(x, y, vx, vy)
-        action = actions[t]
-        action[0] = min(1.0, max(-1.0, ax + noise[t, 0]))
-        action[1] = min(1.0, max(-1.0, ay + noise[t, 1]))
-        state = point.step(action)[0]
-        states[t + 1] = state
-        x, y, vx, vy = state.tolist()
-        if reached or t + 1 - begin >= limit:
-            begin = -1
+        actions[t] = _clipped(ax + noise[t, 0]), _clipped(ay + noise[t, 1])
+        states[t + 1] = point.step(actions[t])[0]
+        x, y, vx, vy = states[t + 1].tolist()
+        left -= 1
     env.close()
     return {"states": states, "actions": actions, "goals": goals}
 
@@ -151,7 +148,7 @@ def _play_reference(maze: str, seed: int, policy: str, episodes: int) -> dict[st
     env = evaluation_spec(maze).make()
     task = MAZES[maze]
     controller = _Controller(maze)
-    goal = cell_centre(maze, task.goal_cell)
+    goal = cell_center(maze, task.goal_cell)
     returns, contacts = np.zeros(episodes), np.zeros(episodes)
     rng = _stream(maze, seed, 1_000_000, 0)
     for episode in range(episodes):
@@ -192,13 +189,13 @@ class _Drives:
         env = evaluation_spec(self.maze).make()
         maze: Any = env.unwrapped
 
-        def pieces(length: int, goals: np.ndarray) -> Iterator[tuple[slice, Episode]]:
-            rewards = maze.compute_reward(states[1:, :2], goals, {})
-            for begin in range(0, len(actions), length):
-                rows = slice(begin, min(begin + length, len(actions)))
-                after = slice(begin, rows.stop + 1)
-                terminals = np.zeros(rows.stop - begin, dtype=bool)
-                yield after, Episode(states[after], actions[rows], rewards[rows], terminals)
+        def pieces(observations: np.ndarray, length: int, goals: np.ndarray) -> list[Episode]:
+            rewards, terminals = maze.compute_reward(states[1:, :2], goals, {}), np.zeros(len(actions), dtype=bool)
+            slices = [slice(t, t + length) for t in range(0, len(actions), length)]
+            return [
+                Episode(observations[rows.start : rows.stop + 1], actions[rows], rewards[rows], terminals[rows])
+                for rows in slices
+            ]
 
         def begin(env: gym.Env[Any, Any], segment: Episode) -> np.ndarray:
             env.reset(seed=0)
@@ -206,16 +203,13 @@ class _Drives:
             maze.point_env.set_state(start[:2], start[2:])
             return start
 
-        segments = [segment for _, segment in pieces(SEGMENT_STEPS, np.array(evaluation_spec(self.maze).goal))]
+        segments = pieces(states, SEGMENT_STEPS, np.array(evaluation_spec(self.maze).goal))
         count = min(math.ceil(SEGMENTS_CHECKED / self.chunks), len(segments))
         chosen = np.linspace(0, len(segments) - 1, count).astype(int)
         flat = gym.wrappers.TransformObservation(env, lambda seen: seen["observation"], None)
         check = recording.replay(flat, [segments[index] for index in chosen], begin)
         env.close()
-        return [
-            replace(episode, observations=np.concatenate([episode.observations, goals[rows]], axis=1))
-            for rows, episode in pieces(EPISODE_STEPS, goals[:-1])
-        ], check
+        return pieces(np.concatenate([states, goals], axis=1), EPISODE_STEPS, goals[:-1]), check
 
 
 def generate(
@@ -228,10 +222,9 @@ def generate(
     processes: int | None = None,
     show_progress: bool = True,
 ) -> None:
-    """Record a PointMaze dataset into the local Minari folder, whole or not at all.
+    """Record a PointMaze dataset into the local Minari folder, whole or not at all, unless it is there already.
 
-    Does nothing when the dataset is there already. A second process that asks for it waits for the first. A call that
-    was killed resumes with the next one.
+    A second process that asks for it waits for the first. A call that was killed resumes with the next one.
 
     Args:
         maze: ``"umaze"``, ``"medium"`` or ``"large"``.
@@ -254,7 +247,6 @@ def generate(
         raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(MAZES)}.")
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}. It must be at least 1.")
-    recording.target_folder(dataset_id)  # raises before the work is done
     register_robotics()
     part = _Drives(maze, n_steps, CHUNK_STEPS)
     if processes is None:
@@ -264,27 +256,27 @@ def generate(
     made_with = {"part": repr(part), "seed": seed, "versions": recording.versions()}
     with (
         recording.work_folder(dataset_id, made_with) as work,
-        recording.worker_pool(processes) as pool,
+        recording.worker_pool(processes) as run,
         tqdm(total=n_steps, unit="step", unit_scale=True, desc=f"pointmaze {maze}", disable=not show_progress) as bar,
     ):
         if is_local(dataset_id):
             return
-        policies = ("controller", "random")
-        played = pool.map(_play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
+        task, spec = MAZES[maze], evaluation_spec(maze)
         checks: list[Check] = []
+        env: Any = gym.make(task.env_id, max_episode_steps=1_000_000, continuing_task=True, reset_target=True)
+        if env.unwrapped.maze.maze_map != maze_map(maze):
+            raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
+        policies = ("controller", "random")
+        played = run(_play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
 
         def episodes() -> Iterator[Episode]:
-            for chunk in recording.recorded_chunks(part, (seed,), work / "chunks", pool):
-                checks.append(chunk.check)
-                for episode in chunk.episodes:
+            for recorded, check, _ in recording.recorded_chunks(part, (seed,), work / "chunks", run):
+                checks.append(check)
+                for episode in recorded:
                     rows = episode.observations
                     bar.update(len(episode.actions))
-                    yield replace(
-                        episode,
-                        observations={
-                            "observation": rows[:, :4], "achieved_goal": rows[:, :2], "desired_goal": rows[:, 4:]
-                        },
-                    )  # fmt: skip
+                    parts = {"observation": rows[:, :4], "achieved_goal": rows[:, :2], "desired_goal": rows[:, 4:]}
+                    yield replace(episode, observations=parts)
 
         def metadata() -> dict[str, Any]:
             check = recording.merge_checks(checks, REPLAY_TOLERANCE)
@@ -296,50 +288,34 @@ def generate(
             controller: dict[str, float] = {"episodes": evaluation_episodes}
             for returns in played:
                 controller |= returns
-            return _metadata(maze, n_steps, seed) | {
+            reference, evaluated = REFERENCE_SCORES[f"ld-agents/pointmaze/{maze}-v0"], spec.make().spec
+            assert evaluated is not None
+            return {
+                "algorithm_name": "D4RL way-point controller",
+                "code_permalink": "ld_agents/data/pointmaze.py",
+                "description": (
+                    f"Regenerated with D4RL's maze2d recipe on {task.env_id} ({n_steps:,} steps, seed {seed}); these "
+                    "are not D4RL's own files. A way-point controller with Gaussian action noise (standard deviation "
+                    "0.5) drives the point along shortest paths to one random target after the other. The point is "
+                    f"never reset within {CHUNK_STEPS:,} steps. The next target is drawn within 0.1 of the present one "
+                    f"or after {task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
+                    f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has "
+                    f"D4RL's goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference "
+                    "scores are D4RL's."
+                ),
+                "eval_env_spec": evaluated.to_json(),
+                "ref_min_score": reference.minimum,
+                "ref_max_score": reference.maximum,
+                "num_episodes_average_score": 100,
+                "requirements": ["gymnasium-robotics>=1.4", "mujoco>=3.3"],
                 "ld_agents": {
                     "provenance": "regenerated",
                     "seed": seed,
-                    "evaluation_goal": evaluation_spec(maze).goal,
+                    "evaluation_goal": spec.goal,
                     "replay_check": check,
                     "controller": controller,
                     "versions": recording.versions(),
-                }
+                },
             }
 
-        recording.store(dataset_id, _recording_env(maze), episodes(), metadata, work)
-
-
-def _recording_env(maze: str) -> gym.Env[Any, Any]:
-    task = MAZES[maze]
-    env = gym.make(task.env_id, max_episode_steps=1_000_000, continuing_task=True, reset_target=True)
-    unwrapped: Any = env.unwrapped
-    if unwrapped.maze.maze_map != maze_map(maze):
-        raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
-    return env
-
-
-def _metadata(maze: str, n_steps: int, seed: int) -> dict[str, Any]:
-    task, eval_env = MAZES[maze], evaluation_spec(maze).make()
-    assert eval_env.spec is not None
-    eval_env_spec = eval_env.spec.to_json()
-    eval_env.close()
-    return {
-        "algorithm_name": "D4RL way-point controller",
-        "code_permalink": "ld_agents/data/pointmaze.py",
-        "description": (
-            f"Regenerated with D4RL's maze2d recipe on {task.env_id} ({n_steps:,} steps, seed {seed}); these are "
-            "not D4RL's own files. A way-point controller with Gaussian action noise (standard deviation 0.5) "
-            "drives the point along shortest paths to one random target after the other. The point is never "
-            f"reset within {CHUNK_STEPS:,} steps. The next target is drawn within 0.1 of the present one or after "
-            f"{task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
-            f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has D4RL's "
-            f"goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference scores are "
-            "D4RL's."
-        ),
-        "eval_env_spec": eval_env_spec,
-        "ref_min_score": task.reference_scores[0],
-        "ref_max_score": task.reference_scores[1],
-        "num_episodes_average_score": 100,
-        "requirements": ["gymnasium-robotics>=1.4", "mujoco>=3.3"],
-    }
+        recording.store(dataset_id, env, episodes(), metadata, work)

@@ -1,7 +1,7 @@
 """Recording: episodes in chunks that survive a killed process, and the local Minari dataset that they become.
 
-What is recorded is a `Part`: so many steps that are cut in chunks. A chunk is a function of the part, a seed sequence
-and its own number, whatever process records it and whatever else runs. Finished chunks stay in a hidden folder of
+What is recorded is a `Part`: a number of steps, divided into chunks. A chunk is a function of the part, a seed sequence
+and its own number, independent of the process that records it. Finished chunks stay in a hidden folder of
 Minari's root until the dataset is whole, so a killed recording resumes. A chunk comes with a replay check: stored
 actions are replayed open loop, and every next observation, reward and terminal is compared with what was stored.
 """
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -30,10 +30,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.data.storage import is_local, move_in
+from ld_agents.data.storage import dataset_folder, is_local, whole
 
 Array = NDArray[Any]
 
+_COLUMNS = ("observations", "actions", "rewards", "terminals")
 TOLERANCE = 1e-5  # of the replay, absolute; most observations are stored as float32
 
 
@@ -65,6 +66,7 @@ class Episode:
 
 
 Check = dict[str, Any]
+Map = Callable[..., Iterator[Any]]
 
 
 class Part(Protocol):
@@ -106,12 +108,12 @@ def replay(
             after.append(observation)
             rewards.append(float(reward))
             check["terminal_mismatches"] += bool(terminated) != bool(terminal)
-        # np.maximum keeps a NaN, which then fails.
-        for name, errors in (
-            ("max_next_state_error", np.stack(after) - episode.observations),
-            ("max_reward_error", np.array(rewards) - episode.rewards),
-        ):
-            check[name] = float(np.maximum(check[name], np.abs(errors).max()))
+        errors = {
+            "max_next_state_error": np.stack(after) - episode.observations,
+            "max_reward_error": np.array(rewards) - episode.rewards,
+        }
+        for name, found in errors.items():  # np.maximum keeps a NaN, which then fails
+            check[name] = float(np.maximum(check[name], np.abs(found).max()))
         check["steps"] += len(rewards)
         check["episodes"] += 1
     return check
@@ -130,32 +132,15 @@ def merge_checks(checks: Sequence[Check], tolerance: float = TOLERANCE) -> Check
 # -- chunks --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What a chunk file holds; `seconds` of one core were spent on it."""
-
-    episodes: list[Episode]
-    check: Check
-    seconds: float
-
-
 def record_chunk(part: Part, entropy: tuple[int, ...], file: Path) -> None:
     """Record a chunk into an .npz file that appears whole or not at all."""
     started = time.perf_counter()
     episodes, check = part.record(entropy)
-    rows = {name: [getattr(e, name) for e in episodes] for name in ("observations", "actions", "rewards", "terminals")}
-    about = [{"steps": len(e.actions), "seed": e.seed, "success": e.success, "reached": e.reached} for e in episodes]
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as out:
-        np.savez(
-            out,
-            allow_pickle=False,
-            about=json.dumps(about),
-            check=json.dumps(check),
-            seconds=time.perf_counter() - started,
-            **{name: np.concatenate(arrays) for name, arrays in rows.items() if arrays},
-        )
-    os.replace(temporary, file)
+    flags = [{name: getattr(episode, name) for name in ("seed", "success", "reached")} for episode in episodes]
+    about = {"episodes": flags, "check": check, "seconds": time.perf_counter() - started}
+    arrays = {f"{i}/{name}": getattr(episode, name) for i, episode in enumerate(episodes) for name in _COLUMNS}
+    with whole(file) as unfinished, open(unfinished, "wb") as out:
+        np.savez(out, allow_pickle=False, about=json.dumps(about), **arrays)
 
 
 def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
@@ -164,42 +149,25 @@ def _recorded(part: Part, entropy: tuple[int, ...], file: Path) -> Path:
     return file
 
 
-def read_chunk(file: Path) -> Chunk:
-    """Read a chunk file."""
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    episodes, row = [], 0
-    for index, about in enumerate(json.loads(str(arrays["about"]))):
-        steps = about.pop("steps")
-        observations = arrays["observations"][row + index : row + index + steps + 1]
-        columns = (arrays[name][row : row + steps] for name in ("actions", "rewards", "terminals"))
-        episodes.append(Episode(observations, *columns, **about))
-        row += steps
-    return Chunk(episodes, json.loads(str(arrays["check"])), float(arrays["seconds"]))
+def recorded_chunks(
+    part: Part, entropy: tuple[int, ...], folder: Path, run: Map
+) -> Iterator[tuple[list[Episode], Check, float]]:
+    """The chunks of a part in order, until they hold its steps; `run` records those that are missing in `folder`.
 
-
-def recorded_chunks(part: Part, entropy: tuple[int, ...], folder: Path, pool: Executor) -> Iterator[Chunk]:
-    """The chunks of a part in order, until they hold its steps; those that are missing in `folder` are recorded."""
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = range(part.chunks)
-    files = [folder / f"chunk{number}.npz" for number in numbers]
-    left = part.steps
-    # When this function ends, the iterator goes, which cancels the chunks that nobody has begun.
-    for file in pool.map(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
-        chunk = read_chunk(file)
-        yield chunk
-        left -= sum(len(episode.actions) for episode in chunk.episodes)
+    Of each chunk: its episodes, the result of the replay check, and the seconds of one core that were spent on it.
+    """
+    numbers, left = range(part.chunks), part.steps
+    files = [folder / f"{number}.npz" for number in numbers]
+    # When this function ends, the iterator is closed, which cancels the chunks that have not begun.
+    for file in run(_recorded, [part] * len(files), [(*entropy, number) for number in numbers], files):
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            columns = [[stored[f"{i}/{name}"] for name in _COLUMNS] for i in range(len(about["episodes"]))]
+        episodes = [Episode(*rows, **flags) for rows, flags in zip(columns, about["episodes"], strict=True)]
+        yield episodes, about["check"], about["seconds"]
+        left -= sum(len(episode.actions) for episode in episodes)
         if left <= 0:
             break
-
-
-class _ThisProcess(Executor):
-    """Does what it is given in this process; what is mapped, one by one as results are asked for."""
-
-    def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
-    ) -> Iterator[Any]:
-        return map(fn, *iterables)
 
 
 class _Workers(ProcessPoolExecutor):
@@ -217,7 +185,7 @@ class _Workers(ProcessPoolExecutor):
 
 
 def _begin_worker() -> None:
-    # Ctrl-C reaches the workers too, but it is the parent's to say what happens: chunks that are begun are finished.
+    # Ctrl-C reaches the workers too, but the parent decides what happens: chunks under way are finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -230,11 +198,14 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def worker_pool(processes: int) -> Iterator[Executor]:
-    """Processes that record chunks; this process alone where one is enough. Chunks not begun at the end are dropped."""
-    pool = _ThisProcess() if processes == 1 else _Workers(processes, get_context("spawn"), _begin_worker)
+def worker_pool(processes: int) -> Iterator[Map]:
+    """A `map` over worker processes, Python's own where one is enough. Calls not begun at the end are dropped."""
+    if processes == 1:
+        yield map
+        return
+    pool = _Workers(processes, get_context("spawn"), _begin_worker)
     try:
-        yield pool
+        yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -242,33 +213,9 @@ def worker_pool(processes: int) -> Iterator[Executor]:
 # -- the dataset ---------------------------------------------------------------------------------------------------
 
 
-def _root() -> Path:
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    return Path(get_dataset_path())
-
-
-def target_folder(dataset_id: str) -> Path:
-    """Where Minari keeps the dataset.
-
-    Raises:
-        ValueError: the id is malformed.
-        FileExistsError: a folder of that name is there, but it holds no dataset.
-    """
-    from minari.dataset.minari_dataset import DATASET_ID_RE
-
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    if match is None or match.group("version") is None:
-        raise ValueError(f"{dataset_id!r} is not a Minari id. Ids look like me/hopper/medium-v0.")
-    folder = _root() / dataset_id
-    if folder.exists() and not is_local(dataset_id):
-        raise FileExistsError(f"{folder} exists but holds no dataset. Delete that folder and try again.")
-    return folder
-
-
 def read_metadata(dataset_id: str) -> dict[str, Any]:
     """The metadata of a local dataset."""
-    found: dict[str, Any] = json.loads((target_folder(dataset_id) / "data" / "metadata.json").read_text())
+    found: dict[str, Any] = json.loads((dataset_folder(dataset_id) / "data" / "metadata.json").read_text())
     return found
 
 
@@ -276,19 +223,27 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
 def work_folder(dataset_id: str, description: dict[str, Any]) -> Iterator[Path]:
     """A hidden folder in Minari's root where a dataset grows, for one process at a time.
 
-    Another description means another folder. What recordings of the dataset have left goes once the dataset is local.
+    Another description means another folder. Leftovers of its recordings are removed once the dataset is local.
+
+    Raises:
+        ValueError: the id is malformed.
+        FileExistsError: a folder of that name is there, but it holds no dataset.
     """
     from filelock import FileLock
+    from minari.storage.datasets_root_dir import get_dataset_path
 
+    target = dataset_folder(dataset_id)
+    if target.exists() and not is_local(dataset_id):
+        raise FileExistsError(f"{target} exists but holds no dataset. Delete that folder and try again.")
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
-    name = f".ld-agents-recording-{dataset_id.replace('/', '-')}"
-    folder = _root() / f"{name}-{digest}"
+    root, name = Path(get_dataset_path()), f".ld-agents-recording-{dataset_id.replace('/', '-')}"
+    folder = root / f"{name}-{digest}"
     try:
         with FileLock(folder.with_suffix(".lock")):
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
     finally:
-        for path in _root().glob(f"{name}-*") if is_local(dataset_id) else ():
+        for path in root.glob(f"{name}-*") if is_local(dataset_id) else ():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -317,9 +272,13 @@ def store(
         episodes: read once.
         metadata: makes further metadata; it is called after all episodes were read.
         work: a folder on the same file system for the unfinished dataset.
+
+    Raises:
+        OSError: something else has appeared in the dataset's place.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.dataset.minari_storage import MinariStorage
 
     def buffers() -> Iterator[Any]:
@@ -337,21 +296,15 @@ def store(
 
     assert env.spec is not None
     eval_env_spec = env.spec.to_json()  # before the work, because not every environment can be written down
-    whole = work / "dataset"
-    shutil.rmtree(whole, ignore_errors=True)
-    (whole / "data").mkdir(parents=True)
-    storage = MinariStorage.new(
-        whole / "data", observation_space=env.observation_space, action_space=env.action_space, env_spec=env.spec
-    )
+    unfinished = work / "dataset"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec)
     storage.update_episodes(buffers())
-    storage.update_metadata(
-        {
-            "dataset_id": dataset_id,
-            "minari_version": minari.__version__,
-            "author": {"ld_agents"},
-            "eval_env_spec": eval_env_spec,
-            **metadata(),
-        }
-    )
-    target_folder(dataset_id)  # raises where something else has appeared there
-    move_in(whole, dataset_id)
+    about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
+    storage.update_metadata(about | {"eval_env_spec": eval_env_spec} | metadata())
+    namespace, target = parse_dataset_id(dataset_id)[0], dataset_folder(dataset_id)
+    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
+        minari.namespace.create_namespace(namespace)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(unfinished, target)

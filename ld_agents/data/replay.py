@@ -1,4 +1,4 @@
-"""Do the steps of somebody else's data replay in today's simulator? Only then may returns be put on D4RL's scale."""
+"""Whether the steps of recorded data replay in today's simulator: only then may returns be put on D4RL's scale."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SHARE = 0.99  # of the steps that must lie within the tolerance
 def replay_check(dataset: OfflineDataset, n_steps: int = 500) -> dict[str, Any] | None:
     """Put the evaluation simulator into stored states, take the stored actions, and compare what comes of them.
 
-    Works where the observation tells the whole state of the simulator: PointMaze, AntMaze with its 29 numbers,
+    Works where the observation is the whole state of the simulator: PointMaze, AntMaze with its 29 numbers,
     HalfCheetah, Hopper and Walker2d (whose forward position is not observed, and changes nothing). Steps are taken one
-    by one, evenly spread over the data; where rewards are sparse, half of them over the steps with the commonest reward
-    and half over all others, which must each agree. AntMaze's rewards are not compared: they are those of one goal, and
-    evaluations draw others.
+    by one, evenly spread over the data; where rewards are sparse, half of them over the steps with the most common
+    reward and half over all others, which must each agree. AntMaze's rewards are not compared: they are those of one
+    goal, and evaluations draw others.
 
     Args:
         dataset: with an evaluation environment, for instance from Minari's hub or a D4RL file.
-        n_steps: about so many steps are replayed.
+        n_steps: about this many steps are replayed.
 
     Returns:
         As in `DatasetInfo.replay_check`: ``passed``, the tolerance, the number of steps, and the quantile `SHARE` of
         the errors in standard deviations over the data: of next observations (their worst number) and of rewards; None
         where there was nothing to compare, and then the check is not passed. None as a whole where the simulator's
-        state cannot be told from the observations.
+        state does not follow from the observations.
     """
     task = TASKS.get(dataset.info.id)
     if task is None or dataset.info.eval_env is None:
@@ -84,7 +84,7 @@ def replay_check(dataset: OfflineDataset, n_steps: int = 500) -> dict[str, Any] 
 
 
 def _state_setter(task: str, simulator: Any) -> Callable[[Array], bool] | None:
-    """A function that puts the simulator into the state of an observation [S], and says whether it tells the state."""
+    """A function that puts the simulator into the state of an observation [S], and says whether it could."""
     kind = family(task)
     if kind == "maze2d":
         inner, hidden, largest = simulator.point_env, 0, np.inf

@@ -18,6 +18,7 @@ ld_agents makes hold final rewards and terminals, except for PointMaze, which is
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -82,13 +83,11 @@ def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
     Raises:
         ValueError: the goals cannot be treated as `goal` says.
     """
-    keep, space = goal == "keep", recording.observation_space
+    keep, space, ruled = goal == "keep", recording.observation_space, recording
     if recording.info.provenance == "d4rl-file":
         ruled = _file_rules(recording, keep)
     elif isinstance(space, spaces.Dict):
         ruled = _goal_rules(recording, keep)
-    else:
-        ruled = recording
     # D4RL's 29 numbers of AntMaze begin with the position, which gymnasium-robotics only has as the achieved goal.
     position = ("achieved_goal",) if recording.family == "antmaze" else ()
     order = (*position, "observation", *(("desired_goal",) if keep else ()))
@@ -126,7 +125,7 @@ def episode_ends(terminals: Array, timeouts: Array) -> NDArray[np.int64]:
 
 def _joined(parts: dict[str, Array], keys: tuple[str, ...]) -> Array:
     columns = [parts[key].astype(np.float32, copy=False) for key in keys]
-    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)  # one is not copied
 
 
 # -- D4RL's files --------------------------------------------------------------------------------------------------
@@ -167,28 +166,15 @@ def _file_rules(recording: Recording, keep: bool) -> Recording:
 def _paid_once(recording: Recording, *, before_action: bool) -> Recording:
     """A recording that was paid in every step for each task that is done, paid as the evaluation does: once.
 
-    The stored terminals only end the recording; the episode ends for good with the last task.
+    Stored rewards count tasks: in a row's observation if `before_action`, otherwise in the one after its action. They
+    do not tell one task from another: where one is undone and another done, nothing is paid, while the evaluation pays
+    for the second. Stored terminals only end the recording; the episode ends for good with the last task.
     """
-    ends = recording.terminals | recording.timeouts
-    rewards, terminals = newly_done(recording.rewards, ends, before_action=before_action)
-    return replace(recording, rewards=rewards, terminals=terminals, timeouts=ends)
-
-
-def newly_done(counts: Array, ends: Array, *, before_action: bool) -> tuple[Array, Array]:
-    """Rewards [N] for tasks that are done for the first time in an episode, and where the last one is done [N].
-
-    Counts do not tell one task from another: where one is undone and another done, nothing is paid, while the
-    evaluation pays for the second.
-
-    Args:
-        counts: [N] number of tasks that are done.
-        ends: [N] last rows of the episodes.
-        before_action: whether a row's count belongs to its observation; otherwise to the observation after its action.
-    """
+    counts = recording.rewards
     rewards = np.zeros(len(counts), dtype=np.float32)
     all_done = np.zeros(len(counts), dtype=bool)
     begin = 0
-    for end in [*(np.flatnonzero(ends) + 1).tolist(), len(counts)]:
+    for end in episode_ends(recording.terminals, recording.timeouts).tolist():
         # The most tasks that were done at once, so that one that is undone and done again pays once.
         most = np.maximum.accumulate(np.concatenate([np.zeros(1, np.float32), counts[begin:end]]))
         if before_action:
@@ -196,7 +182,7 @@ def newly_done(counts: Array, ends: Array, *, before_action: bool) -> tuple[Arra
         rewards[begin:end] = np.diff(most)
         all_done[begin:end] = (most[1:] >= KITCHEN_TASKS) & (most[:-1] < KITCHEN_TASKS)
         begin = end
-    return rewards, all_done
+    return replace(recording, rewards=rewards, terminals=all_done, timeouts=recording.terminals | recording.timeouts)
 
 
 # -- goal dictionaries ---------------------------------------------------------------------------------------------
@@ -219,68 +205,48 @@ def _relabel(recording: Recording) -> Recording:
     name, spec = recording.info.id, recording.info.eval_env
     if spec is None:
         raise ValueError(f'{name} names no evaluation environment to take the goal from. Use goal="keep".')
-    env = spec.make()
-    try:
+    which, instead = f"The evaluation environment of {name} ({spec.id})", 'Use goal="keep".'
+    assert recording.final_observations is not None
+    achieved, final = (parts["achieved_goal"] for parts in (recording.observations, recording.final_observations))
+    # The goal that is achieved after each action. Where the final one is not known the last one stands in: no window
+    # reads that reward unless it is terminal.
+    last, after = recording.ends - 1, np.concatenate([achieved[1:], achieved[-1:]])
+    after[last] = np.where(np.isnan(final), achieved[last], final)
+    with contextlib.closing(spec.make()) as env:
         unwrapped: Any = env.unwrapped
-        goal = _fixed_goal(name, env)
-        achieved = _next_achieved_goals(recording)
+        goal, terminals = _fixed_goal(env, which), recording.terminals
         try:
-            rewards = np.asarray(unwrapped.compute_reward(achieved, goal, {}), dtype=np.float32)
+            rewards = np.asarray(unwrapped.compute_reward(after, goal, {}), dtype=np.float32)
         except Exception as error:
-            raise ValueError(
-                f"The evaluation environment of {name} ({spec.id}) cannot compute rewards for its goals "
-                f'({type(error).__name__}: {error}). Use goal="keep".'
-            ) from None
-        if rewards.shape != (len(achieved),):
-            raise ValueError(
-                f"The evaluation environment of {name} ({spec.id}) cannot compute the rewards of many steps at once. "
-                'Use goal="keep".'
-            )
-        terminals = recording.terminals
+            reason = f"({type(error).__name__}: {error})"
+            raise ValueError(f"{which} cannot compute rewards for its goals {reason}. {instead}") from None
+        if rewards.shape != (len(after),):
+            raise ValueError(f"{which} cannot compute the rewards of many steps at once. {instead}")
         if not getattr(unwrapped, "continuing_task", True):
             if getattr(unwrapped, "reward_type", "sparse") != "sparse":
                 raise ValueError(
-                    f"The evaluation environment of {name} ends at its goal and pays a dense reward, which cannot be "
-                    'relabelled. Use goal="keep".'
+                    f"{which} ends at its goal and pays a dense reward, which cannot be relabeled. {instead}"
                 )
             terminals = rewards > 0
         if hasattr(unwrapped, "maze"):
             spec = replace(spec, goal=tuple(goal.tolist()))
-        info = replace(recording.info, eval_env=spec)
-        return replace(recording, rewards=rewards, terminals=terminals, info=info)
-    finally:
-        env.close()
+    return replace(recording, rewards=rewards, terminals=terminals, info=replace(recording.info, eval_env=spec))
 
 
-def _next_achieved_goals(recording: Recording) -> Array:
-    """The achieved goal after each action, [N, .].
-
-    Where the final one is not known the last one stands in: no window reads that reward unless it is terminal.
-    """
-    assert recording.final_observations is not None
-    achieved, final = (parts["achieved_goal"] for parts in (recording.observations, recording.final_observations))
-    last = recording.ends - 1
-    after = np.concatenate([achieved[1:], achieved[-1:]])
-    after[last] = np.where(np.isnan(final), achieved[last], final)
-    return after
-
-
-def _fixed_goal(name: str, env: gym.Env[Any, Any]) -> NDArray[np.float64]:
+def _fixed_goal(env: gym.Env[Any, Any], which: str) -> NDArray[np.float64]:
+    """The one goal of an environment, which messages call `which`."""
     if isinstance(env, FixedGoal):
         return np.array(env.goal, dtype=np.float64)
-    # A maze with one goal cell puts the goal there, jittered by up to a quarter of a cell. D4RL's goal is the centre.
+    # A maze with one goal cell puts the goal there, jittered by up to a quarter of a cell. D4RL's goal is the center.
     cells: list[Any] = getattr(getattr(env.unwrapped, "maze", None), "unique_goal_locations", [])
     if len(cells) == 1:
         return np.asarray(cells[0], dtype=np.float64)
     try:
         goals = [np.asarray(env.reset(seed=seed)[0]["desired_goal"], dtype=np.float64) for seed in _GOAL_SEEDS]
     except Exception as error:
-        raise ValueError(
-            f'The evaluation environment of {name} names no goal ({type(error).__name__}). Use goal="keep".'
-        ) from None
+        raise ValueError(f'{which} names no goal ({type(error).__name__}). Use goal="keep".') from None
     if not all(np.array_equal(goals[0], other) for other in goals):
         raise ValueError(
-            f"The evaluation environment of {name} draws a new goal in every episode, so rewards cannot be relabelled "
-            'for one goal. Use goal="keep".'
+            f'{which} draws a new goal in every episode, so rewards cannot be relabeled for one goal. Use goal="keep".'
         )
     return goals[0]

@@ -1,26 +1,43 @@
-"""Places in the local Minari folder: whether a dataset is there, and how a new one gets there."""
+"""Files that appear whole or not at all, and places in the local Minari folder."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def dataset_folder(dataset_id: str) -> Path:
+    """Where Minari keeps a dataset, whether or not it is there.
+
+    Raises:
+        ValueError: the id is malformed.
+    """
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    if match is None or match.group("version") is None:
+        raise ValueError(
+            f"{dataset_id!r} is not a Minari id. Ids look like D4RL/pointmaze/umaze-v2: letters, digits, - and _, and "
+            "a version at the end. For a D4RL file give a path that ends in .hdf5."
+        )
+    return Path(get_dataset_path(dataset_id))
 
 
 def is_local(dataset_id: str) -> bool:
     """Whether the dataset lies in the local Minari folder."""
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    return (Path(get_dataset_path(dataset_id)) / "data" / "metadata.json").is_file()
-
-
-def move_in(folder: Path, dataset_id: str) -> None:
-    """Move a whole new dataset, a folder with ``data/``, to its place in the local Minari folder in one step."""
-    import minari
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    namespace, target = parse_dataset_id(dataset_id)[0], Path(get_dataset_path(dataset_id))
-    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
-        minari.namespace.create_namespace(namespace)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(folder, target)
+    return (dataset_folder(dataset_id) / "data" / "metadata.json").is_file()

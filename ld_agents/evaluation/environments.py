@@ -12,7 +12,6 @@ Source of the rules: Fu et al. 2020, "D4RL", and its environments. Where a class
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -30,15 +29,13 @@ Start = tuple[NDArray[np.float64], dict[str, Any]]  # what `reset` returns
 Step = tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]  # what `step` returns
 
 ANTMAZE_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
-CELL_SIZE = 4.0  # metres
-GOAL_RADIUS = 0.5  # metres
+CELL_SIZE = 4.0  # meters
+GOAL_RADIUS = 0.5  # meters
 _ANTMAZE_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}
 _START_CELL = (1, 1)
 
 ADROIT_STEPS = {"Pen": 100, "Hammer": 200, "Door": 200, "Relocate": 200}
-_PEN_DROPPED = 0.075  # height of a pen that fell, metres
-# For each task the number of steps at the goal after which an episode counts as a success.
-_ADROIT_SUCCESS_STEPS = {"Pen": 20, "Hammer": 25, "Door": 25, "Relocate": 25}
+_PEN_DROPPED = 0.075  # height of a pen that fell, meters
 
 KITCHEN_TASKS = {
     "complete": ("microwave", "kettle", "light switch", "slide cabinet"),
@@ -55,13 +52,9 @@ def register() -> None:
         *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
     ]
     for name, cls, kwargs, steps in entries:
-        if f"ld_agents/{name}-v0" not in gym.registry:
-            gym.register(
-                f"ld_agents/{name}-v0",
-                entry_point=f"{cls.__module__}:{cls.__name__}",
-                kwargs=kwargs,
-                max_episode_steps=steps,
-            )
+        env_id, entry_point = f"ld_agents/{name}-v0", f"{cls.__module__}:{cls.__name__}"
+        if env_id not in gym.registry:
+            gym.register(env_id, entry_point, max_episode_steps=steps, kwargs=kwargs)
 
 
 def register_robotics() -> None:
@@ -74,9 +67,28 @@ def register_robotics() -> None:
         import gymnasium_robotics
     except ImportError as error:
         raise ImportError(
-            'This environment needs gymnasium-robotics and mujoco. Install them with: pip install "ld_agents[bench]"'
+            "gymnasium-robotics and mujoco, which most environments of the benchmark need, are not installed. Install "
+            'them with: pip install "ld_agents[bench]"'
         ) from error
     gym.register_envs(gymnasium_robotics)
+
+
+def find(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The entry of Gymnasium's registry for an environment, also of this file or of gymnasium-robotics.
+
+    Raises:
+        ValueError: there is none.
+        ImportError: there is none, but gymnasium-robotics, where it may come from, is not installed.
+    """
+    register()
+    if env_id not in gym.registry:
+        register_robotics()
+    if env_id not in gym.registry:
+        raise ValueError(
+            f"The environment {env_id!r} is not in Gymnasium's registry. Import the package that registers it first "
+            "(make_datasets.py takes module:id), or make the environment yourself."
+        )
+    return gym.registry[env_id]
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -116,24 +128,21 @@ class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):
 class AntMaze(_Simulation):
     """D4RL's AntMaze -v2: a four-legged robot in a maze, from one fixed start to a goal cell.
 
-    Observations [29]: position x, y in metres, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
+    Observations [29]: position x, y in meters, the 13 other numbers of the pose, 14 velocities; D4RL's order and D4RL's
     frame (the start cell is the origin, x grows with the column and y with the row of the map). Actions [8]: torques in
     [-1, 1]. Reward 1 within 0.5 m of the goal, which ends the episode; ``info["success"]`` says the same.
 
     The ant is Gymnasium's, with D4RL's physics: time step 0.02 s (five of them per action), gear 30, and contacts with
-    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the centre of the
+    ``solimp=".8 .8 .01"``. As in D4RL's -v2, every episode draws its goal anew, up to 1.5 m beyond the center of the
     goal cell on either axis (`draw_goal`). The observation does not hold it, and the rewards of D4RL's data are those
     of one such goal.
 
-    Args:
-        maze: ``"umaze"``, ``"medium"`` or ``"large"``.
-        goal: position [2] of the goal in all episodes, in metres; None: drawn.
-        render_mode: see Gymnasium.
-
     ``reset(options={"start": [x, y], "goal": [x, y]})`` starts elsewhere, and has its goal there if no other is fixed.
 
-    Raises:
-        ValueError: there is no such maze.
+    Args:
+        maze: ``"umaze"``, ``"medium"`` or ``"large"``; others raise a ValueError.
+        goal: position [2] of the goal in all episodes, in meters; None: drawn.
+        render_mode: see Gymnasium.
     """
 
     def __init__(self, maze: str, goal: Sequence[float] | None = None, render_mode: str | None = None) -> None:
@@ -141,20 +150,16 @@ class AntMaze(_Simulation):
 
         if maze not in ANTMAZE_GOALS:
             raise ValueError(f"Unknown maze {maze!r}. Choose one of {tuple(ANTMAZE_GOALS)}.")
-        # MuJoCo only reads models from files, and several processes may do so at once.
-        handle, path = tempfile.mkstemp(suffix=".xml")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                _antmaze_model(maze).write(file)
+        with tempfile.TemporaryDirectory() as folder:  # MuJoCo only reads models from files
+            model = Path(folder) / "ant.xml"
+            _antmaze_model(maze).write(model)
             ant = AntEnv(
-                path,
+                str(model),
                 frame_skip=5,
                 exclude_current_positions_from_observation=False,
                 include_cfrc_ext_in_observation=False,
                 render_mode=render_mode,
             )
-        finally:
-            os.unlink(path)
         super().__init__(ant, 29, render_mode)
         self._goal_cell = ANTMAZE_GOALS[maze]
         self._fixed_goal = goal
@@ -188,12 +193,12 @@ class AntMaze(_Simulation):
 
 
 def cell_position(cell: tuple[int, int]) -> tuple[float, float]:
-    """Position (x, y) in metres of the centre of a cell (row, column) of an AntMaze, in D4RL's frame."""
+    """Position (x, y) in meters of the center of a cell (row, column) of an AntMaze, in D4RL's frame."""
     return CELL_SIZE * (cell[1] - _START_CELL[1]), CELL_SIZE * (cell[0] - _START_CELL[0])
 
 
 def draw_goal(cell: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
-    """A goal of D4RL's in a cell: (x, y) in metres, each the centre's plus U(0, 1) plus U(0, 0.5)."""
+    """A goal of D4RL's in a cell: (x, y) in meters, each the center's plus U(0, 1) plus U(0, 0.5)."""
     x, y = cell_position(cell)
     dx, dy = rng.uniform(0.0, 1.0, 2) + rng.uniform(0.0, 0.5, 2)
     return x + float(dx), y + float(dy)
@@ -222,21 +227,14 @@ def _antmaze_model(maze: str) -> ElementTree.ElementTree[Any]:
         element.attrib.update(attributes)
     world = tree.find("worldbody")
     assert world is not None
+    height = CELL_SIZE / 4
     for i, row in enumerate(maze_map(maze)):
         for j, wall in enumerate(row):
             if wall:
                 x, y = cell_position((i, j))
-                ElementTree.SubElement(
-                    world,
-                    "geom",
-                    name=f"wall_{i}_{j}",
-                    type="box",
-                    pos=f"{x} {y} {CELL_SIZE / 4}",
-                    size=f"{CELL_SIZE / 2} {CELL_SIZE / 2} {CELL_SIZE / 4}",
-                    contype="1",
-                    conaffinity="1",
-                    rgba="0.7 0.5 0.3 1",
-                )
+                box = {"type": "box", "pos": f"{x} {y} {height}", "size": f"{CELL_SIZE / 2} {CELL_SIZE / 2} {height}"}
+                touch = {"contype": "1", "conaffinity": "1", "rgba": "0.7 0.5 0.3 1"}
+                ElementTree.SubElement(world, "geom", box | touch, name=f"wall_{i}_{j}")
     return tree
 
 
@@ -249,17 +247,16 @@ class Adroit(_Simulation):
       and object, gymnasium-robotics +0.1 times;
     * pen ends when the pen is dropped, and after 100 steps (gymnasium-robotics: never, and after 200);
     * ``info["success"]`` follows the rule of D4RL's authors: more than 25 steps at the goal so far (pen: 20).
-      ``info["goal_achieved"]`` is gymnasium-robotics' word on the single step.
+      ``info["goal_achieved"]`` is gymnasium-robotics' flag of the single step.
 
     Observations [45], [46], [39], [39] for pen, hammer, door and relocate; actions [24], [26], [28], [30] in [-1, 1].
     ``reset(options={"initial_state_dict": ...})`` starts from a given state, see gymnasium-robotics.
 
     Args:
-        task: ``"Pen"``, ``"Hammer"``, ``"Door"`` or ``"Relocate"``.
+        task: ``"Pen"``, ``"Hammer"``, ``"Door"`` or ``"Relocate"``; others raise a ValueError.
         render_mode: see Gymnasium.
 
     Raises:
-        ValueError: there is no such task.
         ImportError: gymnasium-robotics is not installed.
     """
 
@@ -279,24 +276,19 @@ class Adroit(_Simulation):
         observation, _ = self.simulator.reset(seed=seed, options=options)
         return observation, {"success": False, "goal_achieved": False}
 
-    def _palm_to_object(self, observation: NDArray[np.float64]) -> float:
-        """Distance in metres between the palm and what it should grasp, from the observation."""
-        if self.task == "Hammer":
-            offset = observation[33:36] - observation[36:39]
-        else:
-            offset = observation[35:38] if self.task == "Door" else observation[30:33]
-        return float(np.linalg.norm(offset))
-
     def step(self, action: NDArray[Any]) -> Step:
         observation, reward, _, _, info = self.simulator.step(action)
-        reward, dropped = float(reward), False
-        if self.task == "Pen":
-            dropped = bool(observation[26] < _PEN_DROPPED)
-        else:
-            reward -= 0.2 * self._palm_to_object(observation)
+        offset = {  # from the palm to the object, in meters
+            "Pen": np.zeros(3),
+            "Hammer": observation[33:36] - observation[36:39],
+            "Door": observation[35:38],
+            "Relocate": observation[30:33],
+        }[self.task]
+        reward = float(reward) - 0.2 * float(np.linalg.norm(offset))
+        dropped = self.task == "Pen" and bool(observation[26] < _PEN_DROPPED)
         achieved = bool(info["success"])
         self._steps_at_goal += achieved
-        success = self._steps_at_goal > _ADROIT_SUCCESS_STEPS[self.task]
+        success = self._steps_at_goal > (20 if self.task == "Pen" else 25)
         return observation, reward, dropped, False, {"success": success, "goal_achieved": achieved}
 
 

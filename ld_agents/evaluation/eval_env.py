@@ -12,10 +12,10 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.evaluation import environments
-from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
 from ld_agents.evaluation.scores import TASKS, family
 
-GOAL_RADIUS = 0.45  # metres, of gymnasium-robotics' mazes
+GOAL_RADIUS = 0.45  # meters, of gymnasium-robotics' mazes
 FIXED_GOAL_ENTRY_POINTS = (
     "ld_agents.evaluation.eval_env:FixedGoal",
     "ld_agents.data.pointmaze:FixedGoal",
@@ -32,7 +32,7 @@ class EvalEnvSpec:
         id: id in Gymnasium's registry.
         kwargs: keyword arguments of the environment.
         max_episode_steps: step limit; None: that of the registry.
-        goal: position in metres where the goal of a maze is held; None: where the environment puts it.
+        goal: position in meters where the goal of a maze is held; None: where the environment puts it.
         observation_columns: columns of a flat observation that are kept; None: all.
     """
 
@@ -70,9 +70,6 @@ class EvalEnvSpec:
     def make(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Build the environment from its registered id, without running anything that the data name.
 
-        Args:
-            render_mode: see Gymnasium.
-
         Raises:
             ValueError: the id is not in Gymnasium's registry, or names a module.
             ImportError: the id belongs to gymnasium-robotics, which is not installed.
@@ -83,20 +80,7 @@ class EvalEnvSpec:
                 f"The evaluation environment {self.id!r} would load code that the dataset names. It is refused. Make "
                 "the environment yourself and hand it to evaluate(agent, make_env=...)."
             )
-        environments.register()
-        try:
-            environments.register_robotics()
-        except ImportError:
-            if self.id not in gym.registry:
-                raise ImportError(
-                    f"The evaluation environment {self.id} is not registered. If it comes from gymnasium-robotics, "
-                    'install it with: pip install "ld_agents[bench]"'
-                ) from None
-        if self.id not in gym.registry:
-            raise ValueError(
-                f"The evaluation environment {self.id!r} is not in Gymnasium's registry. Import the package that "
-                "registers it before you load the dataset, or make the environment yourself."
-            )
+        environments.find(self.id)
         kwargs = {key: value for key, value in self.kwargs.items() if key != "render_mode"}
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -108,13 +92,16 @@ class EvalEnvSpec:
                 "Make the environment yourself and hand it to evaluate(agent, make_env=...)."
             ) from error
         if self.observation_columns is not None:
-            env = _Columns(env, list(self.observation_columns))
+            space, columns = env.observation_space, list(self.observation_columns)
+            assert isinstance(space, spaces.Box)
+            kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
+            env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
         return env if self.goal is None else FixedGoal(env, self.goal)
 
 
 # -- which environment evaluates a task ----------------------------------------------------------------------------
 
-_ENVIRONMENTS: dict[str, str] = {
+ENVIRONMENTS: dict[str, str] = {
     **{f"antmaze-{maze}": f"ld_agents/AntMaze-{maze}-v0" for maze in environments.ANTMAZE_GOALS},
     # -v4 is -v2, in which D4RL recorded, with today's bindings of MuJoCo; -v5 moves and pays differently. There is none
     # for ant: D4RL's 111 numbers hold contact forces that its simulator left at zero.
@@ -122,6 +109,8 @@ _ENVIRONMENTS: dict[str, str] = {
     **{hand.lower(): f"ld_agents/Adroit{hand}-v0" for hand in environments.ADROIT_STEPS},
     **{f"kitchen-{name}": f"ld_agents/Kitchen-{name}-v0" for name in environments.KITCHEN_TASKS},
 }
+"""The environment in which D4RL's data of a task are evaluated and recorded here, by task; the mazes of maze2d have
+`evaluation_spec`."""
 # D4RL observes the positions of joints and objects, gymnasium-robotics the velocities too (9 + 9 + 21 + 20 numbers).
 _KITCHEN_POSITIONS = (*range(9), *range(18, 39))
 # Cells (row, column) of start and goal. Minari's umaze is D4RL's upside down.
@@ -129,13 +118,13 @@ _MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large
 
 
 def evaluation_spec(maze: str) -> EvalEnvSpec:
-    """PointMaze with D4RL's goal, held at the centre of its cell; starts in any other cell, goes on at the goal."""
+    """PointMaze with D4RL's goal, held at the center of its cell; starts in any other cell, continues at the goal."""
     task = MAZES[maze]
     return EvalEnvSpec(
         task.env_id,
         {"maze_map": _marked(maze, g=task.goal_cell), "continuing_task": True, "reset_target": False},
         task.episode_steps,
-        cell_centre(maze, task.goal_cell),
+        cell_center(maze, task.goal_cell),
     )
 
 
@@ -147,28 +136,28 @@ def _marked(maze: str, **cells: tuple[int, int]) -> list[list[int | str]]:
     return grid
 
 
-def _registered(name: str) -> EvalEnvSpec:
-    environments.register()
-    return EvalEnvSpec(name, max_episode_steps=gym.registry[name].max_episode_steps)
-
-
 def file_environment(task: str) -> EvalEnvSpec | None:
     """Evaluation environment of the D4RL files of a task; None if there is none."""
     if family(task) == "maze2d":
         maze = task.split("-")[1]
         spec = evaluation_spec(maze)
         kwargs = spec.kwargs | ({"reward_type": "dense"} if task.endswith("-dense") else {})
-        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the centre of the cell
+        goal = np.array([[*MAZES[maze].goal_cell, 0, 0]], dtype=np.float32)  # D4RL's: 0.2 off the center of the cell
         x, y = from_d4rl_frame(maze, goal, goal[:, :2])[0][0, :2].astype(float).round(6).tolist()
         return replace(spec, kwargs=kwargs, goal=(x, y))
-    if task not in _ENVIRONMENTS:
+    if task not in ENVIRONMENTS:
         return None
-    spec = _registered(_ENVIRONMENTS[task])
+    spec = _registered(task)
     return replace(spec, observation_columns=_KITCHEN_POSITIONS) if family(task) == "kitchen" else spec
 
 
+def _registered(task: str) -> EvalEnvSpec:
+    name = ENVIRONMENTS[task]
+    return EvalEnvSpec(name, max_episode_steps=environments.find(name).max_episode_steps)
+
+
 def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec | None:
-    """Evaluation environment of a dataset from Minari's hub, with what its metadata get wrong put right.
+    """Evaluation environment of a dataset from Minari's hub, with the errors of its metadata corrected.
 
     Args:
         dataset_id: Minari id.
@@ -178,14 +167,14 @@ def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec |
     # The metadata of Adroit and Kitchen name the environment of the recording: 625 steps for a human's demonstration,
     # and in the kitchen a reward in every step for each task that is done.
     if family(task) in ("adroit", "kitchen"):
-        return _registered(_ENVIRONMENTS[task])
+        return _registered(task)
     if family(task) == "antmaze" and named is not None:
         # The metadata of umaze name another maze than that of the recording, open on the other side; and in all of them
-        # the episode goes on at the goal, where D4RL ends it.
+        # the episode continues at the goal, where D4RL ends it.
         maze = task.removeprefix("antmaze-")
         start, goal = _MINARI_ANTMAZE[maze]
         grid = _marked(maze, r=start, g=goal)
-        return replace(named, kwargs={**named.kwargs, "maze_map": grid, "continuing_task": False})
+        return replace(named, kwargs=named.kwargs | {"maze_map": grid, "continuing_task": False})
     return named
 
 
@@ -197,7 +186,7 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     Args:
         env: a maze environment (PointMaze or AntMaze).
-        goal: the goal's position [2] in metres.
+        goal: the goal's position [2] in meters.
 
     Raises:
         TypeError: the environment is not a maze.
@@ -222,17 +211,3 @@ class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         if "success" in info:
             info["success"] = bool(np.linalg.norm(observation["achieved_goal"] - self.goal) <= GOAL_RADIUS)
         return observation, info
-
-
-class _Columns(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
-    """Some columns of a flat observation."""
-
-    def __init__(self, env: gym.Env[Any, Any], columns: list[int]) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, spaces.Box)
-        self.columns = columns
-        self.observation_space = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation[self.columns]

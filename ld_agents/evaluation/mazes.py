@@ -12,23 +12,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class MazeTask:
-    """One maze: environment id, D4RL's map and evaluation cell, time limit, D4RL's (minimum, maximum) return."""
+    """One maze: environment id, D4RL's map and evaluation cell, time limit in steps."""
 
     env_id: str
     d4rl_map: str
     goal_cell: tuple[int, int]
     episode_steps: int
-    reference_scores: tuple[float, float]
 
 
 MAZES: dict[str, MazeTask] = {
-    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300, (23.85, 161.86)),
+    "umaze": MazeTask("PointMaze_UMaze-v3", "#####/#GOO#/###O#/#OOO#/#####", (1, 1), 300),
     "medium": MazeTask(
         "PointMaze_Medium-v3",
         "########/#OO##OO#/#OO#OOO#/##OOO###/#OO#OOO#/#O#OO#O#/#OOO#OG#/########",
         (6, 6),
         600,
-        (13.13, 277.39),
     ),
     "large": MazeTask(
         "PointMaze_Large-v3",
@@ -36,7 +34,6 @@ MAZES: dict[str, MazeTask] = {
         "############",
         (7, 9),
         800,
-        (6.7, 273.99),
     ),
 }
 
@@ -46,8 +43,8 @@ def maze_map(maze: str) -> list[list[int]]:
     return [[int(cell == "#") for cell in row] for row in MAZES[maze].d4rl_map.split("/")]
 
 
-def cell_centre(maze: str, cell: tuple[int, int]) -> tuple[float, float]:
-    """Position (x, y) in metres of the centre of a cell (row, column)."""
+def cell_center(maze: str, cell: tuple[int, int]) -> tuple[float, float]:
+    """Position (x, y) in meters of the center of a cell (row, column)."""
     grid = maze_map(maze)
     return cell[1] + 0.5 - len(grid[0]) / 2, len(grid) / 2 - (cell[0] + 0.5)
 
@@ -57,7 +54,7 @@ def from_d4rl_frame(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Observations [N, 4] and actions [N, 2] of D4RL's maze2d in the frame of gymnasium-robotics' PointMaze.
 
-    D4RL's x runs down the rows and its y along the columns of the map, and the centre of cell (i, j) is at
+    D4RL's x runs down the rows and its y along the columns of the map, and the center of cell (i, j) is at
     (i - 0.2, j - 0.2). PointMaze has its origin in the middle, x along the columns and y up the rows.
     """
     grid = maze_map(maze)

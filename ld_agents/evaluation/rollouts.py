@@ -1,4 +1,4 @@
-"""Seeded, vectorised rollouts of an agent: raw returns, first contacts with the goal, milliseconds per action.
+"""Seeded, vectorized rollouts of an agent: raw returns, first contacts with the goal, milliseconds per action.
 
 Reported numbers come from here and not from Stable-Baselines3's `evaluate_policy`, which does not seed the resets and
 keeps `episode_start` set for an environment that has met its quota, so that a planner would plan again at every step
@@ -24,11 +24,7 @@ class Agent(Protocol):
     """Whatever has Stable-Baselines3's `predict`."""
 
     def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]: ...
 
 
@@ -69,8 +65,7 @@ def evaluate(
 
     Episode j starts from a reset with a seed derived from (`seed`, j), so results do not depend on `n_envs` as long as
     an agent's action for one environment does not depend on the others. An environment that has finished takes the next
-    episode; when none is left it is dropped: the batch shrinks, and the rows of the agent's state follow their
-    environments.
+    episode; when none is left it is dropped, and its rows of the batch and of the agent's state with it.
 
     Args:
         agent: anything with Stable-Baselines3's `predict`. It receives observations with a leading axis of n running
@@ -83,7 +78,7 @@ def evaluate(
         deterministic: passed to `predict`.
 
     Returns:
-        an `Evaluation` with raw numbers; normalise them with `ld_agents.evaluation.scores`.
+        an `Evaluation` with raw numbers; normalize them with `ld_agents.evaluation.scores`.
 
     Raises:
         ValueError: when `n_episodes` or `n_envs` is below one, or `predict` returns a wrong number of actions.

@@ -1,4 +1,4 @@
-"""Reference scores with their sources and known defects, normalisation, and the two protocols of the mazes.
+"""Reference scores with their sources and known defects, normalization, and the two protocols of the mazes.
 
 The environment's return counts every step at the goal, so an agent has to stay there. The first-contact return credits
 all steps from the first one at the goal on, whatever the agent does afterwards. Both come from the same rollouts.
@@ -50,7 +50,7 @@ _TASK_SCORES: dict[str, tuple[float, float]] = {
 _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
     "maze2d": (
         "way-point controller",
-        "D4RL places start and goal 0.2 off the centres of the cells that its controller steers to, so its controller "
+        "D4RL places start and goal 0.2 off the centers of the cells that its controller steers to, so its controller "
         "is slow and scores well above 100 are possible",
         "measured in D4RL's own maze, which pays within 0.5 of the goal and starts in all cells; gymnasium-robotics "
         "pays within 0.45 and never starts in the goal's cell",
@@ -79,8 +79,6 @@ _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-_LIKE_D4RL = ("antmaze", "locomotion", "adroit")
-
 _MAZES = ("umaze", "medium", "large")
 _ANTMAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 _ROBOTS = ("halfcheetah", "hopper", "walker2d", "ant")
@@ -103,7 +101,8 @@ D4RL_TASKS: dict[str, str] = {
 }
 """D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's datasets."""
 
-_LATER_TASKS: dict[str, str] = {
+TASKS: dict[str, str] = {
+    **D4RL_TASKS,
     **{f"D4RL/pointmaze/{maze}{dense}-v2": f"maze2d-{maze}{dense}" for maze in _MAZES for dense in ("", "-dense")},
     **{f"D4RL/antmaze/{name}-v1": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES},
     **{f"mujoco/{robot}/{level}-v0": robot for robot in _ROBOTS for level in ("simple", "medium", "expert")},
@@ -122,7 +121,6 @@ _LATER_TASKS: dict[str, str] = {
     **{f"ld-agents/adroit/{hand}-{level}-v0": hand for hand in _HANDS for level in _DEMONSTRATIONS},
     **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
 }
-TASKS: dict[str, str] = D4RL_TASKS | _LATER_TASKS
 """The same for the datasets of D4RL, of Minari's hub, and those that ld_agents makes."""
 
 _FAMILIES = {
@@ -134,7 +132,6 @@ _FAMILIES = {
 }
 
 FAMILIES = tuple(_FAMILIES)
-
 # Names of files on D4RL's server, where they are not the names of the datasets.
 _SERVER_NAMES: dict[str, str] = {
     **{f"maze2d-{maze}-sparse-v1": f"maze2d-{maze}-v1" for maze in _MAZES},
@@ -189,7 +186,8 @@ def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
     reached, d4rl_defect, later = _FAMILY_NOTES[family(task) or ""]
     source = f"D4RL, d4rl/infos.py, task {task}: 0 for random actions, 100 for {reached}"
     # D4RL's own simulators: Gymnasium's -v4 of its robots, and this package's AntMaze and Adroit.
-    as_d4rl = (dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/")) and family(task) in _LIKE_D4RL
+    like_d4rl = family(task) in ("antmaze", "locomotion", "adroit")
+    as_d4rl = like_d4rl and (dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/"))
     defects = (d4rl_defect,) if as_d4rl else (d4rl_defect, later)
     return ReferenceScore(*_TASK_SCORES[task], source, defects)
 
@@ -202,7 +200,7 @@ REFERENCE_SCORES: dict[str, ReferenceScore] = {name: _reference_score(name, task
 class MeasuredScore:
     """What a policy returns in today's evaluation environment of a task.
 
-    `success`: share of successful episodes, None where the environment knows no success.
+    `success`: share of successful episodes, None where the environment reports no success flag.
     """
 
     mean_return: float

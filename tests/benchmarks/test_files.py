@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from files import whole, write_text
+from files import write_text
+from ld_agents.data.storage import whole
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_an_episode_does_its_tasks(kitchen: Kitchen, order: tuple[str, ...]) -> 
     assert set(kitchen.simulator.episode_task_completions) == set(order)
 
 
-def test_actions_do_not_depend_on_neighbours(kitchen: Kitchen) -> None:
+def test_actions_do_not_depend_on_neighbors(kitchen: Kitchen) -> None:
     script, rng = KitchenScript(9, 0.05), np.random.default_rng(1)
     observations = np.stack([kitchen.reset(seed=seed)[0] for seed in range(3)])
     episodes = [script.begin(rng) for _ in range(3)]

@@ -116,7 +116,8 @@ def test_killed_while_it_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"recipe": dataclasses.replace(WALK, env_id="test/UnseededWalk-v0")}, "env"),
         ({"recipe": dataclasses.replace(WALK, past_terminals=True)}, "past_terminals"),
     ):
-        with pytest.raises(FileExistsError, match=rf"test/walk-v0 is there, but made with other {what}\. Delete it"):
+        message = rf"test/walk-v0 exists, but was made with different {what}\. Delete it"
+        with pytest.raises(FileExistsError, match=message):
             quiet("test/walk-v0", **change)
     assert metadata(folder, "test/walk-v0")["ld_agents"]["seed"] == 0
     record = json.loads((folder / "test-walk-v0.json").read_text())

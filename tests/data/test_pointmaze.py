@@ -20,7 +20,7 @@ import pytest
 from ld_agents.data import pointmaze
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
-from ld_agents.evaluation.mazes import MAZES, cell_centre, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_center, maze_map
 
 robotics = pytest.importorskip("gymnasium_robotics")
 
@@ -76,7 +76,7 @@ def test_maps_and_goals_are_d4rls(maze: str) -> None:
     assert env.maze.maze_map == maze_map(maze)
     rows = task.d4rl_map.split("/")
     assert [(i, row.index("G")) for i, row in enumerate(rows) if "G" in row] == [task.goal_cell]
-    assert cell_centre(maze, task.goal_cell) == tuple(env.maze.cell_rowcol_to_xy(np.array(task.goal_cell)))
+    assert cell_center(maze, task.goal_cell) == tuple(env.maze.cell_rowcol_to_xy(np.array(task.goal_cell)))
     assert gym.spec(task.env_id).max_episode_steps == task.episode_steps
     env.close()
 
@@ -85,10 +85,10 @@ def test_maps_and_goals_are_d4rls(maze: str) -> None:
 def test_the_controller_reaches_every_cell_along_a_shortest_path(maze: str) -> None:
     controller = pointmaze._Controller(maze)
     for start in controller.free:
-        x, y = cell_centre(maze, start)
+        x, y = cell_center(maze, start)
         assert controller.cell(x + 0.3, y - 0.3) == start
         for goal in controller.free:
-            controller.aim(x, y, goal, cell_centre(maze, goal), lambda: 0.0)
+            controller.aim(x, y, goal, cell_center(maze, goal), lambda: 0.0)
             points = [(x, y), *controller._path]
             steps = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.pairwise(points)]
             assert steps == ([0.0] if start == goal else [1.0] * len(steps))
@@ -174,7 +174,7 @@ def test_stored_actions_replay_in_the_evaluation_environment(data: OfflineDatase
     env.close()
 
 
-def test_relabelled_rewards_are_the_environments(data: OfflineDataset) -> None:
+def test_relabeled_rewards_are_the_environments(data: OfflineDataset) -> None:
     env = data.make_eval_env()
     env.reset(seed=0)
     after = np.concatenate([states_of(e)[1:, :2] for e in raw()])
@@ -362,7 +362,7 @@ def test_killed_half_way_leaves_nothing_that_loads(empty: Path) -> None:
     child = generate_in_background(empty, "test/killed-v0", 1_000_000, 2)
     assert child.stderr is not None
     deadline = time.monotonic() + 60
-    while not list(empty.glob(".ld-agents-recording-*/chunks/chunk0.npz")):
+    while not list(empty.glob(".ld-agents-recording-*/chunks/0.npz")):
         assert child.poll() is None, child.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -17,7 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from ld_agents.data.d4rl import FILE_SIZES
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.eval_env import EvalEnvSpec, file_environment
-from ld_agents.evaluation.mazes import MAZES, cell_centre, from_d4rl_frame, maze_map
+from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
 from ld_agents.evaluation.scores import FAMILIES, TASKS, family
 
 pytest.importorskip("gymnasium_robotics")
@@ -71,7 +71,7 @@ def test_maze2d_files_are_turned_into_the_frame_of_the_simulator(maze: str) -> N
     cells = np.argwhere(np.array(maze_map(maze)) == 0)
     positions = np.concatenate([cells - 0.2, np.tile([3.0, -2.0], (len(cells), 1))], axis=1).astype(np.float32)
     turned, actions = from_d4rl_frame(maze, positions, np.tile([[0.25, -1.0]], (len(cells), 1)))
-    np.testing.assert_allclose(turned[:, :2], [cell_centre(maze, (i, j)) for i, j in cells], atol=1e-6)
+    np.testing.assert_allclose(turned[:, :2], [cell_center(maze, (i, j)) for i, j in cells], atol=1e-6)
     # Down the rows is D4RL's x and minus the simulator's y; along the columns is D4RL's y and the simulator's x.
     assert turned[0, 2:].tolist() == [-2.0, -3.0]
     assert actions[0].tolist() == [-1.0, -0.25]
@@ -87,7 +87,7 @@ def test_maze2d_files_are_evaluated_at_d4rl_s_goal(tmp_path: Path) -> None:
     assert data.observations.tolist() == pytest.approx(np.array([[-1, 1, 0, 0], [0, 1, 0, -1], [1, -1, 1, 0]]))
     env = data.make_eval_env()
     observation, _ = env.reset(seed=0)
-    assert observation["desired_goal"].tolist() == [-0.8, 0.8]  # 0.2 off the cell's centre, towards the middle
+    assert observation["desired_goal"].tolist() == [-0.8, 0.8]  # 0.2 off the cell's center, towards the middle
     assert data.flatten_observation(observation).shape == (4,)
     assert data.info.eval_env is not None
     assert data.info.eval_env.max_episode_steps == 300
@@ -279,7 +279,7 @@ def box(size: int) -> spaces.Box:
 def antmaze_set(dataset_id: str) -> str:
     walls = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]
     parts = []
-    # The goal of the evaluation is the centre of the cell at (-4, 4).
+    # The goal of the evaluation is the center of the cell at (-4, 4).
     for places in ([[4, 4], [-3.4, 4], [-3.7, 4], [0, 4]], [[0, 0], [0, 1]], [[4, 0], [4, 1], [4, 2]]):
         position = np.array(places, np.float64)
         parts.append(

@@ -96,7 +96,7 @@ def test_the_ant_has_the_physics_of_d4rl() -> None:
 def test_walls_and_goals_are_where_d4rl_has_them(maze: str, rows: int, columns: int, goal: tuple[float, float]) -> None:
     env = AntMaze(maze)
     goals = np.array([(env.reset(seed=seed), env.goal)[1] for seed in range(400)]) - goal
-    # The centre of the cell plus U(0, 1) plus U(0, 0.5), on either axis: mean 0.75, variance (1 + 0.25) / 12.
+    # The center of the cell plus U(0, 1) plus U(0, 0.5), on either axis: mean 0.75, variance (1 + 0.25) / 12.
     assert goals.min() >= 0
     assert goals.max() <= 1.5
     np.testing.assert_allclose(goals.mean(0), 0.75, atol=0.06)
@@ -108,19 +108,19 @@ def test_walls_and_goals_are_where_d4rl_has_them(maze: str, rows: int, columns: 
         if env.model.geom(i).name.startswith("wall")
     }
     assert set(walls.values()) == {(2.0, 2.0, 1.0)}
-    centres = {(x, y) for x, y, _ in walls}
+    centers = {(x, y) for x, y, _ in walls}
     # The start cell is (1, 1), so the frame's corner is 4 m before the origin; the outer wall is closed.
     border = {(4 * j - 4.0, 4 * i - 4.0) for i in range(rows) for j in range(columns) if i in (0, rows - 1)}
     border |= {(4 * j - 4.0, 4 * i - 4.0) for i in range(rows) for j in range(columns) if j in (0, columns - 1)}
-    assert border <= centres
-    assert (0.0, 0.0) not in centres
-    assert tuple(map(float, goal)) not in centres
+    assert border <= centers
+    assert (0.0, 0.0) not in centers
+    assert tuple(map(float, goal)) not in centers
     if maze == "umaze":
-        assert centres - border == {(0.0, 4.0), (4.0, 4.0)}
+        assert centers - border == {(0.0, 4.0), (4.0, 4.0)}
     env.close()
 
 
-def test_reward_and_end_within_half_a_metre_of_the_goal() -> None:
+def test_reward_and_end_within_half_a_meter_of_the_goal() -> None:
     env = gym.make("ld_agents/AntMaze-umaze-v0", goal=(0, 8))
     ant: Any = env.unwrapped
     outcomes = {}

@@ -1,4 +1,4 @@
-"""Normalisation and the two maze protocols."""
+"""Normalization and the two maze protocols."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_shape_is_kept() -> None:
     assert normalise(np.zeros((5, 3)), "maze2d-large-v1").shape == (5, 3)
 
 
-def test_unknown_data_set() -> None:
+def test_unknown_dataset() -> None:
     with pytest.raises(KeyError, match=r"no reference scores for 'mine/own-v0'.*maze2d-large-v1"):
         normalise([1.0], "mine/own-v0")
 
