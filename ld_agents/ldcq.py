@@ -72,7 +72,7 @@ from ld_agents.diffusion.sampling import (
     solver_steps,
 )
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
-from ld_agents.networks.critics import LatentCritic, descend, polyak_update
+from ld_agents.networks.critics import LatentCritic, clip_norm, descend, polyak_update
 from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
@@ -338,16 +338,17 @@ class LDCQ(OfflineAlgorithm):
             )
             td_errors = self.td_errors(states[indices], latents[indices], targets)  # [C, B]
             loss = self.q_loss(td_errors, weights / weights.max())
-            optimizer.zero_grad()
-            loss.backward()
-            for critic in policy.critics:
-                nn.utils.clip_grad_norm_(critic.parameters(), 1.0, foreach=True)
-            optimizer.step()
+            descend(optimizer, loss, self._clip_each_critic)
             polyak_update(online, target, s.target_rate)
             new_priorities = (td_errors.detach() ** 2 + 5e-6).mean(0)
             sampler.update(indices, new_priorities)
             priorities[indices] = new_priorities
             yield {"loss": loss.detach(), "target": targets.mean(), "td_error": td_errors.detach().abs().mean()}
+
+    def _clip_each_critic(self, gradients: tuple[Tensor, ...]) -> None:
+        size = len(gradients) // self.settings.n_critics
+        for first in range(0, len(gradients), size):
+            clip_norm(gradients[first : first + size], 1.0)
 
     @torch.no_grad()
     def q_targets(self, returns: Tensor, bootstraps: Tensor, next_states: Tensor, candidates: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Actors, critics and the target update: what LDCQ and the baselines share."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -23,6 +24,21 @@ def norm_gelu_mlp(*sizes: int) -> nn.Sequential:
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU()]
     return nn.Sequential(*layers)
+
+
+def linear_of_parts(layer: nn.Linear, *parts: Tensor) -> Tensor:
+    """A layer on parts that stand side by side, and broadcast. Shapes [..., D_1], [..., D_2], ... -> [..., out].
+
+    What is the same for many rows, such as the state of many actions, is multiplied once.
+    """
+    if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
+        return layer(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+    weights = layer.weight.split([part.shape[-1] for part in parts], dim=1)
+    (full, weight), *rest = sorted(zip(parts, weights, strict=True), key=lambda pair: -pair[0].shape[:-1].numel())
+    sums = F.linear(full, weight, layer.bias)
+    for part, weight in rest:
+        sums = sums.add_(F.linear(part, weight))
+    return sums
 
 
 class TanhActor(nn.Module):
@@ -68,16 +84,14 @@ class LatentCritic(nn.Module):
         self.join = nn.Linear(hidden + latent_hidden, latent_hidden)
         self.join_norm = nn.LayerNorm(latent_hidden)
         self.head = nn.Sequential(*norm_gelu_mlp(latent_hidden, head_hidden), nn.Linear(head_hidden, 1))
-        self.hidden = hidden
 
     def forward(self, states: Tensor, latents: Tensor) -> Tensor:
         """Shapes [..., S], [..., Z] -> [...]. Leading dimensions broadcast: the state branch runs once per state.
 
         For K candidates per state pass [n, 1, S] and [n, K, Z].
         """
-        from_state = F.linear(self.state(states), self.join.weight[:, : self.hidden])
-        from_latent = F.linear(self.latent(latents), self.join.weight[:, self.hidden :], self.join.bias)
-        return self.head(F.gelu(self.join_norm(from_state + from_latent))).squeeze(-1)
+        joined = linear_of_parts(self.join, self.state(states), self.latent(latents))
+        return self.head(F.gelu(self.join_norm(joined))).squeeze(-1)
 
 
 @torch.no_grad()
@@ -86,13 +100,52 @@ def polyak_update(online: tuple[Tensor, ...], target: tuple[Tensor, ...], rate: 
     torch._foreach_lerp_(target, online, rate)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def clip_norm(gradients: tuple[Tensor, ...], largest: float) -> None:
+    """Scales gradients down, in place, so that their common norm is at most `largest`."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, clip: Callable[[tuple[Tensor, ...]], None] | None = None
+) -> None:
     """One gradient step on the optimizer's own parameters.
 
     Nothing is spent on gradients of other parameters that the loss runs through, such as the critics' in an actor's
     loss. Parameters that it does not run through stay as they are.
+
+    Args:
+        optimizer: an Adam without weight decay, of one group of parameters.
+        loss: a scalar.
+        clip: changes the gradients, in the order of the parameters, in place.
     """
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
+    group = optimizer.param_groups[0]
+    parameters = group["params"]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    if clip is not None:
+        clip(gradients)
+    states = [optimizer.state[parameter] for parameter in parameters]
+    if not group["fused"] or not all(states) or any(gradient is None for gradient in gradients):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        return
+    # What `optimizer.step` comes down to; its checks of every parameter cost as much again.
+    steps = [state["step"] for state in states]
+    torch._foreach_add_(steps, 1)
+    means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    torch._fused_adam_(
+        parameters,
+        gradients,
+        means,
+        squares,
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=0.0,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )

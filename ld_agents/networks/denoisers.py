@@ -40,14 +40,21 @@ class ResidualBlock(nn.Module):
         return F.linear(self.norm(self.state(state)), self.first.weight[:, self.width :], self.first.bias)
 
     def time_terms(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Factor and offset of a diffusion step. Shapes [n, hidden] -> two of [n, width]."""
-        scale, shift = self.time(time).chunk(2, dim=-1)
-        return 1 + scale, shift
+        """Scale and shift of a diffusion step, those of the layer norm before it included.
 
-    def forward(self, x: Tensor, state_term: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-        h = self.norm(F.linear(x, self.first.weight[:, : self.width]) + state_term)
-        h = F.gelu(torch.addcmul(offset, h, factor))
-        return x + F.gelu(self.norm(self.second(h)))
+        Shapes [n, hidden] -> two of [n, width].
+        """
+        scale, shift = self.time(time).chunk(2, dim=-1)
+        scale = 1 + scale
+        return scale * self.norm.weight, torch.addcmul(shift, scale, self.norm.bias)
+
+    def forward(self, x: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        h = F.linear(x, self.first.weight[:, : self.width]).add_(state_term)
+        if scale.dim() == 1:  # one diffusion step for all rows
+            h = F.layer_norm(h, (self.width,), scale, shift)
+        else:
+            h = torch.addcmul(shift, F.layer_norm(h, (self.width,)), scale)
+        return F.gelu(self.norm(self.second(F.gelu(h)))).add_(x)
 
 
 class ResidualMLPUNet(nn.Module):
@@ -91,27 +98,27 @@ class ResidualMLPUNet(nn.Module):
         return [block.state_term(embedded) for block in self._blocks]
 
     def time_terms(self, j: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per block, factor and offset of diffusion steps. Shapes [n] int64 -> list of two [n, width]."""
+        """Per block, scale and shift of diffusion steps. Shapes [n] int64 -> list of two [n, width]."""
         embedded = self.time(sinusoids(j, self.time_features))
         return [block.time_terms(embedded) for block in self._blocks]
 
     def denoise(self, x: Tensor, state_terms: list[Tensor], time_terms: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Predicts x0 from x [..., Z]. The terms broadcast against x: [n, 1, width] serves K candidates per state."""
-        terms = iter(zip(self._blocks, state_terms, time_terms, strict=True))
+        blocks = iter(zip(self._blocks, state_terms, time_terms, strict=True))
 
-        def block(h: Tensor) -> Tensor:
-            module, state_term, (factor, offset) = next(terms)
-            return module(h, state_term, factor, offset)
+        def through(h: Tensor) -> Tensor:
+            block, state_term, (scale, shift) = next(blocks)
+            return block(h, state_term, scale, shift)
 
         inlet = self.inlet(x)
-        h = block(inlet)
+        h = through(inlet)
         skips = [h]
         for down, norm in zip(self.down, list(self.norms)[1:], strict=True):
-            h = block(F.gelu(norm(down(h))))
+            h = through(F.gelu(norm(down(h))))
             skips.append(h)
         for up, norm, skip in zip(self.up, list(self.norms)[-2::-1], skips[-2::-1], strict=True):
-            h = block(F.gelu(norm(up(h))) + skip)
-        return self.outlet(block(h + inlet))
+            h = through(F.gelu(norm(up(h))).add_(skip))
+        return self.outlet(through(h + inlet))
 
     def forward(self, x: Tensor, j: Tensor, states: Tensor) -> Tensor:
         """Predicts x0. Shapes [B, Z], [B] int64, [B, S] -> [B, Z]."""

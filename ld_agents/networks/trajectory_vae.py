@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ld_agents.networks.critics import mlp
+from ld_agents.networks.critics import linear_of_parts, mlp
 
 _STD_FLOOR = 1e-4
 
@@ -55,8 +55,9 @@ class GaussianMLP(nn.Module):
         self.mean = mlp(hidden, hidden, out_dim)
         self.std = mlp(hidden, hidden, out_dim)
 
-    def forward(self, x: Tensor) -> Gaussian:
-        h = self.trunk(x)
+    def forward(self, *parts: Tensor) -> Gaussian:
+        """Of parts that stand side by side, and broadcast. Shapes [..., D_1], [..., D_2], ... -> [..., out_dim]."""
+        h = F.relu_(self.trunk[0][1:](linear_of_parts(self.trunk[0][0], *parts)))  # type: ignore[index]
         return Gaussian(self.mean(h), F.softplus(self.std(h)) + _STD_FLOOR)
 
 
@@ -95,11 +96,11 @@ class JointPolicyDecoder(nn.Module):
 
     def forward(self, states: Tensor, latents: Tensor, actions: Tensor) -> Gaussian:
         """Shapes [..., S], [..., Z], [..., A] -> Gaussian [..., A]. The true actions are not looked at."""
-        return self.net(torch.cat([states, latents], dim=-1))
+        return self.net(states, latents)
 
     def act(self, states: Tensor, latents: Tensor, epsilon: Tensor | None) -> Tensor:
         """Mean actions, or with standard normal `epsilon` [..., A] samples. Shape [..., A]."""
-        action = self.net(torch.cat([states, latents], dim=-1))
+        action = self.net(states, latents)
         return action.mean if epsilon is None else action.sample(epsilon)
 
 
@@ -112,8 +113,8 @@ class AutoregressivePolicyDecoder(nn.Module):
 
     def forward(self, states: Tensor, latents: Tensor, actions: Tensor) -> Gaussian:
         """Shapes [..., S], [..., Z], [..., A] -> Gaussian [..., A]; dimension i sees the true actions before it."""
-        x = torch.cat([states, latents], dim=-1)
-        dimensions = [net(torch.cat([x, actions[..., :i]], dim=-1)) for i, net in enumerate(self.nets)]
+        before = [[actions[..., :i]] if i else [] for i in range(len(self.nets))]
+        dimensions = [net(states, latents, *seen) for net, seen in zip(self.nets, before, strict=True)]
         return Gaussian(torch.cat([d.mean for d in dimensions], -1), torch.cat([d.std for d in dimensions], -1))
 
     def act(self, states: Tensor, latents: Tensor, epsilon: Tensor | None) -> Tensor:
@@ -160,7 +161,7 @@ class TrajectoryVAE(nn.Module):
 
     def predict_final_state(self, states: Tensor, latents: Tensor) -> Gaussian:
         """p_eta(s_H given s_0, z). Shapes [..., S], [..., Z] -> Gaussian [..., S]."""
-        return self.final_state(torch.cat([states, latents], dim=-1))
+        return self.final_state(states, latents)
 
     def losses(
         self,
@@ -196,9 +197,8 @@ class TrajectoryVAE(nn.Module):
         if steps is not None:
             rows = torch.arange(len(states), device=states.device)[:, None]
             states, actions = states[rows, steps], actions[rows, steps]  # [B, n, .]
-        repeated = latents[:, None].expand(-1, states.shape[1], -1)
         return {
-            "action": (weights * self.action(states, repeated, actions).negative_log_density(actions)).mean(),
+            "action": (weights * self.action(states, latents[:, None], actions).negative_log_density(actions)).mean(),
             "kl": posterior.kl(self.prior(first)).mean() / horizon,
             "final_state": self.predict_final_state(first, latents.detach()).negative_log_density(final_states).mean()
             / horizon,

@@ -265,16 +265,20 @@ def test_sampling_weights_and_priorities(by_hand: OfflineDataset, monkeypatch: p
 
 def test_gradients_of_each_critic_are_clipped(by_hand: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = trained_up_to_q(by_hand, q_steps=3, reward_scale=1e5)
-    clip = nn.utils.clip_grad_norm_
+    clip = ld_agents.ldcq.clip_norm
+    size = len(list(agent.policy.critics[0].parameters()))
     norms: list[tuple[float, float]] = []
 
-    def recorded(parameters: Any, max_norm: float, **kwargs: Any) -> Tensor:
-        parameters = list(parameters)
-        before = clip(parameters, max_norm, **kwargs)
-        norms.append((float(before), float(sum((p.grad**2).sum() for p in parameters)) ** 0.5))
-        return before
+    def recorded(gradients: tuple[Tensor, ...], largest: float) -> None:
+        assert len(gradients) == size
+        norms.append((norm(gradients), 0.0))
+        clip(gradients, largest)
+        norms[-1] = norms[-1][0], norm(gradients)
 
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", recorded)
+    def norm(gradients: tuple[Tensor, ...]) -> float:
+        return float(sum((gradient**2).sum() for gradient in gradients)) ** 0.5
+
+    monkeypatch.setattr(ld_agents.ldcq, "clip_norm", recorded)
     agent.learn(reset_num_timesteps=False)
     assert len(norms) == 6
     assert min(before for before, _ in norms) > 10

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from ld_agents.networks.critics import LatentCritic, TanhActor, mlp, norm_gelu_mlp, polyak_update
+from ld_agents.networks.critics import (
+    LatentCritic,
+    TanhActor,
+    clip_norm,
+    descend,
+    linear_of_parts,
+    mlp,
+    norm_gelu_mlp,
+    polyak_update,
+)
 from ld_agents.networks.denoisers import ResidualMLPUNet, sinusoids
 from ld_agents.networks.trajectory_vae import (
     AutoregressivePolicyDecoder,
@@ -292,6 +301,50 @@ def test_critic_broadcasts_states_over_candidates() -> None:
     # the split of the joining layer is a layer on the concatenation
     joined = F.gelu(critic.join_norm(critic.join(torch.cat([critic.state(states), critic.latent(latents[:, 0])], -1))))
     torch.testing.assert_close(critic.head(joined)[:, 0], scores[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_parts_of_a_linear_layer_broadcast(order: tuple[int, int]) -> None:
+    """States [4, 1, 3] and latents [4, 5, 6], in either order, are as the concatenation, gradients too."""
+    torch.manual_seed(0)
+    parts = [(randn(4, 1, 3), randn(4, 5, 6, seed=1))[i].requires_grad_() for i in order]
+    layer = nn.Linear(9, 7)
+    joined = layer(torch.cat([part.expand(4, 5, -1) for part in parts], -1))
+    found = linear_of_parts(layer, *parts)
+    torch.testing.assert_close(found, joined)
+    weights = randn(4, 5, 7, seed=2)
+    wanted = torch.autograd.grad((weights * joined).sum(), [*parts, *layer.parameters()])
+    torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), [*parts, *layer.parameters()]), wanted)
+
+
+def test_descend_is_a_step_of_adam_bit_for_bit() -> None:
+    """Against optimizer.step, with a rate that changes, and a parameter that the loss reaches from step 2 on."""
+    states = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        net, other = mlp(3, 4, 2), nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.Adam([*net.parameters(), other], 1e-2, fused=True)
+        for step in range(5):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            output = net(randn(6, 3, seed=step))
+            loss = ((output * other if step >= 2 else output) - 1).square().mean()
+            if ours:
+                descend(optimizer, loss)
+            else:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        states.append([*net.parameters(), other, *(s[k] for s in optimizer.state.values() for k in sorted(s))])
+    assert len(states[0]) == 5 + 15
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_clip_norm() -> None:
+    gradients = (torch.tensor([3.0, 0.0]), torch.tensor([[4.0]]))
+    clip_norm(gradients, 10.0)
+    assert [gradient.tolist() for gradient in gradients] == [[3.0, 0.0], [[4.0]]]
+    clip_norm(gradients, 1.0)
+    torch.testing.assert_close(torch.cat([gradient.flatten() for gradient in gradients]), torch.tensor([0.6, 0.0, 0.8]))
 
 
 def test_layers_of_the_perceptrons() -> None:
