@@ -89,7 +89,6 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "vae_steps": 12,
     "weight_decay": 0.0,
     "learning_rates": "cosine",
-    "latent_targets": "mean",
     "prior_windows": None,
     "prior_learning_rate": 2e-3,
     "prior_batch_size": 32,
