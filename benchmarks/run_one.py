@@ -16,8 +16,9 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -58,12 +59,11 @@ class LossHistory(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         for key, value in key_values.items():
-            if key.startswith("time/") or not isinstance(value, int | float) or not math.isfinite(value):
-                continue
-            points = self.history.setdefault(key, [])
-            points.append([step, float(f"{value:.6g}")])
-            if len(points) > 10 * LOSS_POINTS:
-                del points[1::2]
+            if not key.startswith("time/") and isinstance(value, int | float) and math.isfinite(value):
+                points = self.history.setdefault(key, [])
+                points.append([step, float(f"{value:.6g}")])
+                if len(points) > 10 * LOSS_POINTS:
+                    del points[1::2]
 
     def close(self) -> None:
         pass
@@ -88,11 +88,7 @@ class Progress(BaseCallback):
         self, files: Files, record: dict[str, Any], make_env: Callable[[], gym.Env[Any, Any]], run: Run
     ) -> None:
         super().__init__()
-        self.files = files
-        self.record = record
-        self.make_env = make_env
-        self.seed = run.seed
-        self.episodes = min(CURVE_EPISODES, run.episodes)
+        self.files, self.record, self.make_env, self.run = files, record, make_env, run
         self.stop_requested = False
         self.learn_seconds = float(record["learn_seconds"])
         self._announced = 0
@@ -127,15 +123,13 @@ class Progress(BaseCallback):
         self.learn_seconds += time.perf_counter() - self._resumed_at
 
     def _add_curve_point(self, index: int) -> None:
-        policy = self.model.policy
-        training = policy.training
-        seed = evaluation_seed(self.seed, index)
-        outcome = evaluate(self.model, self.make_env, self.episodes, seed=seed, n_envs=self.episodes)
-        policy.train(training)
+        episodes, training = min(CURVE_EPISODES, self.run.episodes), self.model.policy.training
+        seed = evaluation_seed(self.run.seed, index)
+        outcome = evaluate(self.model, self.make_env, episodes, seed=seed, n_envs=episodes)
+        self.model.policy.train(training)
         point = {"gradient_steps": self.model.num_timesteps, "seconds": round(self.learn_seconds, 2)}
         self.record["curve"].append(point | {"returns": outcome.returns, "first_contact": outcome.first_contact})
-        mean = sum(outcome.returns) / len(outcome.returns)
-        print(f"curve point {index + 1} of {CURVE_POINTS}: mean return {mean:.4g}", flush=True)
+        print(f"curve point {index + 1} of {CURVE_POINTS}: mean return {fmean(outcome.returns):.4g}", flush=True)
 
     def save(self) -> None:
         """Bring the checkpoint up to date; the time it takes does not count as learning."""
@@ -204,15 +198,23 @@ def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
     return shared
 
 
-def learn(agent: Any, record: dict[str, Any], progress: Progress) -> None:
-    """Let the agent take the gradient steps that are left; its time ends up in `record`."""
-    if agent.num_timesteps >= record["total_steps"]:
+def learn(agent: Any, progress: Progress) -> None:
+    """Let the agent take the gradient steps that are left. SIGTERM ends it after the step, with a checkpoint."""
+    record = progress.record
+    done, total = agent.num_timesteps, record["total_steps"]
+    if done >= total:
         return
-    print(f"learning, {agent.num_timesteps:,} of {record['total_steps']:,} gradient steps done", flush=True)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # In the middle of a gradient step the agent is in no state to be saved: the callback stops after the step.
+        progress.stop_requested = True
+
+    print(f"learning, {done:,} of {total:,} gradient steps done", flush=True)
     agent.set_logger(Logger(folder=None, output_formats=[LossHistory(record["losses"])]))
-    log_interval = max(1, record["total_steps"] // (4 * LOSS_POINTS))
-    total, resumed = record["total_steps"], agent.num_timesteps > 0
-    agent.learn(None if resumed else total, progress, log_interval, reset_num_timesteps=not resumed)
+    previous = signal.signal(signal.SIGTERM, stop)
+    log_interval = max(1, total // (4 * LOSS_POINTS))
+    agent.learn(None if done else total, progress, log_interval, reset_num_timesteps=not done)
+    signal.signal(signal.SIGTERM, previous)
 
 
 def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
@@ -231,25 +233,17 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         raise ValueError(f"{run.dataset} names no evaluation environment; the suite needs one to score agents")
     if info.eval_env.max_episode_steps is None:
         raise ValueError(f"the evaluation environment of {run.dataset} has no step limit; store one with the dataset")
-    episode_steps = int(info.eval_env.max_episode_steps)
     check = info.replay_check or replay_check(dataset)
-    load_seconds = time.perf_counter() - started
+    seconds = {"load": time.perf_counter() - started}
 
     agent, record = start_or_resume(run, out, dataset)
-    progress = Progress(files, record, dataset.make_eval_env, run)
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        # In the middle of a gradient step the agent is in no state to be saved: the callback stops after the step.
-        progress.stop_requested = True
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    learn(agent, record, progress)
-    signal.signal(signal.SIGTERM, previous)
+    learn(agent, Progress(files, record, dataset.make_eval_env, run))
 
     print(f"evaluating, {run.episodes} episodes", flush=True)
-    final_seed = evaluation_seed(run.seed)
-    outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=final_seed, n_envs=N_ENVS)
-    plans = maze_plans.plan_paths(agent, dataset.make_eval_env, seed=final_seed) if with_plans else None
+    seed = evaluation_seed(run.seed)
+    outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=seed, n_envs=N_ENVS)
+    seconds |= {"learn": record["learn_seconds"], "evaluate": outcome.seconds}
+    seconds["total"] = sum(seconds.values())
 
     agent.save(files.model)
     result = {
@@ -274,25 +268,19 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "shares_with": record.get("shares_with"),
         "protocol": {
             "episodes": run.episodes,
-            "episode_steps": episode_steps,
+            "episode_steps": int(info.eval_env.max_episode_steps),
             "deterministic": True,
             "n_envs": N_ENVS,
-            "evaluation_seed": final_seed,
+            "evaluation_seed": seed,
         },
         **{key: getattr(outcome, key) for key in ("returns", "lengths", "first_contact", "successes")},
         "curve": record["curve"],
         "losses": {name: thin(points) for name, points in record["losses"].items()},
-        "seconds": {
-            "load": round(load_seconds, 2),
-            "learn": round(record["learn_seconds"], 2),
-            "evaluate": round(outcome.seconds, 2),
-            "total": round(load_seconds + record["learn_seconds"] + outcome.seconds, 2),
-            "stages": {stage: round(seconds, 2) for stage, seconds in agent.stage_seconds.items()},
-        },
+        "seconds": rounded(seconds, 2) | {"stages": rounded(agent.stage_seconds, 2)},
         "resumes": record["resumes"],
-        "predict_ms": {name: round(value, 4) for name, value in outcome.predict_ms.items()},
+        "predict_ms": rounded(outcome.predict_ms, 4),
         "peak_memory_mb": provenance.peak_memory_mb(),
-        "plans": plans,
+        "plans": maze_plans.plan_paths(agent, dataset.make_eval_env, seed=seed) if with_plans else None,
         "hardware": provenance.hardware(agent.device),
         "versions": provenance.versions(),
         "commit": commit,
@@ -301,10 +289,13 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     write_json(files.result, result)
     files.checkpoint.unlink(missing_ok=True)
     files.partial.unlink(missing_ok=True)
-    mean = sum(outcome.returns) / len(outcome.returns)
     solved = "" if None in outcome.successes else f", {sum(map(bool, outcome.successes))} successful,"
-    print(f"finished: mean return {mean:.4g}{solved} over {run.episodes} episodes", flush=True)
+    print(f"finished: mean return {fmean(outcome.returns):.4g}{solved} over {run.episodes} episodes", flush=True)
     return files.result
+
+
+def rounded(values: Mapping[str, float], digits: int) -> dict[str, Any]:
+    return {name: round(value, digits) for name, value in values.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,7 +36,7 @@ move a score is a setting.
    on what no plan decides, latents hold how lucky the window was, and guidance looks for luck.
    `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less. With
    "expectile" that is an in-sample optimal value instead of the behavior's (`networks/window_values.py`).
-7. The prior learns posterior means or samples (`latent_targets`), whitened per channel. State and time are
+7. The prior learns posterior means, whitened per channel. State and time are
    concatenated. Continuous VP diffusion; `solver`, `solver_grid` and `solver_steps` are ours.
 8. R is the sum of the decoded returns-to-go, steps past a decoded end left out (`plan_return`, `return_steps`). Beta is
    in standard deviations of R over draws of the prior: at all states of the data, or at each state (`return_scale`).
@@ -107,6 +107,7 @@ class LatentDiffuser(OfflineAlgorithm):
     policy: LatentDiffuserPolicy
     settings: LatentDiffuserSettings
     policy_aliases: ClassVar = {"MlpPolicy": LatentDiffuserPolicy, "MultiInputPolicy": LatentDiffuserPolicy}
+    retired_settings: ClassVar = {"latent_targets": "mean"}
 
     @classmethod
     def presets(cls) -> dict[str, LatentDiffuserSettings]:
@@ -325,18 +326,12 @@ class LatentDiffuser(OfflineAlgorithm):
 
     @torch.no_grad()
     def _encode(self, starts: Tensor) -> Tensor:
-        """Latents of windows, not whitened. Shapes [W] -> [W, N, Z]."""
+        """Posterior means of windows, not whitened. Shapes [W] -> [W, N, Z]."""
         self.policy.vae.eval()
-        generator = self.derived_generator("posterior")
-        latents = []
-        for chunk in tqdm(starts.split(2048), desc="encode windows", leave=False, disable=not self._show_progress):
-            mean, log_variance = self.policy.vae.encode(self.windows(chunk)[0])
-            if self.settings.latent_targets == "sample":
-                epsilon = torch.randn(mean.shape, generator=generator, device=self.device)
-                mean = mean + (0.5 * log_variance).exp() * epsilon
-            latents.append(mean)
+        chunks = tqdm(starts.split(2048), desc="encode windows", leave=False, disable=not self._show_progress)
+        latents = torch.cat([self.policy.vae.encode(self.windows(chunk)[0])[0] for chunk in chunks])
         self.policy.vae.train(self.policy.training)
-        return torch.cat(latents)
+        return latents
 
     @torch.no_grad()
     def _fit_return_scale(self) -> None:

@@ -84,7 +84,6 @@ class LatentDiffuserSettings:
     value_steps: GradientSteps = 1_000_000
 
     # stage 2
-    latent_targets: Literal["mean", "sample"] = "mean"
     prior_windows: Count | None = None  # windows that are encoded for it; None is all
     prior_learning_rate: Fraction = 2e-4  # [DIF]
     prior_batch_size: BatchSize = 512

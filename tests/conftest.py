@@ -91,7 +91,6 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "learning_rates": "cosine",
     "value_batch_size": 32,
     "value_steps": 10,
-    "latent_targets": "mean",
     "prior_windows": None,
     "prior_learning_rate": 2e-3,
     "prior_batch_size": 32,

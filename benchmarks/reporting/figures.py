@@ -1,30 +1,30 @@
-"""The figures of a suite: scores, learning curves, aggregates, profiles; and what each agent looks like in all."""
+"""The figures of a suite: scores, curves, aggregates, profiles, plans over a maze; and what each agent looks like."""
 
 from __future__ import annotations
 
 import colorsys
 import functools
 import re
+import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import colors, pyplot
+from matplotlib import colors, patheffects, pyplot
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ld_agents.data.storage import whole
-from reporting import intervals, plan_figures
-from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, by_dataset, scores
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from reporting.aggregates import Aggregates
+from reporting import intervals
+from reporting.aggregates import Aggregates
+from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, RunFile, by_dataset, scores
 
 mpl.use("Agg")
 
@@ -62,8 +62,11 @@ STYLE: Any = {
     "savefig.dpi": 150,
 }
 PROTOCOL_NAMES = {ENV: "environment's return", FIRST_CONTACT: "first contact"}
+UNKNOWN = (np.nan,) * 3  # estimate of an agent without runs
 
-Drawing = Callable[[], "Figure"]
+Drawing = Callable[[], Figure]
+Plans = Mapping[str, Any]
+"""`plans` of a run file, as `maze_plans.plan_paths` makes them."""
 
 
 def look(label: str) -> tuple[str, str]:
@@ -87,16 +90,15 @@ def drawings(runs: pd.DataFrame, table: pd.DataFrame, groups: Sequence[Aggregate
     for protocol in PROTOCOLS:
         drawn = runs[runs[protocol].notna() & runs["file"].map(lambda run: bool(run["curve"]))]
         if not drawn.empty:
-            name = f"curves_{protocol.replace(' ', '_')}.png"
-            found[name] = functools.partial(learning_curves, drawn, protocol)
+            found[f"curves_{protocol.replace(' ', '_')}.png"] = functools.partial(learning_curves, drawn, protocol)
     if groups:
         found["intervals.png"] = lambda: aggregate_intervals(groups)
         found["profiles.png"] = lambda: performance_profiles(groups)
     for dataset, members in by_dataset(runs):
-        plans = {label: plan for label, cell in sorted(members.items()) if (plan := plan_figures.first_plans(cell))}
-        if plans:
+        plans_of = {label: plan for label, cell in sorted(members.items()) if (plan := first_plans(cell))}
+        if plans_of:
             name = re.sub(r"[^A-Za-z0-9]+", "-", dataset).strip("-")
-            found[f"plans_{name}.png"] = functools.partial(plan_figures.plans, short(dataset), plans, look)
+            found[f"plans_{name}.png"] = functools.partial(plans, short(dataset), plans_of)
     return found
 
 
@@ -114,7 +116,7 @@ def drawn_from(path: Path) -> str | None:
         return image.info.get("Source")
 
 
-# Drawings
+# Scores
 
 
 def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -124,15 +126,16 @@ def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
     heights = [0.75 + 0.42 * len(members) for _, members in datasets]
     size = (1.8 + 4.2 * len(protocols), 0.9 + sum(heights))
     figure, axes = pyplot.subplots(len(heights), len(protocols), figsize=size, squeeze=False, height_ratios=heights)
-    estimates = table[~table["is_policy"]].set_index(["dataset", "label", "protocol"])[["mean", "low", "high"]]
+    agents = table[~table["is_policy"]].set_index(["dataset", "protocol", "label"])[["mean", "low", "high"]]
+    estimates = dict(zip(agents.index, agents.to_numpy(), strict=True))
     for row, (dataset, members) in zip(axes, datasets, strict=True):
         for axis, protocol in zip(row, protocols, strict=True):
+            shown = {label: estimates.get((dataset, protocol, label), UNKNOWN) for label in members}
+            draw_estimates(axis, shown, named=axis is row[0])
             for y, (label, cell) in enumerate(members.items()):
-                if (dataset, label, protocol) in estimates.index:
-                    mean_with_interval(axis, y, tuple(estimates.loc[dataset, label, protocol]), label)
-                    values = cell[protocol]
-                    axis.plot(values, [y] * len(values), "|", color="#333333", markersize=7, alpha=0.6, zorder=3)
-            agent_axis(axis, list(members) if axis is row[0] else [""] * len(members))
+                if np.isfinite(shown[label][0]):
+                    ticks = {"color": "#333333", "markersize": 7, "alpha": 0.6, "zorder": 3}
+                    axis.plot(cell[protocol], [y] * len(cell), "|", **ticks)
             axis.set_title(f"{short(dataset)}, {PROTOCOL_NAMES[protocol]}")
             axis.set_xlabel(next(iter(members.values()))["unit"].iloc[0])
     figure.supxlabel("bars: 95 % interval of the mean; ticks: single seeds", fontsize=10)
@@ -146,13 +149,12 @@ def aggregate_intervals(groups: Sequence[Aggregates]) -> Figure:
     figure, axes = pyplot.subplots(len(groups), len(intervals.METRICS), figsize=size, squeeze=False)
     for row, group in zip(axes, groups, strict=True):
         for axis, metric in zip(row, intervals.METRICS, strict=True):
-            for y, (agent, values) in enumerate(group.metrics.items()):
-                mean_with_interval(axis, y, values[metric], agent)
-            agent_axis(axis, list(group.metrics) if axis is row[0] else [""] * len(group.metrics))
+            shown = {agent: values[metric] for agent, values in group.metrics.items()}
+            draw_estimates(axis, shown, named=axis is row[0])
             axis.set_title(metric + (" (less is better)" if metric == "optimality gap" else ""), fontsize=10)
             axis.set_xlabel("D4RL score")
         row[0].set_ylabel(PROTOCOL_NAMES[group.protocol])
-    plan_figures.wrapped_title(figure, f"over {_datasets(groups)}")
+    wrapped_title(figure, f"over {_datasets(groups)}")
     return figure
 
 
@@ -171,7 +173,7 @@ def performance_profiles(groups: Sequence[Aggregates]) -> Figure:
         axis.set_title(PROTOCOL_NAMES[group.protocol])
         axis.set_ylim(-0.03, 1.03)
     axes[0, 0].set_ylabel("share of runs with a score above τ")
-    plan_figures.wrapped_title(figure, f"over {_datasets(groups)}")
+    wrapped_title(figure, f"over {_datasets(groups)}")
     legend_below(figure)
     return figure
 
@@ -182,43 +184,129 @@ def learning_curves(runs: pd.DataFrame, protocol: str) -> Figure:
     size = (max(6.0, 1 + 4.2 * len(datasets)), 6.8)
     figure, axes = pyplot.subplots(2, len(datasets), figsize=size, squeeze=False, sharey="col")
     one_thread = all(run["hardware"]["threads"] == 1 and not run["hardware"]["gpu"] for run in runs["file"])
-    for (steps_axis, time_axis), (dataset, members) in zip(axes.T, datasets, strict=True):
-        for label, cell in sorted(members.items()):
-            for axis, key, divisor in ((steps_axis, "gradient_steps", 1000), (time_axis, "seconds", 60)):
+    x_labels = "thousand gradient steps, all stages", "minutes of learning" + ", one thread" * one_thread
+    for column, (dataset, members) in zip(axes.T, datasets, strict=True):
+        column[0].set_title(short(dataset))
+        units = ("gradient_steps", 1000), ("seconds", 60)
+        for axis, (key, divisor), x_label in zip(column, units, x_labels, strict=True):
+            for label, cell in sorted(members.items()):
                 _draw_curves(axis, label, [_curve(run, protocol, key, divisor) for run in cell["file"]])
-        steps_axis.set_title(short(dataset))
-        steps_axis.set_xlabel("thousand gradient steps, all stages")
-        time_axis.set_xlabel("minutes of learning" + ", one thread" * one_thread)
-        for axis in (steps_axis, time_axis):
+            axis.set_xlabel(x_label)
             axis.set_ylabel(f"{cell['unit'].iloc[0]}, {PROTOCOL_NAMES[protocol]}")
             axis.set_xlim(left=0)
     legend_below(figure)
     return figure
 
 
-def _curve(run: Mapping[str, Any], protocol: str, key: str, divisor: int) -> Any:
+def _curve(run: RunFile, protocol: str, key: str, divisor: int) -> Any:
     """Positions and scores [2, points] of a learning curve."""
-    points = run["curve"]
-    return np.array([(point[key] / divisor, scores(dict(run), protocol, point).mean()) for point in points]).T
+    return np.array([(point[key] / divisor, scores(run, protocol, point).mean()) for point in run["curve"]]).T
 
 
 def _draw_curves(axis: Axes, label: str, curves: Sequence[Any]) -> None:
     color, marker = look(label)
     for x, y in curves:
         axis.plot(x, y, color=color, linewidth=0.8, alpha=0.4)
-    whole = [curve for curve in curves if curve.shape[1] == max(other.shape[1] for other in curves)]
-    axis.plot(*np.mean(whole, axis=0), color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
+    longest = max(curve.shape[1] for curve in curves)
+    mean = np.mean([curve for curve in curves if curve.shape[1] == longest], axis=0)
+    axis.plot(*mean, color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
+
+
+# Plans
+
+
+def first_plans(cell: pd.DataFrame) -> Plans | None:
+    """The plans of the cell's first run that has some."""
+    return next((run["plans"] for run in cell["file"] if run["plans"]), None)
+
+
+def plans(title: str, plans_of: Mapping[str, Plans]) -> Figure:
+    """A row per start state: the maze with the agents' trajectories, then, for each agent, the simulated paths of its
+    candidates around the start, colored by their value, the chosen one in bold.
+    """
+    first = next(iter(plans_of.values()))
+    shown = {label: plan for label, plan in plans_of.items() if _positions(plan) == _positions(first)}
+    height, width = np.array(first["maze_map"]).shape
+    ratios = [max(0.6, width / height)] + [1.0] * len(shown)
+    rows, size = len(first["starts"]), (1.0 + 3.1 * sum(ratios), 0.9 + 3.1 * len(first["starts"]))
+    figure, axes = pyplot.subplots(rows, len(ratios), figsize=size, squeeze=False, width_ratios=ratios)
+    for row, (overview, *agent_axes) in enumerate(axes):
+        starts = {label: plan["starts"][row] for label, plan in shown.items()}
+        points = np.concatenate([np.array(start["paths"]).reshape(-1, 2) for start in starts.values()])
+        center = (points.max(0) + points.min(0)) / 2
+        reach = 1.15 * max(np.ptp(points, 0).max() / 2, 0.3 * first["cell_size"])
+        draw_maze(overview, first)
+        overview.add_patch(Rectangle(center - reach, 2 * reach, 2 * reach, fill=False, linewidth=1, zorder=6))
+        overview.set_title(f"start {row + 1} (dot), goal (star)", fontsize=10)
+        for axis, (label, start) in zip(agent_axes, starts.items(), strict=True):
+            overview.plot(*np.array(start["route"]).T, color=look(label)[0], linewidth=1.8, label=label)
+            draw_maze(axis, first)
+            lines = draw_candidates(axis, start)
+            zoom(axis, center - reach, center + reach)
+            name = label.replace("[", "\n[") + "\n" if row == 0 else ""
+            axis.set_title(f"{name}value from {min(start['scores']):.3g} to {max(start['scores']):.3g}", fontsize=10)
+        overview.plot(*first["starts"][row]["position"], "o", color="black", markersize=6, mec="white", zorder=5)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    columns = int(size[0] / (1.3 + 0.085 * max(map(len, names))))
+    names = [f"trajectory of {name}" for name in names]
+    figure.legend(handles, names, loc="outside lower left", ncols=max(1, columns))
+    bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
+    bar.ax.set_yticklabels(["lowest value", "highest value"])
+    horizons = " or ".join(map(str, sorted({plan["horizon"] for plan in shown.values()})))
+    wrapped_title(figure, f"{title}: simulated paths of candidates, {horizons} steps; black: the chosen one")
+    return figure
+
+
+def _positions(plan: Plans) -> list[Any]:
+    return [start["position"] for start in plan["starts"]]
+
+
+def draw_maze(axis: Axes, plan: Plans) -> None:
+    """Walls and goal; the maze's center is the origin, row 0 of the map is at the top."""
+    maze, cell = np.array(plan["maze_map"]), plan["cell_size"]
+    height, width = (extent * cell / 2 for extent in maze.shape)
+    for i, j in np.argwhere(maze == 1):
+        corner = (j * cell - width, height - (i + 1) * cell)
+        axis.add_patch(Rectangle(corner, cell, cell, facecolor="#b9bec4", edgecolor="#b9bec4", linewidth=0.5))
+    axis.plot(*plan["goal"], "*", color="#CC0000", markersize=14, markeredgecolor="white", zorder=5)
+    zoom(axis, (-width, -height), (width, height))
+    axis.set(aspect="equal", xticks=[], yticks=[])
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(True)
+
+
+def draw_candidates(axis: Axes, start: Mapping[str, Any], width: float = 3.2) -> LineCollection:
+    """Candidates in the order of their values, the chosen one above them and `width` points wide."""
+    paths, values = np.array(start["paths"]), np.array(start["scores"])
+    scaled = (values - values.min()) / max(np.ptp(values), 1e-12)
+    order = np.argsort(scaled)
+    lines = LineCollection(list(paths[order]), cmap="viridis", linewidths=width / 2, alpha=0.9, zorder=2)
+    lines.set_array(scaled[order])
+    lines.set_clim(0, 1)
+    axis.add_collection(lines)
+    outline = [patheffects.Stroke(linewidth=2 * width, foreground="white"), patheffects.Normal()]
+    chosen = paths[start["chosen"]]
+    axis.plot(*chosen.T, color="black", linewidth=width, zorder=4, path_effects=outline, solid_capstyle="round")
+    axis.plot(*start["position"], "o", color="black", markersize=7, markeredgecolor="white", zorder=5)
+    return lines
+
+
+def zoom(axis: Axes, low: Sequence[float], high: Sequence[float]) -> None:
+    """The part of a maze between two corners."""
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
 
 # Parts
 
 
-def mean_with_interval(axis: Axes, y: float, estimate: Sequence[float], label: str) -> None:
-    value, low, high = estimate
-    color, marker = look(label)
-    if np.isfinite(low):
-        axis.barh(y, high - low, left=low, height=0.55, color=color, alpha=0.35, linewidth=0)
-    axis.plot([value], [y], marker, color=color, markersize=7, zorder=4)
+def draw_estimates(axis: Axes, estimates: Mapping[str, Sequence[float]], named: bool) -> None:
+    """A row per agent: its value, and a bar for the interval where there is one."""
+    for y, (label, (value, low, high)) in enumerate(estimates.items()):
+        color, marker = look(label)
+        if np.isfinite(low):
+            axis.barh(y, high - low, left=low, height=0.55, color=color, alpha=0.35, linewidth=0)
+        axis.plot([value], [y], marker, color=color, markersize=7, zorder=4)
+    agent_axis(axis, list(estimates) if named else [""] * len(estimates))
 
 
 def agent_axis(axis: Axes, agents: Sequence[str]) -> None:
@@ -230,14 +318,19 @@ def agent_axis(axis: Axes, agents: Sequence[str]) -> None:
     axis.margins(x=0.06)
 
 
+def wrapped_title(figure: Figure, text: str) -> None:
+    figure.suptitle(textwrap.fill(text, int(10 * figure.get_figwidth())), fontsize=11)
+
+
 def legend_below(figure: Figure) -> None:
     """One legend for all panels, in as many columns as the figure is wide enough for."""
-    entries = {
-        name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    entries = dict(sorted(entries.items()))
-    columns = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, entries))))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=max(1, columns))
+    entries: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, names = axis.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    names = sorted(entries)
+    columns = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, names))))
+    figure.legend([entries[name] for name in names], names, loc="outside lower center", ncols=max(1, columns))
 
 
 def _datasets(groups: Sequence[Aggregates]) -> str:

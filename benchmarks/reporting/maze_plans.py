@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ld_agents.evaluation.rollouts import episode_seed
 
@@ -17,8 +19,7 @@ N_STARTS = 3
 N_CANDIDATES = 48
 ROUTE_EVERY = 5
 
-# Paths [candidates, steps + 1, 2] of an agent, their scores [candidates], and the index of the one that is taken.
-Candidates = tuple[list[NDArray[Any]], torch.Tensor, torch.Tensor]
+Act = Callable[[NDArray[Any], int], NDArray[Any]]  # action [A] from state [2 D] and step
 
 
 def plan_paths(
@@ -43,31 +44,13 @@ def plan_paths(
         then went until it was at the goal or out of time, every fifth step. None where the environment is no point
         maze or the agent has no candidates.
     """
-    plans = hasattr(agent.policy, "propose_plans")
-    if not plans and not hasattr(agent.policy, "propose"):
+    if not (hasattr(agent.policy, "propose_plans") or hasattr(agent.policy, "propose")):
         return None
-    env = make_env()
-    try:
+    with contextlib.closing(make_env()) as env:
         maze: Any = env.unwrapped
         if not hasattr(maze, "point_env"):
             return None
-        follow = _follow_plans if plans else _follow_latents
-        starts = []
-        for episode in range(n_starts):
-            route = _route(agent, env, episode_seed(seed, episode))
-            observation, _ = env.reset(seed=episode_seed(seed, episode))
-            start = np.concatenate([maze.data.qpos, maze.data.qvel])
-            with torch.no_grad():
-                paths, scores, chosen = follow(agent, maze, observation, start)
-            starts.append(
-                {
-                    "position": _rounded(start[:2]),
-                    "paths": _rounded(np.array(paths)),
-                    "scores": [float(f"{score:.5g}") for score in scores.tolist()],
-                    "chosen": int(chosen),
-                    "route": _rounded(route),
-                }
-            )
+        starts = [_from_start(agent, env, maze, episode_seed(seed, episode)) for episode in range(n_starts)]
         return {
             "maze_map": [[int(cell == 1) for cell in row] for row in maze.maze.maze_map],
             "cell_size": float(maze.maze.maze_size_scaling),
@@ -75,8 +58,22 @@ def plan_paths(
             "horizon": int(agent.settings.horizon),
             "starts": starts,
         }
-    finally:
-        env.close()
+
+
+def _from_start(agent: Any, env: gym.Env[Any, Any], maze: Any, seed: int) -> dict[str, Any]:
+    route = _route(agent, env, seed)
+    observation, _ = env.reset(seed=seed)
+    start = np.concatenate([maze.data.qpos, maze.data.qvel])
+    with torch.no_grad():
+        candidates, scores, chosen = _candidates(agent, observation)
+        paths = [_path(maze, start, act, agent.settings.horizon) for act in candidates]
+    return {
+        "position": _rounded(start[:2]),
+        "paths": _rounded(np.array(paths)),
+        "scores": [float(f"{score:.5g}") for score in scores.tolist()],
+        "chosen": int(chosen),
+        "route": _rounded(route),
+    }
 
 
 def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
@@ -92,35 +89,37 @@ def _route(agent: Any, env: gym.Env[Any, Any], seed: int) -> NDArray[Any]:
     return np.stack([*positions[:-1:ROUTE_EVERY], positions[-1]])
 
 
-def _follow_latents(agent: Any, maze: Any, observation: Any, start: NDArray[Any]) -> Candidates:
-    latents, scores = agent.policy.propose(_states(agent, observation))
+def _candidates(agent: Any, observation: Any) -> tuple[Sequence[Act], Tensor, Tensor]:
+    """How each candidate acts, the scores of all [candidates], and the index of the one that is taken."""
+
+    def states(seen: Any) -> Tensor:
+        """The observation as the agent's networks take it [1, S]."""
+        flat = agent.dataset.flatten_observation(seen)
+        return torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
+
+    if hasattr(agent.policy, "propose_plans"):
+        plans = agent.policy.propose_plans(states(observation), N_CANDIDATES)
+        actions, scores = plans.actions[0].cpu().numpy(), plans.returns[0]  # [K, T, A], [K]
+        acts = [functools.partial(_planned, plan) for plan in actions]
+        return acts, scores, scores[: agent.settings.n_candidates].argmax()
+
+    def decode(latent: Tensor, state: NDArray[Any], step: int) -> NDArray[Any]:
+        seen = {**observation, "observation": state, "achieved_goal": state[:2]}
+        return np.asarray(agent.policy.decode_action(states(seen), latent[None])[0].cpu())
+
+    latents, scores = agent.policy.propose(states(observation))
     # An even sample of the candidates by rank keeps the best one and shows the whole spread of scores.
     order = torch.argsort(scores[0], descending=True)  # [K]
     kept = order[np.unique(np.linspace(0, len(order) - 1, min(N_CANDIDATES, len(order))).round().astype(int))]
-
-    def decode(latent: torch.Tensor, state: NDArray[Any], step: int) -> NDArray[Any]:
-        seen = {**observation, "observation": state, "achieved_goal": state[:2]}
-        return np.asarray(agent.policy.decode_action(_states(agent, seen), latent[None])[0].cpu())
-
-    horizon = int(agent.settings.horizon)
-    paths = [_path(maze, start, functools.partial(decode, latent), horizon) for latent in latents[0, kept]]
-    return paths, scores[0, kept], torch.argmax(scores[0, kept])
+    held = [functools.partial(decode, latent) for latent in latents[0, kept]]
+    return held, scores[0, kept], torch.argmax(scores[0, kept])
 
 
-def _follow_plans(agent: Any, maze: Any, observation: Any, start: NDArray[Any]) -> Candidates:
-    plans = agent.policy.propose_plans(_states(agent, observation), N_CANDIDATES)
-    actions, scores = plans.actions[0].cpu().numpy(), plans.returns[0]  # [K, T, A], [K]
-    paths = [_path(maze, start, lambda _, step, plan=plan: plan[step], len(plan)) for plan in actions]
-    return paths, scores, scores[: agent.settings.n_candidates].argmax()
+def _planned(plan: NDArray[Any], state: NDArray[Any], step: int) -> NDArray[Any]:
+    return plan[step]
 
 
-def _states(agent: Any, observation: Any) -> torch.Tensor:
-    """The observation as the agent's networks take it [1, S]."""
-    flat = agent.dataset.flatten_observation(observation)
-    return torch.as_tensor(flat[None], dtype=torch.float32, device=agent.device)
-
-
-def _path(maze: Any, start: NDArray[Any], act: Callable[..., NDArray[Any]], steps: int) -> NDArray[Any]:
+def _path(maze: Any, start: NDArray[Any], act: Act, steps: int) -> NDArray[Any]:
     """Positions [steps + 1, 2] of the point from `start` (positions, velocities); `act` takes state and step."""
     half = len(start) // 2
     maze.point_env.set_state(start[:half].copy(), start[half:].copy())

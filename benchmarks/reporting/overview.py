@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ld_agents.evaluation.scores import family
-from reporting import figures, plan_figures
+from reporting import figures
 from reporting.aggregates import Aggregates, score_matrices
 from reporting.intervals import Estimate
 from reporting.runs import ENV
 from reporting.tables import bracketed, markdown, number
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FAMILIES = {
     "maze2d": "Point mazes",
@@ -53,7 +50,7 @@ def _iqm(group: Aggregates, label: str) -> Estimate | None:
     if label not in group.metrics:
         return None
     value, low, high = group.metrics[label]["IQM"]
-    return (value, low, high) if len(group.matrices[label]) > 1 else (value, float("nan"), float("nan"))
+    return (value, low, high) if len(group.matrices[label]) > 1 else (value, np.nan, np.nan)
 
 
 def _seeds(group: Aggregates) -> str:
@@ -63,18 +60,17 @@ def _seeds(group: Aggregates) -> str:
 
 def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
     """The block of the README."""
-    rows = [
-        {"agent": f"`{label}`"}
-        | {name: bracketed(found) if (found := _iqm(group, label)) else "–" for name, group in groups.items()}
-        for label in _labels(runs)
-    ]
-    rows.append({"agent": "*data*"} | {name: ", ".join(map(figures.short, g.datasets)) for name, g in groups.items()})
-    rows.append({"agent": "*runs*"} | {name: _seeds(group) for name, group in groups.items()})
+    columns = {
+        name: [bracketed(iqm) if (iqm := _iqm(group, label)) else "–" for label in _labels(runs)]
+        + [", ".join(map(figures.short, group.datasets)), _seeds(group)]
+        for name, group in groups.items()
+    }
+    agents = [*(f"`{label}`" for label in _labels(runs)), "*data*", "*runs*"]
     left_out = [
         f"{name}: {'; '.join(map(figures.short, group.left_out))}" for name, group in groups.items() if group.left_out
     ]
     foot = f"\nLeft out, so that each column compares agents on the same data: {'. '.join(left_out)}.\n"
-    return HEAD + markdown(pd.DataFrame(rows)) + foot * bool(left_out)
+    return HEAD + markdown(pd.DataFrame({"agent": agents, **columns})) + foot * bool(left_out)
 
 
 def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
@@ -82,7 +78,7 @@ def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
     drawn = pyplot.figure(figsize=(14, 6))
     left, right = drawn.subfigures(1, 2, squeeze=False, width_ratios=[1, 2.1], wspace=0.03)[0]
     in_maze = runs[runs["dataset"] == MAZE]
-    found = {label: plan_figures.first_plans(in_maze[in_maze["label"] == label]) for label in PLANNERS}
+    found = {label: figures.first_plans(in_maze[in_maze["label"] == label]) for label in PLANNERS}
     plans = {label: plan for label, plan in found.items() if plan is not None}
     if plans:
         _draw_plans(left.subplots(len(plans), 1, squeeze=False)[:, 0], plans)
@@ -105,13 +101,13 @@ def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
     return drawn
 
 
-def _draw_plans(axes: Sequence[Axes], plans: Mapping[str, plan_figures.Plans]) -> None:
+def _draw_plans(axes: Sequence[Axes], plans: Mapping[str, figures.Plans]) -> None:
     """The maze around what happens from the first start state, the same part for every agent."""
     points = []
     for axis, (label, plan) in zip(axes, plans.items(), strict=True):
         start = plan["starts"][0]
-        plan_figures.draw_maze(axis, plan)
-        plan_figures.draw_candidates(axis, start, width=2.6)
+        figures.draw_maze(axis, plan)
+        figures.draw_candidates(axis, start, width=2.6)
         axis.plot(*np.array(start["route"]).T, color=figures.look(label)[0], linewidth=2.4, zorder=3)
         name = MAZE.split("/")[-1].removesuffix("-v0")
         axis.set_title(f"{label}: {len(start['paths'])} candidates and its trajectory, {name} maze", fontsize=9)
@@ -119,8 +115,7 @@ def _draw_plans(axes: Sequence[Axes], plans: Mapping[str, plan_figures.Plans]) -
     low, high = np.concatenate(points).min(0), np.concatenate(points).max(0)
     for axis, plan in zip(axes, plans.values(), strict=True):
         margin = 0.7 * plan["cell_size"]
-        axis.set_xlim(low[0] - margin, high[0] + margin)
-        axis.set_ylim(low[1] - margin, high[1] + margin)
+        figures.zoom(axis, low - margin, high + margin)
 
 
 def _draw_bars(axis: Axes, labels: Sequence[str], group: Aggregates) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,12 @@ from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, RunFile, base_id, measur
 
 PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
 
-# D4RL datasets whose recipe and evaluation ours follow: their published scores may stand beside ours.
+# Our datasets whose recipe and evaluation follow D4RL's: its published scores may stand beside ours.
 PUBLISHED_DATASETS = {
-    **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}-v1" for maze in ("umaze", "medium", "large")},
-    **{
-        f"ld-agents/antmaze/{name}-{version}": f"antmaze-{name}-v2"
-        for name in ("umaze", "medium-diverse", "large-diverse")
-        for version in ("v0", "v1")
-    },
-    **{
-        f"ld-agents/locomotion/{robot}-{level}-v1": f"{robot}-{level}-v2"
-        for robot in ("halfcheetah", "hopper", "walker2d")
-        for level in ("medium", "medium-replay")
-    },
-    **{
-        f"ld-agents/adroit/{task}-{level}-v0": f"{task}-{level}-v1"
-        for task in ("pen", "hammer", "door", "relocate")
-        for level in ("human", "cloned", "expert")
-    },
+    r"ld-agents/pointmaze/(umaze|medium|large)-v0": r"maze2d-\1-v1",
+    r"ld-agents/antmaze/(umaze|medium-diverse|large-diverse)-v[01]": r"antmaze-\1-v2",
+    r"ld-agents/locomotion/((halfcheetah|hopper|walker2d)-medium(-replay)?)-v1": r"\1-v2",
+    r"ld-agents/adroit/((pen|hammer|door|relocate)-(human|cloned|expert))-v0": r"\1-v1",
 }
 PUBLISHED_AGENTS = {"TD3BC": "TD3+BC", "BC[best_fraction=0.1]": "10% BC"}
 # Papers of published_scores.csv whose protocol on these datasets is known, and is the environment's return. LDCQ's has
@@ -55,19 +44,14 @@ def _published() -> pd.DataFrame:
 def published(run: pd.Series) -> dict[str, str]:
     """Published scores of the same algorithm on the same D4RL dataset, or the one whose recipe ours follows.
 
-    Args:
-        run: a row of the frame of runs.
-
-    Returns:
-        texts for the columns of both tables; several sources are joined.
+    Texts for the columns of both tables, from a row of the frame of runs; several sources are joined.
     """
     rows = _published()
-    comparable = run["provenance"] != "stand-in" and run["raw_because"] is None
-    rows = rows[
-        comparable
-        & (rows["dataset"] == PUBLISHED_DATASETS.get(run["name"], run["name"]))
-        & (rows["algorithm"] == PUBLISHED_AGENTS.get(run["agent"], run["agent"]))
-    ]
+    followed = (m.expand(d4rl) for ours, d4rl in PUBLISHED_DATASETS.items() if (m := re.fullmatch(ours, run["name"])))
+    if run["provenance"] == "stand-in" or run["raw_because"] is not None:
+        rows = rows[:0]
+    rows = rows[rows["dataset"] == next(followed, run["name"])]
+    rows = rows[rows["algorithm"] == PUBLISHED_AGENTS.get(run["agent"], run["agent"])]
     columns = {f"published_{name}": name for name in ("score", "spread", "protocol", "source", "confidence")}
     columns |= {"published, env": "text", "source": "paper"}
     return {column: "; ".join(rows[name]) for column, name in columns.items()}
@@ -82,19 +66,20 @@ def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:
     run: RunFile = cell["file"].iloc[0]
     stored = run["dataset"]["controller"] or {}
     found = []
-    for key in stored:
-        name = key.removesuffix("_return")
-        if name != key and not name.endswith("_first_contact"):
-            keys = {ENV: key, FIRST_CONTACT: f"{name}_first_contact_return"}
-            keys = {measure: keys[measure] for measure in measures(cell) if keys.get(measure) in stored}
-            means = {measure: float(on_scale(run, np.array(float(stored[k])))) for measure, k in keys.items()}
-            found.append((name, int(stored["episodes"]), means))
+    for name in (key.removesuffix("_return") for key in stored if key.endswith("_return")):
+        if not name.endswith("_first_contact"):
+            keys = {ENV: f"{name}_return", FIRST_CONTACT: f"{name}_first_contact_return"}
+            returns = {measure: stored[keys[measure]] for measure in measures(cell) if keys.get(measure) in stored}
+            found.append((name, int(stored["episodes"]), {m: _on_scale(run, value) for m, value in returns.items()}))
     if not stored and run["dataset"]["id"].startswith("ld-agents/"):
         for name, score in sorted(MEASURED_SCORES.get(TASKS.get(base_id(run), ""), {}).items()):
-            means = {ENV: float(on_scale(run, np.array(score.mean_return)))}
-            means |= {} if score.success is None else {SUCCESS: 100 * score.success}
-            found.append((name, score.episodes, means))
+            solved = {} if score.success is None else {SUCCESS: 100 * score.success}
+            found.append((name, score.episodes, {ENV: _on_scale(run, score.mean_return)} | solved))
     return found
+
+
+def _on_scale(run: RunFile, value: float) -> float:
+    return float(on_scale(run, np.array(float(value))))
 
 
 def known_defects(run: RunFile) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ TIMED_SETTINGS = {
     *("steps_per_latent", "width", "blocks", "heads", "return_inputs", "denoiser_width", "denoiser_multipliers"),
     *("denoiser_blocks", "denoiser_activation", "energy_hidden", "energy_layers", "guidance", "solver_grid"),
     *("n_candidates", "return_steps", "return_scale", "plan_return"),
-    *("hidden", "batch_size", "actor", "actor_delay", "actor_layer_norm", "critic_layer_norm", "dropout", "n_actions"),
+    *("hidden", "batch_size", "actor_delay", "critic_layer_norm", "dropout", "n_actions"),
     *("max_target_backup", "target_action_gap"),
 }
 
@@ -53,8 +53,8 @@ def differences(then: Mapping[str, Result], now: Mapping[str, Result]) -> list[s
     return [
         f"{preset}: {name} was {settings.get(name)}, is {now[preset].get(name)}"
         for preset, settings in then.items()
-        for name in sorted(settings.keys() | now[preset].keys())
-        if settings.get(name) != now[preset].get(name)
+        for name in sorted(now[preset])
+        if settings.get(name) != now[preset][name]
     ]
 
 

@@ -21,7 +21,7 @@ Differences from the authors' code and CORL's:
 1. Weights start as torch's layers do, as in CORL; the authors' start orthogonal.
 2. The authors clip the data's actions to 1 - 1e-5; a Gaussian that is not squashed does not need it.
 3. Log standard deviations are clamped to -5..2 as in the authors' code; CORL's to -20..2.
-4. Dropout drops units of the stochastic actor too, as in the authors' code; CORL's `GaussianPolicy` ignores it.
+4. Dropout drops units of the actor, as in the authors' code; CORL's `GaussianPolicy` ignores it.
 5. All losses are those of before the step, as in CORL. The authors step V first, and compute the others with the new V.
 6. Where the data hold the observation after a timeout, that step is learned from and bootstraps; see `Transitions`.
 """
@@ -29,7 +29,7 @@ Differences from the authors' code and CORL's:
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,6 @@ class IQLPolicy(OfflinePolicy):
 
     def __init__(self, *spaces: Any, settings: "IQLSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
-        self.stochastic = settings.actor == "gaussian"
         self.actor = IQLActor(self.state_dim, self.action_dim, settings)
         self.value = mlp(self.state_dim, *settings.hidden, 1)
         self.critics, self.target_critics = (
@@ -66,22 +65,19 @@ class IQLPolicy(OfflinePolicy):
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
     ) -> tuple[Tensor, State | None]:
         actions = self.actor(states)
-        if not self.stochastic:
-            return actions, None
         if not deterministic:
             actions = actions + self.actor.clamped_log_std().exp() * keyed_normal(keys, (self.action_dim,))
         return actions, ()
 
 
 class IQLActor(nn.Module):
-    """Means in [-1, 1] and, if it is a Gaussian, one log standard deviation per action dimension."""
+    """Means in [-1, 1], and one log standard deviation per action dimension."""
 
     def __init__(self, observation_dim: int, action_dim: int, settings: "IQLSettings") -> None:
         super().__init__()
         self.dropout = settings.dropout
         self.net = mlp(observation_dim, *settings.hidden, action_dim)
-        if settings.actor == "gaussian":
-            self.log_std = nn.Parameter(torch.zeros(action_dim))
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def forward(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean actions. Shapes [..., S] -> [..., A].
@@ -115,6 +111,7 @@ class IQL(OfflineAlgorithm):
     policy: IQLPolicy
     settings: "IQLSettings"
     policy_aliases: ClassVar = {"MlpPolicy": IQLPolicy, "MultiInputPolicy": IQLPolicy}
+    retired_settings: ClassVar = {"actor": "gaussian"}
 
     @classmethod
     def presets(cls) -> dict[str, "IQLSettings"]:
@@ -172,13 +169,11 @@ class IQL(OfflineAlgorithm):
         return first + second
 
     def actor_loss(self, batch: tuple[Tensor, ...], advantages: Tensor) -> Tensor:
-        """Mean of -log pi(a | s), or of the squared error, weighted with exp(beta (Q - V)), at most 100 (eq. 7)."""
+        """Mean of -log pi(a | s), weighted with exp(beta (Q - V)), at most 100 (eq. 7)."""
         observations, actions = batch[:2]
         weights = torch.exp(self.settings.temperature * advantages).clamp(max=100.0)
         means = self.policy.actor(observations, self.generator)
-        if self.policy.stochastic:
-            return (weights * self.policy.actor.negative_log_likelihood(means, actions)).mean()
-        return (weights * (means - actions).square().sum(-1)).mean()
+        return (weights * self.policy.actor.negative_log_likelihood(means, actions)).mean()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -187,7 +182,6 @@ class IQLSettings:
 
     expectile: Fraction = 0.7  # tau
     temperature: NonNegative = 3.0  # beta: inverse temperature of the weights
-    actor: Literal["gaussian", "deterministic"] = "gaussian"  # [C] has both
     dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.0  # share of the actor's hidden units that are dropped
     hidden: Widths = (256, 256)  # of all networks
     actor_learning_rate: Fraction = 3e-4  # falls to 0 over the budget, as a cosine

@@ -42,10 +42,10 @@ class TD3BCPolicy(OfflinePolicy):
 
     def __init__(self, *spaces: Any, settings: "TD3BCSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
-        s, sizes = settings, (self.state_dim, self.action_dim, settings.hidden)
-        self.actor, self.target_actor = (TanhActor(*sizes, layer_norm=s.actor_layer_norm) for _ in range(2))
+        sizes, layer_norm = (self.state_dim, self.action_dim, settings.hidden), settings.critic_layer_norm
+        self.actor, self.target_actor = (TanhActor(*sizes) for _ in range(2))
         self.critics, self.target_critics = (
-            nn.ModuleList(QFunction(*sizes, layer_norm=s.critic_layer_norm) for _ in range(2)) for _ in range(2)
+            nn.ModuleList(QFunction(*sizes, layer_norm=layer_norm) for _ in range(2)) for _ in range(2)
         )
         self.target_actor.requires_grad_(False)
         self.target_critics.requires_grad_(False)
@@ -68,6 +68,7 @@ class TD3BC(OfflineAlgorithm):
     policy: TD3BCPolicy
     settings: "TD3BCSettings"
     policy_aliases: ClassVar = {"MlpPolicy": TD3BCPolicy, "MultiInputPolicy": TD3BCPolicy}
+    retired_settings: ClassVar = {"actor_layer_norm": False, "normalize_rewards": False}
     needs_next_actions: ClassVar[bool] = False
 
     @classmethod
@@ -104,7 +105,7 @@ class TD3BC(OfflineAlgorithm):
     def transitions(self) -> Transitions:
         """What is learned from, rewards as the settings want them."""
         s = self.settings
-        rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, s.normalize_rewards)
+        rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift)
         return Transitions(self.data, rewards, next_actions=self.needs_next_actions)
 
     def critic_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -146,7 +147,6 @@ class TD3BCSettings:
 
     alpha: NonNegative = 2.5  # weight of the critic in the actor's loss
     hidden: Widths = (256, 256)  # of actor and critics
-    actor_layer_norm: bool = False
     critic_layer_norm: bool = False
     actor_learning_rate: Fraction = 3e-4
     critic_learning_rate: Fraction = 3e-4
@@ -159,7 +159,6 @@ class TD3BCSettings:
     normalize_observations: bool = True
     reward_scale: Real = 1.0
     reward_shift: Real = 0.0  # added to the scaled reward
-    normalize_rewards: bool = False  # to returns that span 1000; see `scaled_rewards`
     steps: GradientSteps = 1_000_000
 
 

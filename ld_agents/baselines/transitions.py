@@ -90,7 +90,7 @@ class Transitions:
             yield observations, actions, rewards[:, 0], masks[:, 0], *after
 
 
-def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_range: bool) -> Tensor:
+def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_range: bool = False) -> Tensor:
     """The rewards that published settings learn from: scale * r + shift. Shape [N].
 
     Args:

@@ -10,7 +10,7 @@ import pathlib
 import platform
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -78,6 +78,8 @@ class OfflineAlgorithm(StagedTraining):
         TypeError: for an unknown setting.
         ValueError: for an unknown family, a setting out of range, or a policy name that does not fit the observations.
     """
+
+    retired_settings: ClassVar[dict[str, Any]] = {}  # switches of earlier versions, with the one value that is left
 
     def __init__(
         self,
@@ -340,6 +342,7 @@ class OfflineAlgorithm(StagedTraining):
             print(f"Saved with {description.get('versions')}")
         agent = cls.__new__(cls)
         try:
+            cls._drop_retired_settings(description)
             cls.complete_older_file(description["settings"], weights)
             agent._initialize(
                 description["policy"],
@@ -387,6 +390,15 @@ class OfflineAlgorithm(StagedTraining):
         if env is not None:
             agent.set_env(env)
         return agent
+
+    @classmethod
+    def _drop_retired_settings(cls, description: dict[str, Any]) -> None:
+        for name, left in cls.retired_settings.items():
+            description.get("settings_origin", {}).pop(name, None)
+            if (saved := description["settings"].pop(name, left)) != left:
+                raise ValueError(
+                    f"The file has {name}={saved!r}; only {left!r} is left. Load it with an older version."
+                )
 
     def _origins_in(self, description: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
         """Family and origins of settings in a saved agent. Of one saved without them, only the preset's are told."""

@@ -99,17 +99,6 @@ def test_actor_loss_by_hand(dataset: OfflineDataset) -> None:
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_of_the_deterministic_actor_by_hand(dataset: OfflineDataset) -> None:
-    agent = ready(IQL, dataset, temperature=2.0, actor="deterministic")
-    batch = first_batch(agent)
-    observations, actions = batch[:2]
-    mean = np.tanh(forward(agent.policy.actor.net, observations.double().numpy()))
-    squares = ((actions.double().numpy() - mean) ** 2).sum(1)
-    loss = agent.actor_loss(batch, torch.tensor(ADVANTAGES, dtype=torch.float32))
-    assert float(loss.detach()) == pytest.approx((np.minimum(np.exp(2 * ADVANTAGES), 100) * squares).mean(), rel=1e-5)
-    assert not hasattr(agent.policy.actor, "log_std")
-
-
 def test_huge_advantages_are_clipped_too(dataset: OfflineDataset) -> None:
     agent = ready(IQL, dataset, temperature=1e4)
     batch = first_batch(agent)
@@ -165,14 +154,6 @@ def test_noise_of_an_episode_goes_on_in_the_state(dataset: OfflineDataset) -> No
     anew = agent.predict(observations, state, np.array([True, False]))[0]
     assert np.abs(anew[0] - second[0]).min() > 1e-4
     np.testing.assert_array_equal(anew[1], second[1])
-
-
-def test_deterministic_actor_keeps_no_state(dataset: OfflineDataset) -> None:
-    agent = ready(IQL, dataset, actor="deterministic")
-    observation = np.ones((4, 3), np.float32)
-    action, state = agent.predict(observation)
-    assert state is None
-    np.testing.assert_array_equal(action, agent.predict(observation, deterministic=True)[0])
 
 
 def test_dropout_drops_hidden_units_in_training_alone(dataset: OfflineDataset) -> None:
@@ -268,7 +249,7 @@ def test_settings_of_families(dataset: OfflineDataset) -> None:
     [
         ("expectile", 1.1),
         ("temperature", -1.0),
-        ("actor", "mixture"),
+        ("normalize_rewards", "no"),
         ("dropout", 1.0),
         ("batch_size", 0),
         ("steps", -1),

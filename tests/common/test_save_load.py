@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import stable_baselines3
 import torch
-from agent_blobs import OBSERVATIONS, load, members
+from agent_blobs import OBSERVATIONS, load, members, with_description
 
 from conftest import Trained, differing, make_agent, saved, weights
 from ld_agents import OfflineDataset
@@ -200,6 +200,32 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}} & set(heavy)))
     seconds, loaded = result.stdout.split("\n", 1)
     assert set(loaded.split()) & {"mujoco", "gymnasium_robotics", "matplotlib", "rliable"} == set()
     assert float(seconds) < 20  # 5 on a quiet machine
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "left"),
+    [
+        ("LatentDiffuser", "latent_targets", "mean"),
+        ("TD3BC", "actor_layer_norm", False),
+        ("ReBRAC", "normalize_rewards", False),
+        ("IQL", "actor", "gaussian"),
+    ],
+)
+def test_files_with_retired_settings_load(trained: Trained, name: str, setting: str, left: Any) -> None:
+    """A file of before the switch went, whatever else it says, acts as it did; one with another value is refused."""
+    blob = saved(trained(name))
+
+    def older(description: dict[str, Any], value: Any = left) -> None:
+        description["settings"][setting] = value
+        description["settings_origin"][setting] = "preset"
+
+    agent = load(name, with_description(blob, older))
+    assert agent.settings == trained(name).settings
+    np.testing.assert_array_equal(
+        agent.predict(OBSERVATIONS, deterministic=True)[0], trained(name).predict(OBSERVATIONS, deterministic=True)[0]
+    )
+    with pytest.raises(ValueError, match=rf"has {setting}='other'; only {left!r} is left"):
+        load(name, with_description(blob, lambda d: older(d, "other")))
 
 
 def test_sb3_version_is_written(trained: Trained) -> None:
