@@ -182,12 +182,16 @@ class LatentDiffuser(OfflineAlgorithm):
         if s.terminal_reward is not None:
             rewards = torch.where(data.terminals, s.terminal_reward, rewards)
         returns = returns_to_go(rewards, data.episode_ends, s.discount)
-        rest = torch.cat([data.actions, rewards[:, None], returns[:, None]], dim=1)  # [rows, A + 2]
+        self.payments = torch.stack([rewards, returns], dim=1)  # [rows, 2]
         if s.standardize:
-            self.policy.token_mean.copy_(rest.mean(0))
-            self.policy.token_std.copy_(rest.std(0, correction=0).clamp(min=1e-3))
-            rest = (rest - self.policy.token_mean) / self.policy.token_std
-        self.tokens = torch.cat([data.observations, rest], dim=1)
+            mean, std = self.policy.token_mean, self.policy.token_std
+            for part, values in ((slice(-2), data.actions), (slice(-2, None), self.payments)):
+                mean[part], std[part] = values.mean(0), values.std(0, correction=0)
+            if self._scale_actions is not None:
+                low, width = self._scale_actions
+                mean[:-2], std[:-2] = 2 * (mean[:-2] - low) / width - 1, 2 * std[:-2] / width
+            std.clamp_(min=1e-3)
+            self.payments = (self.payments - mean[-2:]) / std[-2:]
         lengths = data.episode_ends.diff(prepend=data.episode_ends.new_zeros(1))
         self.row_ends = data.episode_ends.repeat_interleave(lengths)  # where the episode of each row ends
         rows = torch.arange(data.n_steps, device=self.device)
@@ -197,13 +201,18 @@ class LatentDiffuser(OfflineAlgorithm):
 
     def _release_data(self) -> None:
         super()._release_data()
-        del self.tokens, self.row_ends, self.window_starts
+        del self.payments, self.row_ends, self.window_starts
+
+    def tokens(self, rows: Tensor) -> Tensor:
+        """Steps without the flag. Shapes [...] -> [..., S + A + 2]."""
+        actions = (self.actions(rows) - self.policy.token_mean[:-2]) / self.policy.token_std[:-2]
+        return torch.cat([self.states(rows), actions, self.payments[rows]], dim=-1)
 
     def windows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and which of them lie inside the episode. Shapes [B] -> [B, T, S + A + 3], [B, T] bool."""
         rows = starts[:, None] + torch.arange(self.settings.horizon, device=self.device)
         inside = rows < self.row_ends[starts][:, None]
-        tokens = self.tokens[rows.clamp(max=len(self.tokens) - 1)] * inside[..., None]
+        tokens = self.tokens(rows.clamp(max=self.data.n_steps - 1)) * inside[..., None]
         return torch.cat([tokens, ~inside[..., None]], dim=-1), inside
 
     def _some_starts(self, n: int | None, purpose: str) -> Tensor:
@@ -279,26 +288,26 @@ class LatentDiffuser(OfflineAlgorithm):
             targets = self._value_targets(row)
             losses = {"q": F.mse_loss(policy.q_function(*self._steps(row)), targets)}
             if s.return_targets == "expectile":
-                losses["value"] = expectile_loss(targets - policy.value(data.observations[row]), s.expectile).mean()
+                losses["value"] = expectile_loss(targets - policy.value(self.states(row)), s.expectile).mean()
             descend(optimizer, torch.stack(list(losses.values())).sum())
             polyak_update(tuple(online.parameters()), tuple(average.parameters()), s.return_average_rate)
             yield {name: loss.detach() for name, loss in losses.items()}
 
     def _steps(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """States and standardized actions. Shapes [B] -> [B, S], [B, A]."""
-        tokens = self.tokens[rows]
+        tokens = self.tokens(rows)
         return tokens[:, : self.policy.state_dim], tokens[:, self.policy.state_dim : -2]
 
     @torch.no_grad()
     def _value_targets(self, rows: Tensor) -> Tensor:
         """What Q of steps learns: a random number of their rewards, then the value behind them. Shapes [B] -> [B]."""
-        s, policy, returns = self.settings, self.policy, self.tokens[:, -1]
+        s, policy, returns = self.settings, self.policy, self.payments[:, 1]
         if s.return_targets == "data":
             return returns[rows]
         n = torch.randint(1, max(2, s.horizon), rows.shape, generator=self.generator, device=self.device)
         later = torch.minimum(rows + n, self.row_ends[rows] - 1)
         if s.return_targets == "expectile":
-            value = policy.value_average(self.data.observations[later])
+            value = policy.value_average(self.states(later))
         else:
             value = policy.q_average(*self._steps(later))
         terminal = self.data.terminals[later]
@@ -318,7 +327,7 @@ class LatentDiffuser(OfflineAlgorithm):
             z = latents[indices]
             tau = self._random_times(len(z))
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
-            states = self.data.observations[starts[indices]]
+            states = self.states(starts[indices])
             loss = F.mse_loss(policy.denoiser(SCHEDULE.add_noise(z, tau, epsilon), tau, states), epsilon)
             self._descend(optimizer, loss, policy.denoiser, policy.denoiser_average, step)
             yield {"loss": loss.detach()}
@@ -346,7 +355,7 @@ class LatentDiffuser(OfflineAlgorithm):
         if s.return_scale == "all":
             return
         # the likelihood of a normal distribution whose mean and standard deviation depend on the state
-        states, returns = self.data.observations[starts], (returns - policy.return_mean) / policy.return_std
+        states, returns = self.states(starts), (returns - policy.return_mean) / policy.return_std
         optimizer = torch.optim.Adam(policy.scale_of_state.parameters(), _SCALE_LEARNING_RATE)
         generator = self.derived_generator("return scale steps")
         for _ in range(_SCALE_STEPS):
@@ -369,7 +378,7 @@ class LatentDiffuser(OfflineAlgorithm):
         # about 2k sequences at a time stay within the CPU's caches
         chunks = starts.split(max(1, (2048 if self.device.type == "cpu" else 1 << 16) // size))
         for chunk in tqdm(chunks, desc="draw support", leave=False, disable=not self._show_progress):
-            states = self.data.observations[chunk].repeat_interleave(size, 0)
+            states = self.states(chunk).repeat_interleave(size, 0)
             noise = torch.randn(len(states), *policy.latent_shape, generator=generator, device=self.device)
             latents = policy.draw_latents(states, noise, guided=False)
             support.append(latents.flatten(1).half().unflatten(0, (-1, size)))
@@ -385,7 +394,7 @@ class LatentDiffuser(OfflineAlgorithm):
         sets = 2 if s.weights == "independent" and not exponential else 1  # each set is the other's normaliser
         support, returns = self._draw_support(starts, sets * s.support_size)
         with torch.no_grad():
-            returns = policy.standardised(returns, self.data.observations[starts][:, None])
+            returns = policy.standardised(returns, self.states(starts)[:, None])
         optimizer = self.optimizer("energy", policy.energy.parameters(), s.energy_learning_rate)
         for step in self.remaining_steps("energy"):
             self._set_learning_rate(optimizer, s.energy_learning_rate, "energy", step)
@@ -394,7 +403,7 @@ class LatentDiffuser(OfflineAlgorithm):
             energies = s.inverse_temperature * returns[indices]  # [B, K]
             tau = self._random_times(len(z))  # shared by all that are contrasted
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
-            states = self.data.observations[starts[indices]]
+            states = self.states(starts[indices])
             f = policy.energy(SCHEDULE.add_noise(z, tau, epsilon), states[:, None], tau[:, None])  # [B, K]
             extra: Losses = {}
             if s.guidance == "mse":

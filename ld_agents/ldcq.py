@@ -227,8 +227,8 @@ class LDCQ(OfflineAlgorithm):
         for step in self.remaining_steps("vae"):
             self.set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
             batch = starts[self._random_indices(len(starts), s.vae_batch_size)].long()
-            states, actions = self.data.windows(batch, s.horizon)
-            final_states = self.data.observation_rows[self._next_rows(batch)]
+            states, actions = self._windows(batch)
+            final_states = self.states(self._next_rows(batch))
             epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
             recorded = self.data.window_steps(batch, s.horizon)
             losses = self.policy.vae.losses(
@@ -244,6 +244,12 @@ class LDCQ(OfflineAlgorithm):
 
     def _window_starts(self) -> Tensor:
         return self.data.window_starts(self.settings.horizon, past_terminals=self.settings.windows_past_terminals)
+
+    def _windows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """States and actions; past a terminal actions are zero. Shapes [B] -> [B, H, S], [B, H, A]."""
+        rows, recorded = self.data.window_rows(starts, self.settings.horizon)
+        actions = self.actions(rows.clamp(max=self.data.n_steps - 1))
+        return self.states(rows), actions * recorded[..., None]
 
     def _decoded_steps(self, recorded: Tensor) -> Tensor | None:
         """Steps for the action likelihood, drawn from the recorded ones of each window. Shapes [B] -> [B, n]."""
@@ -269,7 +275,7 @@ class LDCQ(OfflineAlgorithm):
             z = latents[indices]
             j = diffuser.random_steps(len(z), self.generator)
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
-            prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.data.observations[starts[indices].long()])
+            prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.states(starts[indices].long()))
             loss = diffuser.min_snr_loss(z, prediction, j, gamma=5.0)
             descend(optimizer, loss)
             yield {"loss": loss.detach()}
@@ -278,9 +284,7 @@ class LDCQ(OfflineAlgorithm):
     def _encode(self, starts: Tensor) -> Tensor:
         """Posterior means of windows, raw. Shapes [W] -> [W, Z]."""
         chunks = tqdm(starts.split(8192), desc="encode windows", leave=False, disable=not self._show_progress)
-        return torch.cat(
-            [self.policy.vae.encode(*self.data.windows(c.long(), self.settings.horizon)).mean for c in chunks]
-        )
+        return torch.cat([self.policy.vae.encode(*self._windows(chunk)).mean for chunk in chunks])
 
     def _standardized(self, latents: Tensor) -> Tensor:
         return (latents - self.policy.latent_mean) / self.policy.latent_std
@@ -311,13 +315,13 @@ class LDCQ(OfflineAlgorithm):
         """Clipped double Q-learning, its maximum over the stored candidates, with prioritised replay."""
         s = self.settings
         starts = self._q_windows()
-        states = self.data.observations[starts]
+        states = self.states(starts)
         latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
             spread = returns_to_go(self.data.rewards, self.data.episode_ends, s.discount).std()
             self.policy.reward_scale.copy_(1 / spread.clamp(min=1e-6))
         returns, bootstraps = self._window_returns(starts)
-        next_states = self.data.observation_rows[self._next_rows(starts)]
+        next_states = self.states(self._next_rows(starts))
         candidates = self.draw_candidates(next_states)
         # infinite: not drawn yet
         priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), torch.inf, device=self.device))

@@ -61,7 +61,7 @@ class BC(OfflineAlgorithm):
         rows = self.best_rows()
         for _ in self.remaining_steps("train"):
             batch = rows[torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)]
-            loss = F.mse_loss(self.policy.actor(self.data.observations[batch]), self.data.actions[batch])
+            loss = F.mse_loss(self.policy.actor(self.states(batch)), self.actions(batch))
             descend(optimizer, loss)
             yield {"loss": loss.detach()}
 

@@ -154,7 +154,8 @@ class CQL(OfflineAlgorithm):
         actor_optimizer = self.optimizer("train.actor", actor_parameters, s.actor_learning_rate)
         rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, by_return_range=False)
         steps = self.remaining_steps("train")
-        batches = Transitions(self.data, rewards).batches(steps, s.batch_size, self.derived_generator)
+        transitions = Transitions(self.data, rewards, states=self.states, actions=self.actions)
+        batches = transitions.batches(steps, s.batch_size, self.derived_generator)
         for step, batch in zip(steps, batches, strict=True):
             observations, actions, *_, next_observations = batch
             current, following = policy.actor(torch.cat([observations, next_observations])).halves()

@@ -133,7 +133,8 @@ class IQL(OfflineAlgorithm):
         actor_optimizer = self.optimizer("train.actor", policy.actor.parameters(), s.actor_learning_rate)
         rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift, s.normalize_rewards)
         steps = self.remaining_steps("train")
-        batches = Transitions(self.data, rewards).batches(steps, s.batch_size, self.derived_generator)
+        transitions = Transitions(self.data, rewards, states=self.states, actions=self.actions)
+        batches = transitions.batches(steps, s.batch_size, self.derived_generator)
         for step, batch in zip(steps, batches, strict=True):
             advantages = self.advantages(batch)
             value_loss, critic_loss = self.value_loss(advantages), self.critic_loss(batch)

@@ -106,7 +106,9 @@ class TD3BC(OfflineAlgorithm):
         """What is learned from, rewards as the settings want them."""
         s = self.settings
         rewards = scaled_rewards(self.data, s.reward_scale, s.reward_shift)
-        return Transitions(self.data, rewards, next_actions=self.needs_next_actions)
+        return Transitions(
+            self.data, rewards, states=self.states, actions=self.actions, next_actions=self.needs_next_actions
+        )
 
     def critic_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Sum over both critics of the mean squared error to the targets."""

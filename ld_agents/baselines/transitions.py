@@ -8,61 +8,63 @@ from torch import Tensor
 from ld_agents.data.dataset import OfflineDataset
 
 STEPS_PER_BLOCK = 1000  # gradient steps whose indices are drawn at once
+_STEPS_PER_GATHER = 50  # gradient steps whose rows are copied at once
+
+Read = Callable[[Tensor], Tensor]  # rows [...] -> [..., S] or [..., A]
 
 
 class Transitions:
-    """The steps of a dataset, one per row of a single contiguous tensor: a batch is one gather.
+    """The steps of a dataset that Q-learning learns from. Nothing is copied but batches.
 
     A terminal stops the bootstrap. A timeout does not: its step is left out where the final observation is unknown,
     and is a step like any other where it is known. That is also what D4RL's `qlearning_dataset` does, whose data know
     no final observations.
 
     Args:
-        data: what an agent learns from, with observations and actions as the networks see them.
+        data: what an agent learns from.
         rewards: used instead of the dataset's rewards, [N]; see `scaled_rewards`. None: the dataset's own.
+        states, actions: observations and actions as the networks see them: `OfflineAlgorithm.states`, `.actions`.
         next_actions: add a', the action that the data take at s'. It is unknown after a timeout, and those steps are
             left out then. After a terminal it is zero: nothing is bootstrapped from there.
 
     Attributes:
-        rows: [N', S + A + 1 + 1 + S], or [N', S + A + 1 + 1 + S + A] with `next_actions`. Columns: observation,
-            action, reward, bootstrap mask (0 after a terminal, else 1), next observation, next action.
+        starts: rows of the steps, [N'] int32.
 
     Raises:
         ValueError: no step has a known successor.
     """
 
-    def __init__(self, data: OfflineDataset, rewards: Tensor | None = None, *, next_actions: bool = False) -> None:
+    def __init__(
+        self,
+        data: OfflineDataset,
+        rewards: Tensor | None = None,
+        *,
+        states: Read,
+        actions: Read,
+        next_actions: bool = False,
+    ) -> None:
+        self.data, self.states, self.actions, self.next_actions = data, states, actions, next_actions
+        self.rewards = data.rewards if rewards is None else rewards
         # every step whose successor is known, or is not needed because the step ends in a terminal
         try:
-            starts = data.window_starts(1).long()
+            self.starts = data.window_starts(1)
         except ValueError as error:
             raise ValueError(
                 "All episodes have one step, and what comes after it is unknown. Mark the steps as terminals if "
                 "nothing does, or pass final_observations."
             ) from error
         if next_actions:
-            cut = torch.zeros_like(data.terminals)
-            cut[data.episode_ends - 1] = True
-            starts = starts[~(cut & ~data.terminals)[starts]]
-            if len(starts) == 0:
+            kept = torch.ones_like(data.terminals)
+            kept[data.episode_ends - 1] = data.terminals[data.episode_ends - 1]
+            self.starts = self.starts[kept[self.starts]]
+            if len(self.starts) == 0:
                 raise ValueError(
                     "All episodes have one step, and the action after it is unknown. Mark the steps as terminals if "
                     "there is none, or take an agent that does not need next actions."
                 )
-        masks = 1 - data.terminals[starts].float()
-        columns = [
-            data.observations[starts],
-            data.actions[starts],
-            (data.rewards if rewards is None else rewards)[starts, None],
-            masks[:, None],
-            data.observation_rows[data.next_rows(starts, 1)],
-        ]
-        if next_actions:
-            # the row after a terminal belongs to another episode, and after the last row there is none
-            after = (starts + 1).clamp(max=data.n_steps - 1)
-            columns.append(data.actions[after] * masks[:, None])
-        self.rows = torch.cat(columns, dim=1)
-        self.widths = [part.shape[1] for part in columns]
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
     def batches(
         self, steps: range, batch_size: int, generator_for: Callable[[str], torch.Generator]
@@ -84,10 +86,27 @@ class Transitions:
             block, place = divmod(step, STEPS_PER_BLOCK)
             if place == 0 or step == steps[0]:
                 generator, shape = generator_for(f"batches {block}"), (STEPS_PER_BLOCK, batch_size)
-                indices = torch.randint(len(self.rows), shape, generator=generator, device=self.rows.device)
-            batch = self.rows.index_select(0, indices[place]).split(self.widths, dim=1)
-            observations, actions, rewards, masks, *after = batch
-            yield observations, actions, rewards[:, 0], masks[:, 0], *after
+                indices = torch.randint(len(self), shape, generator=generator, device=self.starts.device)
+            place, column = divmod(place, _STEPS_PER_GATHER)
+            if column == 0 or step == steps[0]:
+                gathered = self.gather(indices[place * _STEPS_PER_GATHER : (place + 1) * _STEPS_PER_GATHER])
+            yield tuple(part[column] for part in gathered)
+
+    def gather(self, indices: Tensor) -> list[Tensor]:
+        """The columns of some steps, in the order of `batches`. Shapes [...] -> [..., S], [..., A], [...], ..."""
+        data, rows = self.data, self.starts[indices].long()
+        masks = 1 - data.terminals[rows].float()
+        columns = [
+            self.states(rows),
+            self.actions(rows),
+            self.rewards[rows],
+            masks,
+            self.states(data.next_rows(rows, 1)),
+        ]
+        if self.next_actions:
+            # the row after a terminal belongs to another episode, and after the last row there is none
+            columns.append(self.actions((rows + 1).clamp(max=data.n_steps - 1)) * masks[..., None])
+        return columns
 
 
 def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_range: bool = False) -> Tensor:

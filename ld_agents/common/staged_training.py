@@ -8,7 +8,6 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -195,14 +194,23 @@ class StagedTraining(BaseAlgorithm):
         return range(self.stage_steps[stage], self.stage_budget[stage])
 
     def _prepare_data(self, dataset: OfflineDataset) -> None:
-        """`self.data`: the dataset on the device, observations normalized, actions scaled to [-1, 1]."""
-        self.data = copy(dataset.to(self.device))
-        if getattr(self.settings, "normalize_observations", False):
-            self.data.observation_rows = self.policy.normalize(self.data.observation_rows)
+        """`self.data`: the dataset on the device, read through `states` and `actions`: only batches are copied."""
+        self.data = dataset.to(self.device)
         low, high = self.policy.action_bounds()
-        if not (torch.all(low == -1) and torch.all(high == 1)):
-            # a dimension that never moves has no width: its scaled action is -1
-            self.data.actions = 2 * (self.data.actions - low) / (high - low).clamp(min=1e-12) - 1
+        # a dimension that never moves has no width: its scaled action is -1
+        self._scale_actions = None if (low == -1).all() and (high == 1).all() else (low, (high - low).clamp(min=1e-12))
+
+    def states(self, rows: Tensor) -> Tensor:
+        """Normalized observations. Shapes [...], rows of `observation_rows` -> [..., S]."""
+        return self.policy.normalize(self.data.observation_rows[rows])
+
+    def actions(self, rows: Tensor) -> Tensor:
+        """Actions scaled to [-1, 1]. Shapes [...] -> [..., A]."""
+        actions = self.data.actions[rows]
+        if self._scale_actions is None:
+            return actions
+        low, width = self._scale_actions
+        return 2 * (actions - low) / width - 1
 
     def _release_data(self) -> None:
         """Frees what only training needs."""

@@ -306,17 +306,18 @@ class OfflineDataset:
         final_row = torch.where(self._final_known[episode], episode + self.n_steps, end - 1)
         return torch.where(after < end, after, final_row)
 
-    def windows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Observations [B, H, S] and actions [B, H, A] of the windows that begin at ``starts`` [B].
+    def window_rows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the windows that begin at ``starts`` [B] in ``observation_rows``, and which steps are recorded.
 
-        Past a terminal the state stays what it became there, and actions are zero.
+        Past a terminal nothing is recorded, and the state stays what it became there.
+
+        Returns:
+            [B, H] int64, [B, H] bool.
         """
         rows, recorded = self._window_rows(starts, horizon)
-        actions = self.actions.index_select(0, rows.view(-1)).view(*rows.shape, -1)
         if not recorded.all():
-            actions = actions * recorded[..., None]
             rows = torch.where(recorded, rows, self.next_rows(starts, horizon)[:, None])
-        return self.observation_rows.index_select(0, rows.view(-1)).view(*rows.shape, -1), actions
+        return rows, recorded
 
     def window_rewards(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
         """Rewards [B, H] of the windows that begin at ``starts`` [B]; zero past a terminal."""

@@ -85,16 +85,18 @@ def test_reward_at_a_terminal_may_be_replaced() -> None:
 
 def test_tokens_are_standardised(dataset: OfflineDataset) -> None:
     agent = prepared(dataset)
-    assert agent.tokens.shape == (dataset.n_steps, 3 + 2 + 2)
-    torch.testing.assert_close(agent.tokens.mean(0), torch.zeros(7), atol=1e-3, rtol=0)
-    torch.testing.assert_close(agent.tokens.std(0, correction=0), torch.ones(7), atol=1e-3, rtol=0)
-    back = agent.tokens[:, 3:] * agent.policy.token_std + agent.policy.token_mean
+    every = torch.arange(dataset.n_steps)
+    tokens = agent.tokens(every)
+    assert tokens.shape == (dataset.n_steps, 3 + 2 + 2)
+    torch.testing.assert_close(tokens.mean(0), torch.zeros(7), atol=1e-3, rtol=0)
+    torch.testing.assert_close(tokens.std(0, correction=0), torch.ones(7), atol=1e-3, rtol=0)
+    back = tokens[:, 3:] * agent.policy.token_std + agent.policy.token_mean
     torch.testing.assert_close(back[:, 2], dataset.rewards, atol=1e-4, rtol=1e-4)
     returns = returns_to_go(dataset.rewards, dataset.episode_ends, 0.9)
     torch.testing.assert_close(back[:, 3], returns, atol=1e-3, rtol=1e-4)
     plain = prepared(dataset, standardize=False, normalize_observations=False)
-    torch.testing.assert_close(plain.tokens[:, :3], dataset.observations)
-    torch.testing.assert_close(plain.tokens[:, 5], dataset.rewards)
+    torch.testing.assert_close(plain.tokens(every)[:, :3], dataset.observations)
+    torch.testing.assert_close(plain.payments[:, 0], dataset.rewards)
 
 
 def test_episodes_of_one_step_are_refused() -> None:
@@ -184,7 +186,7 @@ def test_prior_learns_the_noise_of_whitened_latents_at_their_first_states(
     assert tau.shape == (32,)
     assert tau.min() >= 1e-3
     assert tau.max() <= 1
-    rows = torch.cdist(states, agent.data.observations).argmin(1)
+    rows = torch.cdist(states, agent.states(torch.arange(agent.data.n_steps))).argmin(1)
     latents = (agent._encode(rows) - policy.latent_mean) / policy.latent_std
     schedule = VPSchedule()
     signal, noise = schedule.signal(tau).float()[:, None, None], schedule.noise(tau).float()[:, None, None]
@@ -244,7 +246,7 @@ def test_support_returns_are_those_of_the_decoded_latents(dataset: OfflineDatase
     support, returns = agent._draw_support(starts, 3)
     for i, start in enumerate(starts):
         raw = support[i].float().view(3, N, 3) * policy.latent_std + policy.latent_mean
-        states = agent.data.observations[start].expand(3, -1)
+        states = agent.states(start).expand(3, -1)
         decoded = policy.vae.decode(raw, states)
         torch.testing.assert_close(returns[i], policy.plan_returns(decoded), atol=0.02, rtol=0.02)  # stored in float16
 
@@ -254,7 +256,7 @@ def test_returns_are_standardised_over_the_prior(dataset: OfflineDataset) -> Non
     agent._prepare_data(dataset)
     starts = agent._some_starts(500, "return scale")
     _, returns = agent._draw_support(starts, 1)
-    returns = agent.policy.standardised(returns, agent.data.observations[starts][:, None])
+    returns = agent.policy.standardised(returns, agent.states(starts)[:, None])
     assert abs(float(returns.mean())) < 1e-3
     assert float(returns.std(correction=0)) == pytest.approx(1, abs=1e-3)
 
@@ -262,7 +264,7 @@ def test_returns_are_standardised_over_the_prior(dataset: OfflineDataset) -> Non
 def test_returns_are_standardised_at_each_state(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Returns of mean 5 x and standard deviation exp(x) - but for the overall scale, which the second step undoes."""
     agent = prepared(dataset)
-    states = agent.data.observations
+    states = agent.states(torch.arange(agent.data.n_steps))
     generator = torch.Generator().manual_seed(0)
 
     def draw(starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -307,7 +309,7 @@ def test_contrasted_latents_share_state_and_time(
     support, returns = agent._draw_support(agent._some_starts(64, "support states"), 4 * n_sets)
     rows = [int((support.float() == z0[i]).flatten(1).all(1).nonzero()[0]) for i in range(16)]
     starts = agent._some_starts(64, "support states")[rows]
-    torch.testing.assert_close(states[:, 0], agent.data.observations[starts])
+    torch.testing.assert_close(states[:, 0], agent.states(starts))
     energies = 2.0 * agent.policy.standardised(returns[rows], states).view(16, n_sets, 4).detach()
     expected = {
         "independent": lambda: energies.exp() / energies.flip(1).exp().mean(-1, keepdim=True),
@@ -326,7 +328,7 @@ def test_regression_for_mse_guidance(dataset: OfflineDataset, monkeypatch: pytes
     loss = float(next(agent.train_energy())["loss"])
     starts = agent._some_starts(64, "support states")
     _, returns = agent._draw_support(starts, 128)
-    returns = agent.policy.standardised(returns, agent.data.observations[starts][:, None])
+    returns = agent.policy.standardised(returns, agent.states(starts)[:, None])
     assert loss == pytest.approx(float(((2.0 * returns - 3) ** 2).mean()), rel=0.1)
 
 

@@ -76,13 +76,13 @@ def test_q_learns_from_the_steps_of_the_data(dataset: OfflineDataset, monkeypatc
     assert {name.split(".")[0] for name in differing(before, weights(agent))} == {"q_function", "q_average"}
     states, actions = seen[0]
     assert len(states.unique(dim=0)) == 31
-    rows = torch.cdist(states, agent.data.observations).argmin(1)
+    rows = torch.cdist(states, agent.states(torch.arange(agent.data.n_steps))).argmin(1)
     assert 19 not in rows
-    torch.testing.assert_close(actions, agent.tokens[rows, policy.state_dim : -2])
+    torch.testing.assert_close(actions, agent.tokens(rows)[:, policy.state_dim : -2])
     policy.load_state_dict(before)
-    expected = F.mse_loss(policy.q_function(states, actions), agent.tokens[rows, -1])
+    expected = F.mse_loss(policy.q_function(states, actions), agent.tokens(rows)[:, -1])
     assert float(losses["q"]) == pytest.approx(float(expected), rel=1e-4)
-    latents, at = torch.randn(5, N, 3), agent.data.observations[:5]
+    latents, at = torch.randn(5, N, 3), agent.states(torch.arange(5))
     decoded = policy.decode(latents, at)
     assert decoded.returns is None
     going_on = torch.sigmoid(-decoded.end_logits)

@@ -70,7 +70,7 @@ def test_windows_past_a_terminal(by_hand: OfflineDataset) -> None:
     assert returns.tolist() == pytest.approx([0.25, 0.5, 1.5, 1, 0, 0, 0.25, 0.5])
     assert bootstraps.tolist() == pytest.approx([0.729] * 6 + [0, 0])
     assert agent.data.observation_rows[agent._next_rows(starts)][:, 0].tolist() == [3, 4, 5, 11, 9, 10, 12, 12]
-    states, actions = agent.data.windows(starts[-2:], 3)
+    states, actions = agent._windows(starts[-2:])
     assert states[..., 0].tolist() == [[8, 9, 10], [9, 10, 12]]
     assert actions[..., 0].tolist() == [pytest.approx([0.6, 0.8, 1]), pytest.approx([0.8, 1, 0])]
     assert agent.data.window_steps(starts, 3).tolist() == [3] * 7 + [2]
@@ -79,7 +79,7 @@ def test_windows_past_a_terminal(by_hand: OfflineDataset) -> None:
 def test_actions_past_a_terminal_have_no_likelihood(by_hand: OfflineDataset) -> None:
     agent = prepared(by_hand, windows_past_terminals=True)
     starts = torch.tensor([8, 9])
-    states, actions = agent.data.windows(starts, 3)
+    states, actions = agent._windows(starts)
     recorded = agent.data.window_steps(starts, 3)
     final_states, epsilon = torch.zeros(2, 1), torch.zeros(2, 3)
     vae = agent.policy.vae

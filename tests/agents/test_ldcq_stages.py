@@ -117,7 +117,7 @@ def test_observations_are_normalised_on_request(dataset: OfflineDataset) -> None
     torch.testing.assert_close(states.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(states.std(0, correction=0), torch.ones(3), atol=1e-3, rtol=0)
     agent._prepare_data(dataset)
-    torch.testing.assert_close(agent.data.observations, states)
+    torch.testing.assert_close(agent.states(torch.arange(dataset.n_steps)), states)
     assert not torch.equal(dataset.observations, states)  # the data set itself is left alone
     raw = make_agent("LDCQ", dataset, normalize_observations=False)
     assert torch.equal(raw.policy.normalize(dataset.observations), dataset.observations)
@@ -127,8 +127,9 @@ def test_actions_are_scaled_to_the_unit_box(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset)
     agent._prepare_data(dataset)
     expected = (dataset.actions - torch.tensor([1.0, -1.0])) / torch.tensor([1.0, 2.0])  # BOX is [0, 2] x [-3, 1]
-    torch.testing.assert_close(agent.data.actions, expected)
-    assert float(agent.data.actions.abs().max()) <= 1 + 1e-6
+    scaled = agent.actions(torch.arange(dataset.n_steps))
+    torch.testing.assert_close(scaled, expected)
+    assert float(scaled.abs().max()) <= 1 + 1e-6
 
 
 # ---------------------------------------------------------------- losses and learning rates

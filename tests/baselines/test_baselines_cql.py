@@ -27,14 +27,19 @@ def ready_cql(data: OfflineDataset, **settings: Any) -> CQL:
     """An agent outside `learn`, whose critics disagree about which of them is the smaller one."""
     agent = ready(CQL, data, **{**TINY, **settings})
     for critics in (agent.policy.critics, agent.policy.target_critics):
-        q = q_by_hand(critics, agent.data.observations.double().numpy(), agent.data.actions.double().numpy())
+        every = torch.arange(data.n_steps)
+        q = q_by_hand(critics, agent.states(every).double().numpy(), agent.actions(every).double().numpy())
         with torch.no_grad():
             critics[0].net[-1].bias += float(np.median(q[1] - q[0]))
     return agent
 
 
 def first_batch(agent: CQL) -> tuple[Tensor, ...]:
-    batch = next(Transitions(agent.data).batches(range(1), agent.settings.batch_size, agent.derived_generator))
+    batch = next(
+        Transitions(agent.data, states=agent.states, actions=agent.actions).batches(
+            range(1), agent.settings.batch_size, agent.derived_generator
+        )
+    )
     batch[3][:5] = 0  # some terminals
     return batch
 
@@ -283,7 +288,11 @@ def test_all_actions_are_valued_at_the_current_state(dataset: OfflineDataset, mo
         return q_values(critics, observations, actions)
 
     monkeypatch.setattr(agent, "q_values", recorded)
-    batch = next(Transitions(agent.data).batches(range(1), 16, agent.derived_generator))
+    batch = next(
+        Transitions(agent.data, states=agent.states, actions=agent.actions).batches(
+            range(1), 16, agent.derived_generator
+        )
+    )
     next(agent.train())
     assert [(target, actions.shape) for target, _, actions in calls] == [(True, (16, 1, 2)), (False, (16, 13, 2))]
     assert torch.equal(calls[0][1], batch[4])
@@ -371,7 +380,9 @@ def test_a_step_moves_each_part_by_its_own_loss(dataset: OfflineDataset, lagrang
     for old, new, target in zip(parts(before, "target_critics"), online, targets, strict=True):
         np.testing.assert_allclose(target, 0.75 * old + 0.25 * new, atol=1e-6)
     # the same numbers from a twin, drawing in the same order
-    batch = next(Transitions(twin.data).batches(range(1), 16, twin.derived_generator))
+    batch = next(
+        Transitions(twin.data, states=twin.states, actions=twin.actions).batches(range(1), 16, twin.derived_generator)
+    )
     current, following = halves(twin, batch)
     chosen, log_density = current.sample(torch.randn(16, 2, generator=twin.generator))
     assert losses["actor_loss"].item() == pytest.approx(twin.actor_loss(batch[0], chosen, log_density).item(), rel=1e-5)

@@ -21,7 +21,11 @@ from ld_agents.networks.critics import descend
 
 
 def first_batch(agent: IQL) -> tuple[Tensor, ...]:
-    return next(Transitions(agent.data).batches(range(1), agent.settings.batch_size, agent.derived_generator))
+    return next(
+        Transitions(agent.data, states=agent.states, actions=agent.actions).batches(
+            range(1), agent.settings.batch_size, agent.derived_generator
+        )
+    )
 
 
 def in_numpy(batch: tuple[Tensor, ...]) -> list[NDArray[np.float64]]:

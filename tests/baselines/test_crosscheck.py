@@ -38,7 +38,11 @@ B = 16
 
 def transitions(agent: Any) -> tuple[Tensor, ...]:
     """The first batch; every third step ends in a terminal, every fifth in a timeout (see `as_tensordict`)."""
-    batch = next(Transitions(agent.data).batches(range(1), B, agent.derived_generator))
+    batch = next(
+        Transitions(agent.data, states=agent.states, actions=agent.actions).batches(
+            range(1), B, agent.derived_generator
+        )
+    )
     batch[1].clamp_(-0.95, 0.95)
     batch[3].copy_(torch.arange(B) % 3 != 0)
     return batch

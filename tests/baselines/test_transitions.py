@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,13 +39,30 @@ def four_episodes(final: bool = True) -> OfflineDataset:
     )
 
 
+def transitions_of(data: OfflineDataset, rewards: Tensor | None = None, **kwargs: bool) -> Transitions:
+    return Transitions(
+        data,
+        rewards,
+        states=lambda rows: data.observation_rows[rows],
+        actions=lambda rows: data.actions[rows],
+        **kwargs,
+    )
+
+
+def rows_of(*args: Any, **kwargs: Any) -> Tensor:
+    """All columns of all steps side by side."""
+    transitions = transitions_of(*args, **kwargs)
+    columns = transitions.gather(torch.arange(len(transitions)))
+    return torch.cat([column.reshape(len(transitions), -1) for column in columns], 1)
+
+
 def seeded(purpose: str) -> torch.Generator:
     block = int(purpose.removeprefix("batches "))
     return torch.Generator().manual_seed(1000 + block)
 
 
 def test_rows() -> None:
-    transitions = Transitions(four_episodes())
+    rows = rows_of(four_episodes())
     # s, a, r, bootstrap mask, s'
     expected = [
         [0, 0.0, 0, 1, 10],
@@ -55,11 +73,10 @@ def test_rows() -> None:
         [50, 0.5, 5, 1, 60],
         [60, 0.6, 6, 1, 70],  # not 80: step 7 is the last one of its episode, and step 8 begins another
     ]
-    np.testing.assert_allclose(transitions.rows.numpy(), expected, rtol=1e-6)
-    assert transitions.rows.dtype == torch.float32
-    assert transitions.rows.is_contiguous()
-    unknown = Transitions(four_episodes(final=False))
-    np.testing.assert_allclose(unknown.rows.numpy(), [row for row in expected if row[0] != 40], rtol=1e-6)
+    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-6)
+    assert rows.dtype == torch.float32
+    unknown = rows_of(four_episodes(final=False))
+    np.testing.assert_allclose(unknown.numpy(), [row for row in expected if row[0] != 40], rtol=1e-6)
 
 
 def test_rows_with_next_actions() -> None:
@@ -73,24 +90,24 @@ def test_rows_with_next_actions() -> None:
         [60, 0.6, 6, 1, 70, 0.7],
     ]
     for final in (True, False):
-        rows = Transitions(four_episodes(final), next_actions=True).rows
+        rows = rows_of(four_episodes(final), next_actions=True)
         np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-6)
 
 
 def test_terminal_at_the_very_end() -> None:
     data = OfflineDataset(np.zeros((2, 1)), np.ones((2, 1)), np.zeros(2), [False, True], [False, False])
-    assert Transitions(data, next_actions=True).rows[:, -1].tolist() == [1, 0]
-    assert Transitions(data).rows[:, 3].tolist() == [1, 0]
+    assert rows_of(data, next_actions=True)[:, -1].tolist() == [1, 0]
+    assert rows_of(data)[:, 3].tolist() == [1, 0]
 
 
 def test_terminal_that_is_also_a_timeout_is_a_terminal() -> None:
     data = OfflineDataset(np.zeros((2, 1)), np.ones((2, 1)), np.zeros(2), [False, True], [False, True])
-    assert Transitions(data, next_actions=True).rows[:, 3].tolist() == [1, 0]
+    assert rows_of(data, next_actions=True)[:, 3].tolist() == [1, 0]
 
 
 def test_other_rewards() -> None:
     data = four_episodes()
-    assert Transitions(data, 5 - data.rewards).rows[:, 2].tolist() == [5, 4, 3, 2, 1, 0, -1]
+    assert rows_of(data, 5 - data.rewards)[:, 2].tolist() == [5, 4, 3, 2, 1, 0, -1]
 
 
 @pytest.mark.parametrize("next_actions", [False, True])
@@ -98,11 +115,11 @@ def test_data_without_a_successor(next_actions: bool) -> None:
     ones = np.ones(3)
     data = OfflineDataset(ones[:, None], ones[:, None], ones, 0 * ones, ones)
     with pytest.raises(ValueError, match="what comes after it is unknown"):
-        Transitions(data, next_actions=next_actions)
+        transitions_of(data, next_actions=next_actions)
     known = OfflineDataset(ones[:, None], ones[:, None], ones, 0 * ones, ones, final_observations=np.zeros((3, 1)))
-    assert len(Transitions(known).rows) == 3
+    assert len(transitions_of(known)) == 3
     with pytest.raises(ValueError, match="the action after it is unknown"):
-        Transitions(known, next_actions=True)
+        transitions_of(known, next_actions=True)
 
 
 def drawn(transitions: Transitions, steps: range, batch_size: int = 4) -> Tensor:
@@ -113,16 +130,16 @@ def drawn(transitions: Transitions, steps: range, batch_size: int = 4) -> Tensor
 
 @pytest.mark.parametrize("next_actions", [False, True])
 def test_batches_hold_rows(next_actions: bool) -> None:
-    transitions = Transitions(four_episodes(), next_actions=next_actions)
+    transitions = transitions_of(four_episodes(), next_actions=next_actions)
     batch = next(transitions.batches(range(1), 5, seeded))
     assert [tuple(part.shape) for part in batch] == [(5, 1), (5, 1), (5,), (5,), (5, 1), (5, 1)][: 5 + next_actions]
-    rows = {tuple(row) for row in transitions.rows.tolist()}
+    rows = {tuple(row) for row in rows_of(four_episodes(), next_actions=next_actions).tolist()}
     assert {tuple(row) for row in drawn(transitions, range(200)).flatten(0, 1).tolist()} == rows
 
 
 def test_what_a_step_draws_depends_on_its_number_alone() -> None:
     """So a run that was interrupted anywhere draws what an uninterrupted one draws."""
-    transitions = Transitions(four_episodes())
+    transitions = transitions_of(four_episodes())
     whole = drawn(transitions, range(2 * STEPS_PER_BLOCK + 5))
     assert len(whole) == 2 * STEPS_PER_BLOCK + 5
     for start in (0, 1, 999, 1000, 1001, 1500, 2000, 2004):
@@ -133,7 +150,7 @@ def test_what_a_step_draws_depends_on_its_number_alone() -> None:
 
 
 def test_every_step_is_drawn_equally_often() -> None:
-    transitions = Transitions(four_episodes())
+    transitions = transitions_of(four_episodes())
     observations = drawn(transitions, range(3000), 7)[..., 0].flatten()
     counts = np.unique(observations.numpy(), return_counts=True)[1]
     assert len(counts) == 7

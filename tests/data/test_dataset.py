@@ -40,10 +40,11 @@ def test_windows_by_hand_without_final_observations() -> None:
     assert starts.tolist() == [0, 3, 4, 5]
     assert data.next_rows(starts, 2).tolist() == [2, 5, 6, 6]
     assert data.window_terminals(starts, 2).tolist() == [False, False, False, True]
-    observations, actions = data.windows(starts, 2)
-    assert observations.shape == (4, 2, 2)
-    assert observations[1].tolist() == [[6, 7], [8, 9]]
-    assert actions[3, :, 0].tolist() == [0.125, 0.25]
+    rows, recorded = data.window_rows(starts, 2)
+    assert recorded.all()
+    assert rows.tolist() == [[0, 1], [3, 4], [4, 5], [5, 6]]
+    assert data.observations[rows[1]].tolist() == [[6, 7], [8, 9]]
+    assert data.actions[rows[3], 0].tolist() == [0.125, 0.25]
     assert data.window_rewards(starts, 2).tolist() == [[10, 11], [13, 14], [14, 15], [15, 16]]
     assert data.window_starts(4).tolist() == [3]
     with pytest.raises(ValueError, match="longest episode has 4 steps"):
