@@ -35,7 +35,7 @@ def test_locomotion_actor_by_hand(tmp_path: Path) -> None:
         "clip_obs": 3.0,
     }
     np.savez(tmp_path / "a.npz", **weights)
-    # Normalised: ((3 - 1) / 2, clip(9)) = (1, 3); hidden: relu(7.1), relu(0.3); output 0.5 * 7.1 - 0.3 + 0.3 = 3.55.
+    # Normalized: ((3 - 1) / 2, clip(9)) = (1, 3); hidden: relu(7.1), relu(0.3); output 0.5 * 7.1 - 0.3 + 0.3 = 3.55.
     actor = LocomotionActor(1, file=tmp_path / "a.npz")
     assert actor.act(np.array([[3.0, 9.0]]), streams(1), [{}])[0, 0] == pytest.approx(math.tanh(3.55), abs=1e-6)
     np.savez(tmp_path / "b.npz", **weights | {"activation": "tanh", "squash": False, "log_std": np.array([-1.0])})
@@ -105,7 +105,7 @@ def test_ant_navigator_follows_shortest_paths() -> None:
     directions = np.array([umaze._direction(0.0, 0.0, episode, rng) for _ in range(500)])
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 10)
     angles = np.arctan2(directions[:, 1], directions[:, 0])
-    # Towards (4, 0) and up to a metre beyond it on either axis.
+    # Towards (4, 0) and up to a meter beyond it on either axis.
     assert 0 <= angles.min() < 0.02
     assert 0.2 < angles.max() <= math.atan2(1, 4)
     # In the goal's cell: straight to the goal.
