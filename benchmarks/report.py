@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,28 +38,28 @@ BLOCK = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 @dataclass
 class Pages:
-    """What run files and records say: texts, and figures with the hash of their run files, by path.
+    """What run files and records say, by path: texts, and figures with the hash of their run files.
 
     `folders` hold nothing else; `problems` are run files that could not be read.
     """
 
-    texts: dict[Path, str] = field(default_factory=dict)
-    drawings: dict[Path, tuple[figures.Drawing, str]] = field(default_factory=dict)
+    made: dict[Path, str | tuple[figures.Drawing, str]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def leftovers(self) -> list[Path]:
         """Files that nothing makes any more."""
         there = (path for folder in self.folders if folder.exists() for path in folder.iterdir())
-        return sorted(path for path in there if path not in self.texts and path not in self.drawings)
+        return sorted(set(there) - self.made.keys())
 
     def write(self, with_figures: bool = True) -> None:
         """Write all pages, each of which appears whole or not at all, and delete the leftovers."""
         print(*self.problems, sep="\n", end="\n" * bool(self.problems), file=sys.stderr)
-        for path, text in self.texts.items():
-            write_text(path, text)
-        for path, (draw, source) in self.drawings.items() if with_figures else ():
-            figures.save(draw, source, path)
+        for path, page in self.made.items():
+            if isinstance(page, str):
+                write_text(path, page)
+            elif with_figures:
+                figures.save(*page, path)
         for path in self.leftovers():
             path.unlink()
 
@@ -70,16 +71,16 @@ class Pages:
         """
         yield from self.problems
         yield from (f"{path}: nothing makes it any more" for path in self.leftovers())
-        yield from (f"{path}: missing" for path in (*self.texts, *self.drawings) if not path.exists())
-        for path, text in self.texts.items():
-            if path.exists() and (found := path.read_text(encoding="utf-8")) != text:
-                lines = difflib.unified_diff(
-                    found.splitlines(), text.splitlines(), str(path), "what its files say", lineterm="", n=0
-                )
-                yield "\n".join(list(lines)[:20])
-        for path, (_, source) in self.drawings.items():
-            if path.exists() and figures.drawn_from(path) != source:
-                yield f"{path}: drawn from other run files"
+        for path, page in self.made.items():
+            if not path.exists():
+                yield f"{path}: missing"
+            elif not isinstance(page, str):
+                if figures.drawn_from(path) != page[1]:
+                    yield f"{path}: drawn from other run files"
+            elif (found := path.read_text(encoding="utf-8")) != page:
+                lines = found.splitlines(), page.splitlines()
+                diff = difflib.unified_diff(*lines, str(path), "what its files say", lineterm="", n=0)
+                yield "\n".join(itertools.islice(diff, 20))
 
 
 def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -107,40 +108,37 @@ def add_suite(pages: Pages, folder: Path) -> str:
     runs, skipped = suite_runs(folder)
     pages.problems += skipped
     numbers, texts = tables.score_tables(runs)
-    groups = aggregates.aggregate(runs)
-    made = {
-        "table.md": tables.table_markdown(texts, runs),
-        "table.csv": tables.table_csv(numbers),
-        "aggregates.md": aggregates.aggregates_markdown(groups),
-        "aggregates.csv": aggregates.aggregates_csv(groups),
-    }
-    pages.texts |= {folder / "tables" / name: text for name, text in made.items()}
-    source = digest(runs)
-    drawings = figures.drawings(runs, numbers, groups)
-    pages.drawings |= {folder / "figures" / name: (draw, source) for name, draw in drawings.items()}
+    groups, source = aggregates.aggregate(runs), digest(runs)
     pages.folders += [folder / "tables", folder / "figures"]
+    pages.made |= {
+        folder / "tables" / "table.md": tables.table_markdown(texts, runs),
+        folder / "tables" / "table.csv": tables.table_csv(numbers),
+        folder / "tables" / "aggregates.md": aggregates.aggregates_markdown(groups),
+        folder / "tables" / "aggregates.csv": aggregates.aggregates_csv(groups),
+    }
+    for name, draw in figures.drawings(runs, numbers, groups).items():
+        pages.made[folder / "figures" / name] = draw, source
     return tables.table_terminal(texts, runs)
 
 
 def all_pages(root: Path) -> Pages:
     """Everything in a repository that is made from run files and records."""
-    pages, overview_runs = Pages(), []
+    pages, found = Pages(), []
     parts = [path for name in ("runs", "tables", "figures") for path in (root / "results").glob(f"*/{name}")]
     for folder in sorted({path.parent for path in parts if path.parent.name not in NOT_KEPT}):
         try:
             add_suite(pages, folder)
         except SystemExit as error:  # tables without runs
             pages.problems.append(str(error))
-        overview_runs += read_runs(folder / "runs")[0]
+        found += read_runs(folder / "runs")[0]
     # Agents of the suites' grids with all their steps; other settings are studies with tables of their own.
-    runs = frame(
-        [r for r in overview_runs if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1]
-    )
-    groups = overview.by_family(runs)
-    readme = root / "README.md"
-    pages.texts[readme] = with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups))
-    pages.texts[root / "results" / "datasets.md"] = datasets_table.page(root / "results" / "datasets")
-    pages.drawings[root / "results" / "overview.png"] = (lambda: overview.figure(runs, groups)), digest(runs)
+    runs = frame([r for r in found if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1])
+    groups, readme = overview.by_family(runs), root / "README.md"
+    pages.made |= {
+        readme: with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups)),
+        root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
+        root / "results" / "overview.png": ((lambda: overview.figure(runs, groups)), digest(runs)),
+    }
     return pages
 
 
@@ -183,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = check(ROOT)
         print(*problems, sep="\n\n")
         print(
-            "\nrun benchmarks/report.py and look at what changes" if problems else "all that is committed is up to date"
+            "\nrun benchmarks/report.py and review the diff"
+            if problems
+            else "results are up to date with their run files"
         )
         return min(1, len(problems))
     for folder in options.folders:

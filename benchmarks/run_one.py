@@ -3,7 +3,7 @@
     python benchmarks/run_one.py --agent "LDCQ[horizon=10]" --dataset ld-agents/pointmaze/umaze-v0 --out results/mine
 
 `run_suite.py` starts one such process per run. While the agent learns, a checkpoint is kept up to date in
-OUT/checkpoints, so a killed run goes on from there when it is started again. The result OUT/runs/NAME.json is written
+OUT/checkpoints, from which a killed run resumes when it is started again. The result OUT/runs/NAME.json is written
 once and never edited.
 """
 
@@ -60,10 +60,7 @@ class LossHistory(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         for key, value in key_values.items():
             if not key.startswith("time/") and isinstance(value, int | float) and math.isfinite(value):
-                points = self.history.setdefault(key, [])
-                points.append([step, float(f"{value:.6g}")])
-                if len(points) > 10 * LOSS_POINTS:
-                    del points[1::2]
+                self.history.setdefault(key, []).append([step, float(f"{value:.6g}")])
 
     def close(self) -> None:
         pass
@@ -77,9 +74,9 @@ def thin(points: Sequence[Any], limit: int = LOSS_POINTS) -> list[Any]:
 
 
 class Progress(BaseCallback):
-    """Follows a learning agent: learning curve, rolling checkpoint, one line of progress now and then.
+    """Follows a learning agent: learning curve, rolling checkpoint, a line of progress every 5 %.
 
-    What a killed run needs to go on is the agent in `files.checkpoint` and `self.record` in `files.partial`.
+    A killed run resumes from the agent in `files.checkpoint` and `self.record` in `files.partial`.
     """
 
     model: Any
@@ -150,11 +147,11 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
             if record["dataset_hash"] != dataset.content_hash:
                 raise ValueError("it was trained on other data")
             agent = cls.load(files.checkpoint, dataset=dataset)
-        except Exception as error:  # whatever is wrong with a checkpoint, the run can start anew
-            print(f"starting anew, the checkpoint cannot be used: {error}", flush=True)
+        except Exception as error:  # whatever is wrong with a checkpoint, the run can start over
+            print(f"starting over, the checkpoint is unusable: {error}", flush=True)
         else:
             record["resumes"] += 1
-            print(f"going on from the checkpoint at gradient step {agent.num_timesteps:,}", flush=True)
+            print(f"resuming from the checkpoint at gradient step {agent.num_timesteps:,}", flush=True)
             return agent, record
 
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
@@ -180,7 +177,7 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
 
 
 def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
-    """A LatentDiffuser like `agent` that goes on from the VAE and prior of a finished run without guidance.
+    """A LatentDiffuser like `agent` that continues from the VAE and prior of a finished run without guidance.
 
     Agents that differ in their energy alone are then compared on the same plans, and cost a fraction. None where there
     is no such run, or one on other data or with other settings of VAE and prior.

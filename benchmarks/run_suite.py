@@ -2,9 +2,9 @@
 
     python benchmarks/run_suite.py                                   suite `quick`
     python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
-    python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours; nothing to register
+    python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours, no registration needed
 
-A second call does only what is missing. Ctrl-C keeps what is finished, and what is half done goes on where it was.
+A second call does only the missing runs. Ctrl-C keeps finished runs; interrupted ones resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 POLL_SECONDS = 0.5
-STOP_SECONDS = 20.0  # what a run gets for saving its checkpoint when the suite is interrupted
+STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interrupted
 
 
 def grid(suite: Suite) -> list[Run]:
@@ -58,7 +58,7 @@ def is_finished(run: Run, out: Path) -> bool:
     except (ValueError, KeyError, TypeError):
         episodes = None
     if episodes is None:
-        raise SystemExit(f"{path} is no result that this version can read; move it away or give another --out")
+        raise SystemExit(f"{path} is not a result that this version can read; move it away or give another --out")
     if episodes != run.episodes:
         raise SystemExit(f"{path} has {episodes} evaluation episodes, not {run.episodes}; give another --out")
     return True
@@ -68,7 +68,7 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
     """Make or download each dataset once, before any run needs it; returns why some are unavailable."""
     failures = {}
     for spec in specs:
-        print(f"dataset {spec}: made or downloaded now if it is not here", flush=True)
+        print(f"dataset {spec}: generated or downloaded unless present", flush=True)
         started = time.perf_counter()
         try:
             dataset = load_dataset(spec)
@@ -83,7 +83,7 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
 
 
 def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    """The process that does a run; all that it says goes to the run's log."""
+    """The process that does a run; its output goes to the run's log."""
     log = Files(out, run.name).log
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
@@ -151,7 +151,6 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = sys.stdout.isatty()
     bar = tqdm(total=len(runs), unit="run", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
-    details = tqdm(bar_format="{desc}", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
     started = told = time.monotonic()
     try:
         while (waiting or alive) and not interrupted:
@@ -169,18 +168,16 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                 done = len(runs) - len(waiting) - len(alive)
                 bar.write(f"{clock} {done}/{len(runs)} {title(run)}: {outcome}", file=sys.stdout)
                 bar.update()
-            if terminal or time.monotonic() - told > 60:
+            news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
+            bar.set_postfix_str(news)
+            if not terminal and time.monotonic() - told > 60:
                 told = time.monotonic()
-                news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
-                details.set_description_str(news)
-                bar.refresh()
-                print(f"{clock} {news}\n" * (not terminal), end="", flush=True)
+                print(clock, news, flush=True)
         if interrupted:
             print("\nstopping; the runs save their checkpoints", flush=True)
             raise KeyboardInterrupt
     finally:
         stop(alive.values())
-        details.close()
         bar.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -198,11 +195,11 @@ def suite_from(options: argparse.Namespace) -> Suite:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     suite = dataclasses.replace(SUITES[options.suite], **given)
-    if options.cpu_bf16:
-        # a setting of every agent, so that its runs have names and rows of their own
-        opened = [agent.strip().removesuffix("]") + ("," if "[" in agent else "[") for agent in suite.agents]
-        suite = dataclasses.replace(suite, agents=tuple(f"{agent}cpu_bf16=true]" for agent in opened))
-    return suite
+    if not options.cpu_bf16:
+        return suite
+    # a setting of every agent, so that its runs have names and rows of their own
+    opened = [agent.strip().removesuffix("]") + ("," if "[" in agent else "[") for agent in suite.agents]
+    return dataclasses.replace(suite, agents=tuple(f"{agent}cpu_bf16=true]" for agent in opened))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -232,11 +229,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 when every run of the suite has its result, 1 when one failed, 130 when interrupted."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parse(arguments)
     suite = suite_from(options)
     out: Path = options.out or RESULTS / options.suite
@@ -255,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures |= do_runs(runnable, out, options.jobs, min(suite.seeds), options.imports)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
-        print(f"interrupted with {finished} of {len(runs)} runs finished; the same command goes on from here")
+        print(f"interrupted with {finished} of {len(runs)} runs finished; run the same command again to resume")
         return 130
 
     if any((out / "runs").glob("*.json")):
@@ -263,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run, reason in failures.items():
         print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
     if failures:
-        print(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again")
+        print(f"{len(failures)} of {len(runs)} runs failed; run the same command again to retry them")
     return 1 if failures else 0
 
 

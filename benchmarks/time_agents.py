@@ -3,7 +3,7 @@
     python benchmarks/time_agents.py                                    # this tree alone
     python benchmarks/time_agents.py --against 7ba881a --against HEAD   # and commits of this repository
     python benchmarks/time_agents.py --d3rlpy ~/d3rlpy/bin/python       # and d3rlpy, in an environment of its own
-    python benchmarks/time_agents.py --render                           # the pages anew, from the stored numbers
+    python benchmarks/time_agents.py --render                           # rewrite the pages from the stored numbers
     python benchmarks/time_agents.py --latents latent_diffuser.zip ld-agents/pointmaze/large-v0
 
 The last one times nothing: it measures how exact guidance is on the latents of a saved LatentDiffuser, for
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--d3rlpy", metavar="PYTHON", help="an interpreter that has d3rlpy, to time that too")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each version")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
-    parser.add_argument("--render", action="store_true", help="measure nothing, write the pages anew")
+    parser.add_argument("--render", action="store_true", help="measure nothing, rewrite the pages")
     parser.add_argument("--latents", nargs=2, metavar=("FILE", "DATASET"), help="how exact guidance is, instead")
     options = parser.parse_args(arguments)
     if options.repetitions < 1:

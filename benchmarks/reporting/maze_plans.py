@@ -38,7 +38,7 @@ def plan_paths(
         n_starts: number of start states.
 
     Returns:
-        a JSON-able dictionary, positions in meters rounded to the millimetre: `maze_map` (rows of 0 and 1),
+        a JSON-able dictionary, positions in meters rounded to the millimeter: `maze_map` (rows of 0 and 1),
         `cell_size`, `goal` [2], `horizon` and `starts`, each with `position` [2], `paths` [candidates, horizon + 1, 2],
         `scores` [candidates], `chosen`, the index of the path that is taken, and `route` [points, 2], where the agent
         then went until it was at the goal or out of time, every fifth step. None where the environment is no point

@@ -48,7 +48,7 @@ def _check_run(run: RunFile) -> None:
     names |= {f"dataset.{key}": run["dataset"][key] for key in ("id", "hash", "provenance")}
     for key, name in names.items():
         if not isinstance(name, str):
-            raise ValueError(f"{key!r} is no text")
+            raise ValueError(f"{key!r} is not a string")
     int(run["seed"]), float(run["budget_share"]), int(run["gradient_steps"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]
@@ -67,7 +67,7 @@ def frame(runs: Sequence[RunFile]) -> pd.DataFrame:
     """One row per run, sorted by dataset, agent and seed; a run that is given twice counts once, the first time.
 
     `env` and `first contact` are the run's mean scores, `success` the percentage of solved episodes, NaN where they
-    make no sense. `label` names the agent in tables and figures, with preset and budget where an agent has several.
+    are undefined. `label` names the agent in tables and figures, with preset and budget where an agent has several.
     `file` is the run file itself, which curves and plans are drawn from.
     """
     table = pd.DataFrame([_row(run) for run in runs])
@@ -155,7 +155,7 @@ def base_id(run: RunFile) -> str:
 
 
 def has_goal(run: RunFile) -> bool:
-    """Whether the first-contact protocol makes sense: point mazes, where a positive reward means being at the goal."""
+    """Whether the first-contact protocol is defined: point mazes, where a positive reward means being at the goal."""
     return family(base_id(run)) == "maze2d" and all(
         success is not None and success == (contact is not None)
         for success, contact in zip(run["successes"], run["first_contact"], strict=True)

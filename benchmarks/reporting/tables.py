@@ -13,7 +13,7 @@ from reporting import references
 from reporting.intervals import Estimate, mean_interval
 from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, by_dataset, measures
 
-# What rows of one dataset may differ in, and the column of the frame of runs that tells.
+# What rows of one dataset may differ in, and the column of the frame of runs that shows it.
 MIXTURES = {
     "data (hash)": "data",
     "simulators": "simulator",

@@ -166,7 +166,7 @@ def _no_noise(k: int) -> Tensor:
 
 
 def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
-    """What the prior of a LatentDiffuser draws at each state, flattened, with standardised returns. [A, D], [A]."""
+    """What the prior of a LatentDiffuser draws at each state, flattened, with standardized returns. [A, D], [A]."""
     policy = agent.policy
     policy.set_training_mode(False)
     generator = torch.Generator().manual_seed(0)

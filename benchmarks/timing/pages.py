@@ -20,8 +20,8 @@ from files import write_json, write_text
 SCHEMA = 2
 Result = dict[str, Any]
 
-# What decides how long an action or a gradient step takes, of any agent. The check of the pages compares these with
-# today's presets; whatever else is tuned, the pages stay true.
+# Settings of any agent that decide how long an action or a gradient step takes. The check of the pages compares these
+# with today's presets; whatever else is tuned, the pages stay true.
 TIMED_SETTINGS = {
     *("latent_dim", "horizon", "exec_horizon", "solver", "solver_steps"),
     *("vae_hidden", "decoder", "prior", "denoiser_hidden", "denoiser_widths", "critic_hidden", "critic_latent_hidden"),
@@ -49,7 +49,7 @@ def preset_settings(*presets: str) -> dict[str, Result]:
 
 
 def differences(then: Mapping[str, Result], now: Mapping[str, Result]) -> list[str]:
-    """Settings of presets that were others: "LDCQ fast: horizon was 20, is 30"."""
+    """Settings of presets that have changed: "LDCQ fast: horizon was 20, is 30"."""
     return [
         f"{preset}: {name} was {settings.get(name)}, is {now[preset].get(name)}"
         for preset, settings in then.items()
@@ -122,7 +122,7 @@ class Page:
         return self.render(folder)
 
     def render(self, folder: Path) -> str:
-        """Make the page anew from the numbers that are stored."""
+        """Rewrite the page from the stored numbers."""
         page = self.page(json.loads((folder / f"{self.file}.json").read_text()))
         write_text(folder / f"{self.file}.md", page)
         return page

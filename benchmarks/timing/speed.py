@@ -3,9 +3,9 @@
 Seconds of CPU time, medians over turns. In a turn each version does the same once, in a process of its own. *times as
 fast* is that version's median over this tree's.
 
-- A gradient step is a mean over the steps of a call of `learn`, batches drawn and targets moved, on made-up data of
-  Hopper's shape. *Once, before q*: LDCQ draws candidates for all windows of the data. *Once, before energy*:
-  LatentDiffuser standardizes returns and draws latents at its support states.
+- A gradient step is a mean over the steps of a call of `learn`, batch sampling and target updates included, on
+  synthetic data of Hopper's shape. *Once, before q*: LDCQ draws candidates for all windows of the data. *Once, before
+  energy*: LatentDiffuser standardizes returns and draws latents at its support states.
 - A plan is a call of `predict` that plans for all environments, a step of it one that goes on with it.
 - Start-up is a fresh interpreter that imports the library.
 

@@ -32,7 +32,7 @@ STATE_DIM, ACTION_DIM, EPISODE_STEPS = 11, 3, 1000  # Hopper
 
 
 def random_arrays(rows: int) -> list[NDArray[Any]]:
-    """Observations, actions, rewards, terminals and timeouts, made up: full episodes that end by timeout."""
+    """Observations, actions, rewards, terminals and timeouts of synthetic full episodes that end by timeout."""
     generator = np.random.default_rng(0)
     timeouts = np.arange(1, rows + 1) % EPISODE_STEPS == 0
     timeouts[-1] = True

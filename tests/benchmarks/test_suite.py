@@ -1,4 +1,4 @@
-"""The suite: specs, grids, and real runs in processes of their own with an agent that nobody registered."""
+"""The suite: specs, grids, and real runs in processes of their own with an agent of the user's own."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_interrupted_suite_goes_on(suite_environment: Path, capsys: pytest.Captu
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "interrupted with 0 of 1 runs finished; the same command goes on from here" in text
+    assert "interrupted with 0 of 1 runs finished; run the same command again to resume" in text
     assert not (out / "runs").exists()
 
     assert run_suite.main(arguments(out, slow)) == 0
@@ -292,7 +292,7 @@ def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     files.checkpoint.write_bytes(b"half a file")
     write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
     agent, record = run_one.start_or_resume(run, tmp_path, dataset)
-    assert "starting anew, the checkpoint cannot be used" in capsys.readouterr().out
+    assert "starting over, the checkpoint is unusable" in capsys.readouterr().out
     assert agent.num_timesteps == 0
     assert (record["total_steps"], record["resumes"]) == (40, 0)
 
@@ -312,5 +312,5 @@ def test_result_of_another_version_is_not_overwritten(tmp_path: Path) -> None:
     assert not run_suite.is_finished(run, tmp_path)
     path = specs.Files(tmp_path, run.name).result
     write_json(path, {"schema": 0})
-    with pytest.raises(SystemExit, match="no result that this version can read"):
+    with pytest.raises(SystemExit, match="not a result that this version can read"):
         run_suite.is_finished(run, tmp_path)

@@ -173,7 +173,7 @@ def test_other_presets_are_named() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose tag `broken` cannot be imported, while `old` and the tree can; in the place of this one."""
+    """A repository whose tag `broken` cannot be imported, while `old` and the tree can; it stands in for this one."""
     root = tmp_path / "repository"
     (root / "ld_agents").mkdir(parents=True)
 
