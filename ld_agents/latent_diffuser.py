@@ -56,9 +56,9 @@ move a score is a setting.
 energy and sampler are the same; the decoder predicts states, rewards and returns from state and actions.
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: SiLU in the U-Net,
-no dropout and no weight decay, cosine learning rates, a random subset of the windows for the prior, bootstrapped
-returns of the step alone, beta in standard deviations at each state, limited weights, which tilt less than beta says
-where the best draws are rare, and smoother features of time in the energy.
+no dropout and no weight decay, cosine learning rates, a random subset of the windows for the prior, tokens of four
+steps, in-sample optimal values of the step alone, beta in standard deviations at each state, an energy by the
+exponential loss with limited weights, smoother features of time in it, and the best of eight guided plans.
 """
 
 import contextlib

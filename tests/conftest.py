@@ -62,6 +62,7 @@ TINY_LATENT_DIFFUSER: dict[str, Any] = {
     "preset": "fast",
     "horizon": 8,
     "steps_per_latent": 2,
+    "steps_per_token": 2,
     "exec_horizon": 3,
     "latent_dim": 3,
     "latent_space": True,
