@@ -7,8 +7,12 @@ prior, and guided samples of it end at one of them.
 
 A number is the total variation distance between the shares of the latents that samples end at and the exact tilted
 weights. `prior`: the prior's own weights. `draws`: as many exact draws, on average. `unguided`: samples without
-guidance, against the prior's weights. `exact`, `learned`, `mse`: guided by the exact energy, by a network fitted with
-the contrastive loss, by one fitted by regression. Latents in the target: exp of its entropy.
+guidance, against the prior's weights. `exact`: guided by the exact energy; `contrastive`, `exponential`, `mse`: by a
+network fitted with one of the two losses that are exact, or by regression. Latents in the target: exp of its entropy.
+
+The energy that the agent itself has learned is compared with the exact one on the same kind of latents: over noisy
+latents of a state, the slope of its regression on the exact energy (1: guides as much as it should; 0: not at all) and
+their correlation, means over states.
 """
 
 from __future__ import annotations
@@ -27,10 +31,12 @@ from tqdm import tqdm
 
 import provenance
 from ld_agents import LatentDiffuser, load_dataset
-from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, support_weights
+from ld_agents.diffusion.guidance import EnergyNet, contrastive_loss, exponential_loss, support_weights
 from ld_agents.diffusion.sampling import VPSchedule, sample, vp_solver_steps, x0_from_noise
 from ld_agents.latent_diffuser_settings import FAST
 from timing.pages import Page, Result, timed_settings
+
+Loss = Literal["contrastive", "exponential", "mse"]
 
 SCHEDULE = VPSchedule()
 TAU_END = 1e-3
@@ -45,21 +51,28 @@ SIZES: Result = {
     "gradient_steps": 2000,  # of the fitted networks
 }
 SETS, SUPPORT_SIZE, LEARNING_RATE = 256, 16, 1e-3  # of fitting them: support sets per step, latents per set
+SLOPE_STATES, SLOPE_ATOMS, SLOPE_TIMES = 12, 512, (0.02, 0.2, 0.4)
 
 
 def measure(file: str, dataset: str, folder: Path) -> str:
     """On latents of a saved LatentDiffuser at states of its dataset. Writes and returns the page."""
     commit, sizes, trained = provenance.source_commit(), SIZES, LatentDiffuser.load(file)
     observations = load_dataset(dataset).observations
-    chosen = torch.randint(len(observations), (sizes["states"],), generator=torch.Generator().manual_seed(0))
+
+    def some(n: int) -> Tensor:
+        return observations[torch.randint(len(observations), (n,), generator=torch.Generator().manual_seed(0))]
+
     rows = []
-    for i, (drawn, returns) in enumerate(atoms_of(trained, observations[chosen], sizes["atoms"])):
+    for i, (drawn, returns) in enumerate(atoms_of(trained, some(sizes["states"]), sizes["atoms"])):
         for beta in sizes["betas"]:
             counts = sizes["samples"], sizes["solver_steps"], sizes["gradient_steps"]
             distances = total_variations(drawn, returns, beta, *counts)
             rows.append({"state": i, "beta": beta, "atoms": len(drawn), "latent_dim": drawn.shape[1], **distances})
     settings = {f"LatentDiffuser {trained.preset}": timed_settings(dataclasses.asdict(trained.settings))}
-    how = f"Latents of {Path(file).stem} at states of {dataset}."
+    slopes = ", ".join(
+        f"{slope:.2f} ({correlation:.2f}) at tau {tau}" for tau, slope, correlation in slopes_of(trained, some)
+    )
+    how = f"Latents of {Path(file).stem} at states of {dataset}. Slope (correlation) of the agent's energy: {slopes}."
     return ATOMIC.write(folder, commit=commit, how=how, rows=rows, sizes=sizes, settings=settings)
 
 
@@ -74,12 +87,12 @@ def total_variations(
         beta: inverse temperature.
         n_samples: of the sampler, for each kind of guidance.
         n_steps: network evaluations of the solver. Many, since this is no test of the solver.
-        gradient_steps: of the two fitted networks.
+        gradient_steps: of the fitted networks.
 
     Returns:
         `target_atoms` (exp of the target's entropy), and `total_variation` with the keys `prior` (the exact weights
-        against those of the prior), `draws`, `unguided`, `exact`, `learned` and `mse`. `unguided` is against the prior,
-        all others against the tilted weights.
+        against those of the prior), `draws`, `unguided`, `exact`, `contrastive`, `exponential` and `mse`. `unguided` is
+        against the prior, all others against the tilted weights.
     """
     generator = torch.Generator().manual_seed(0)
     atoms, energies = latents.double(), beta * returns.double()
@@ -98,7 +111,7 @@ def total_variations(
         """-grad E_tau = alpha / sigma^2 times the shift of E[z_0 | z] by the tilt."""
         return signal[k] / noise[k] ** 2 * (shares(z, k, energies) - shares(z, k)) @ atoms
 
-    def fitted(loss: Literal["contrastive", "mse"]) -> Callable[[Tensor, int], Tensor]:
+    def fitted(loss: Loss) -> Callable[[Tensor, int], Tensor]:
         net = fitted_energy(latents.float(), beta * returns.float(), loss, gradient_steps)
         with torch.no_grad():
             state_terms, time_terms = net.state_terms(torch.zeros(1, 1)), net.time_terms(tau)
@@ -122,15 +135,14 @@ def total_variations(
             "draws": sum(_distance(indices, target) for indices in draws) / len(draws),
             "unguided": distance(prior, None),
             "exact": distance(target, exact),
-            "learned": distance(target, fitted("contrastive")),
+            "contrastive": distance(target, fitted("contrastive")),
+            "exponential": distance(target, fitted("exponential")),
             "mse": distance(target, fitted("mse")),
         },
     }
 
 
-def fitted_energy(
-    atoms: Tensor, energies: Tensor, kind: Literal["contrastive", "mse"], gradient_steps: int
-) -> EnergyNet:
+def fitted_energy(atoms: Tensor, energies: Tensor, kind: Loss, gradient_steps: int) -> EnergyNet:
     """Fits a network to draws of atoms [A, D] with beta R [A]; independent weights, one time per set, a state of 0."""
     torch.manual_seed(0)
     net = EnergyNet(1, atoms.shape[1], HIDDEN, LAYERS, frequency_scale=FAST.energy_frequency_scale)
@@ -147,6 +159,8 @@ def fitted_energy(
         f = net(z, torch.zeros(1, 1), tau[..., None])  # [B, 2, M]
         if kind == "mse":
             loss = F.mse_loss(f, energies[indices])
+        elif kind == "exponential":
+            loss, _ = exponential_loss(f, energies[indices], FAST.weight_limit)
         else:
             loss = contrastive_loss(f, support_weights(energies[indices]))
         optimizer.zero_grad()
@@ -178,6 +192,27 @@ def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Ten
             latents = policy.draw_latents(states, start, guided=False)
             atoms.append((latents.flatten(1).cpu(), policy.standard_returns(latents, states).cpu()))
     return atoms
+
+
+@torch.no_grad()
+def slopes_of(agent: LatentDiffuser, some: Callable[[int], Tensor]) -> list[tuple[float, float, float]]:
+    """At each of `SLOPE_TIMES`: tau, slope of the agent's energy on the exact one, their correlation."""
+    policy, found = agent.policy, []
+    atoms = atoms_of(agent, some(SLOPE_STATES), SLOPE_ATOMS)
+    for tau in map(torch.tensor, SLOPE_TIMES):
+        of_states = []
+        for (z0, returns), observation in zip(atoms, some(SLOPE_STATES), strict=True):
+            signal, noise = SCHEDULE.signal(tau), SCHEDULE.noise(tau)
+            epsilon = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
+            z = signal * z0 + noise * epsilon
+            log_shares = ((signal * z @ z0.T - 0.5 * signal**2 * (z0**2).sum(1)) / noise**2).log_softmax(1)
+            exact = (log_shares + agent.settings.inverse_temperature * returns).logsumexp(1)
+            learned = policy.energy_average(z, policy.normalize(observation)[None], tau)
+            both = torch.cov(torch.stack([exact, learned]))
+            of_states.append([both[0, 1] / both[0, 0], both[0, 1] / (both[0, 0] * both[1, 1]).sqrt()])
+        slope, correlation = torch.tensor(of_states).mean(0).tolist()
+        found.append((float(tau), slope, correlation))
+    return found
 
 
 def cells(result: Result) -> Iterable[Result]:
