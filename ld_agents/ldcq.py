@@ -135,7 +135,7 @@ class LDCQPolicy(OfflinePolicy):
         """How plans are computed from now on; says nothing about what is learned, and is not saved.
 
         Args:
-            compile: let `torch.compile` make one program of a plan. Needs a C++ compiler, and a minute at the first plan
+            compile: `torch.compile` makes one program of a plan. Needs a C++ compiler, and a minute at the first plan
                 of each size: of the environments that plan at once, rounded up to a power of two.
 
         Raises:
