@@ -63,14 +63,7 @@ from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.data.returns import returns_to_go
-from ld_agents.diffusion.sampling import (
-    Diffuser,
-    NoiseSchedule,
-    SolverStep,
-    linear_schedule,
-    sample,
-    solver_steps,
-)
+from ld_agents.diffusion.sampling import Diffuser, NoiseSchedule, SolverStep, linear_schedule, sample, solver_steps
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
 from ld_agents.networks.critics import LatentCritic, clip_norm, descend, polyak_update
 from ld_agents.networks.denoisers import ResidualMLPUNet
@@ -107,24 +100,51 @@ class LDCQPolicy(OfflinePolicy):
         self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
+        self.program: Callable[[Tensor, Tensor], Tensor] | None = None  # a compiled plan
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
         self.register_buffer("latent_std", torch.ones(s.latent_dim))
         self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
 
+    @functools.cached_property
+    def steps(self) -> list[SolverStep]:
+        s = self.settings
+        return solver_steps(_schedule(s), s.solver, s.solver_steps, extra_steps=s.extra_steps)
+
     def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
         """The candidate with the highest score. Shapes [n, S], [n] noise keys -> [n, Z]."""
-        latents, scores = self._candidates(states, keys, self.settings.candidates_acting)
+        best = self._best(states, keys)
         if self.settings.redraw_at_predicted_state:
-            # the released maze2d evaluation draws again at the predicted s_H, and takes the best of the second draw
-            best = latents[torch.arange(len(states)), scores.argmax(1)]
+            # the released maze2d evaluation draws again at the predicted s_H, and takes the best of that
             predicted = self.vae.predict_final_state(states, self._raw(best)).mean
-            latents, scores = self._candidates(predicted, keys, self.settings.candidates_acting, stream=1 << 16)
-        return latents[torch.arange(len(states), device=states.device), scores.argmax(1)]
+            best = self._best(predicted, keys, stream=1 << 16)
+        return best
 
-    def _candidates(self, states: Tensor, keys: Tensor, n: int, stream: int = 0) -> tuple[Tensor, Tensor]:
-        shape = (n, self.settings.latent_dim)
-        latents = self.draw_latents(states, lambda k: keyed_normal(keys, shape, stream + k))  # [B, K, Z]
-        return latents, self.score(states[:, None], latents)
+    def _best(self, states: Tensor, keys: Tensor, stream: int = 0) -> Tensor:
+        shape = (self.settings.candidates_acting, self.settings.latent_dim)
+        if self.program is None:
+            return self.best_candidate(states, lambda k: keyed_normal(keys, shape, stream + k))
+        rows = torch.arange(1 << (len(states) - 1).bit_length(), device=states.device).clamp_(max=len(states) - 1)
+        return self.program(states[rows], keyed_normal(keys[rows], shape, stream))[: len(states)]
+
+    def best_candidate(self, states: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+        """Draws candidates, scores them, takes the best. Shapes [n, S], [n, K, Z] of each sampler step -> [n, Z]."""
+        latents = self.draw_latents(states, noise)
+        return latents[torch.arange(len(states), device=states.device), self.score(states[:, None], latents).argmax(1)]
+
+    def speed_up(self, *, compile: bool = True) -> None:
+        """How plans are computed from now on; says nothing about what is learned, and is not saved.
+
+        Args:
+            compile: `torch.compile` makes one program of a plan. Needs a C++ compiler, and a minute at the first plan
+                of each size: of the environments that plan at once, rounded up to a power of two.
+
+        Raises:
+            ValueError: the solver draws noise at every step; its long chain is not compiled.
+        """
+        if compile and any(step.s for step in self.steps):
+            raise ValueError(f"Plans of the solver {self.settings.solver!r} are not compiled. Use 'dpm++2m' or 'ddim'.")
+        plan = lambda states, start: self.best_candidate(states, lambda _: start)  # noqa: E731
+        self.program = torch.compile(plan, fullgraph=True, dynamic=False) if compile else None
 
     def draw_latents(self, states: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
         """Candidates from the prior, given the noise [n, K, Z] of each sampler step. Shapes [n, S] -> [n, K, Z]."""
@@ -133,12 +153,11 @@ class LDCQPolicy(OfflinePolicy):
         if s.prior == "gaussian":
             latents = self.vae.prior(states[:, None]).sample(start)
             return (latents - self.latent_mean) / self.latent_std
-        steps = _sampler_steps(s)
         with torch.no_grad():
             state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
-            all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in steps], device=states.device))
-            time_terms = [[(factor[k], offset[k]) for factor, offset in all_terms] for k in range(len(steps))]
-            return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), steps, start, noise)
+            all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
+            time_terms = [[(factor[k], offset[k]) for factor, offset in all_terms] for k in range(len(self.steps))]
+            return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), self.steps, start, noise)
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
         """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
@@ -163,14 +182,12 @@ class LDCQPolicy(OfflinePolicy):
         return latents * self.latent_std + self.latent_mean
 
     def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """The candidates an episode that begins here would choose from, and their Q in the units of the rewards.
-
-        Shapes [n, S] -> [n, K, Z], [n, K].
-        """
+        """An episode's first candidates and their Q in the units of the rewards. Shapes [n, S] -> [n, K, Z], [n, K]."""
         with torch.inference_mode():
-            keys = observation_keys(observations, self.noise_seed, 0)
-            latents, scores = self._candidates(self.normalize(observations), keys, n or self.settings.candidates_acting)
-            return latents, scores / self.reward_scale
+            keys, states = observation_keys(observations, self.noise_seed, 0), self.normalize(observations)
+            shape = (n or self.settings.candidates_acting, self.settings.latent_dim)
+            latents = self.draw_latents(states, lambda k: keyed_normal(keys, shape, k))
+            return latents, self.score(states[:, None], latents) / self.reward_scale
 
     def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
         """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
@@ -231,9 +248,8 @@ class LDCQ(OfflineAlgorithm):
             final_states = self.states(self._next_rows(batch))
             epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
             recorded = self.data.window_steps(batch, s.horizon)
-            losses = self.policy.vae.losses(
-                states, actions, final_states, epsilon, self._decoded_steps(recorded), recorded
-            )
+            steps = self._decoded_steps(recorded)
+            losses = self.policy.vae.losses(states, actions, final_states, epsilon, steps, recorded)
             loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
             descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -437,8 +453,3 @@ class LDCQ(OfflineAlgorithm):
 
 def _schedule(settings: LDCQSettings) -> NoiseSchedule:
     return linear_schedule(settings.diffusion_steps, rescaled=settings.schedule == "rescaled")
-
-
-@functools.cache
-def _sampler_steps(settings: LDCQSettings) -> list[SolverStep]:
-    return solver_steps(_schedule(settings), settings.solver, settings.solver_steps, extra_steps=settings.extra_steps)

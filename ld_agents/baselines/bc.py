@@ -60,7 +60,8 @@ class BC(OfflineAlgorithm):
         optimizer = self.optimizer("train", self.policy.actor.parameters(), s.learning_rate)
         rows = self.best_rows()
         for _ in self.remaining_steps("train"):
-            batch = rows[torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)]
+            drawn = torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)
+            batch = rows[drawn]
             loss = F.mse_loss(self.policy.actor(self.states(batch)), self.actions(batch))
             descend(optimizer, loss)
             yield {"loss": loss.detach()}

@@ -185,9 +185,7 @@ class CQL(OfflineAlgorithm):
 
     def q_values(self, critics: nn.ModuleList, observations: Tensor, actions: Tensor) -> Tensor:
         """Both critics for K actions per observation. Shapes [B, S], [B, K, A] -> [2, B, K]."""
-        b, k, _ = actions.shape
-        repeated, actions = observations[:, None].expand(-1, k, -1).reshape(b * k, -1), actions.flatten(0, 1)
-        return torch.stack([critic(repeated, actions) for critic in critics]).view(2, b, k)
+        return torch.stack([critic(observations[:, None], actions) for critic in critics])
 
     # ------------------------------------------------- the actor and its entropy (SAC)
 

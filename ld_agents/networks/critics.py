@@ -65,8 +65,12 @@ class QFunction(nn.Module):
         self.net = mlp(observation_dim + action_dim, *hidden, 1, layer_norm=layer_norm)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Shapes [..., S], [..., A] -> [...]."""
-        return self.net(torch.cat([observations, actions], -1)).squeeze(-1)
+        """Shapes [..., S], [..., A] -> [...]. Leading dimensions broadcast: [B, 1, S] serves K actions per state."""
+        first, *layers = self.net
+        h = linear_of_parts(first, observations, actions)  # type: ignore[arg-type]
+        for layer in layers:
+            h = layer(h)
+        return h.squeeze(-1)
 
 
 class LatentCritic(nn.Module):

@@ -57,7 +57,8 @@ class GaussianMLP(nn.Module):
 
     def forward(self, *parts: Tensor) -> Gaussian:
         """Of parts that stand side by side, and broadcast. Shapes [..., D_1], [..., D_2], ... -> [..., out_dim]."""
-        h = F.relu_(self.trunk[0][1:](linear_of_parts(self.trunk[0][0], *parts)))  # type: ignore[index]
+        first, second = self.trunk[0][0], self.trunk[0][2]  # type: ignore[index]
+        h = F.relu_(second(F.relu_(linear_of_parts(first, *parts))))
         return Gaussian(self.mean(h), F.softplus(self.std(h)) + _STD_FLOOR)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from conftest import TINY_LDCQ, make_agent, weights
 from ld_agents import LDCQ, OfflineDataset
@@ -51,6 +53,41 @@ def test_acting_decodes_the_candidate_with_the_highest_score(
     later = dataset.observations[5 : 5 + n]
     actions, state = agent.predict(later.numpy(), state, deterministic=True)
     np.testing.assert_allclose(actions, agent.policy.decode_action(later, best).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LDCQ", "LDCQ-gaussian"])
+def test_compiled_plans_are_those_of_plain_torch(
+    trained: Trained, dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One graph without a break. Batches of 1, 3 and 5 environments are padded to 1, 4 and 8."""
+    agent, observations, sizes = trained(name), dataset.observations[::40].numpy(), []
+    compiled = torch.compile
+
+    def eager(plan: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+        assert options == {"fullgraph": True, "dynamic": False}
+        traced = compiled(plan, backend="eager", **options)
+        return lambda states, start: sizes.append((len(states), *start.shape)) or traced(states, start)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    agent.policy.speed_up()
+    try:
+        for n in (1, 3, 5):
+            found = agent.predict(observations[:n], deterministic=True)
+            program, agent.policy.program = agent.policy.program, None
+            plain = agent.predict(observations[:n], deterministic=True)
+            agent.policy.program = program
+            np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
+            np.testing.assert_allclose(found[1][0], plain[1][0], atol=1e-5)
+        assert sizes == [(1, 1, 8, 3), (4, 4, 8, 3), (8, 8, 8, 3)]
+    finally:
+        agent.policy.speed_up(compile=False)
+    assert agent.policy.program is None
+
+
+def test_a_chain_that_draws_noise_is_not_compiled(dataset: OfflineDataset) -> None:
+    agent = make_agent("LDCQ", dataset, solver="ddpm")
+    with pytest.raises(ValueError, match="'ddpm' are not compiled"):
+        agent.policy.speed_up()
 
 
 def test_sampled_actions_have_the_spread_of_the_decoder(trained: Trained, dataset: OfflineDataset) -> None:

@@ -7,7 +7,6 @@ the two ways; the best way is the rarer one.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ld_agents import BC, LDCQ, OfflineDataset, evaluate
+from ld_agents.diffusion.sampling import Solver, linear_schedule, solver_steps
 
 
 class TwoWays(gym.Env[Any, Any]):
@@ -172,15 +172,16 @@ def test_few_steps_draw_like_the_full_chain_on_a_learned_prior(ldcq: LDCQ) -> No
     """
     policy = ldcq.policy
     states = policy.normalize(torch.zeros(32, 1))
-    own = policy.settings
+    own, own_steps = policy.settings, policy.steps
 
-    def draw(solver: str, n_steps: int, seed: int) -> Tensor:
+    def draw(solver: Solver, n_steps: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        policy.settings = dataclasses.replace(own, solver=solver, solver_steps=n_steps)
+        schedule = linear_schedule(own.diffusion_steps, rescaled=own.schedule == "rescaled")
+        policy.steps = solver_steps(schedule, solver, n_steps)
         try:
             return policy.draw_latents(states, lambda k: torch.randn(32, 400, 2, generator=generator))
         finally:
-            policy.settings = own
+            policy.steps = own_steps
 
     def distances(x: Tensor, y: Tensor) -> Tensor:
         return 2 * torch.cdist(x, y).mean((1, 2)) - torch.cdist(x, x).mean((1, 2)) - torch.cdist(y, y).mean((1, 2))
