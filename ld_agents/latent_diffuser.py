@@ -63,6 +63,7 @@ exponential loss with limited weights, smoother features of time in it, and the 
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
@@ -71,6 +72,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ld_agents.common.memory import half_precision, half_precision_bytes
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.returns import returns_to_go
@@ -122,9 +124,13 @@ class LatentDiffuser(OfflineAlgorithm):
         stages = [Stage("vae", s.vae_steps, self.train_vae)]
         if s.return_inputs == "step":
             stages.append(Stage("values", s.value_steps, self.train_values))
-        stages.append(Stage("prior", s.prior_steps, self.train_prior))
+        rows = self.dataset.n_steps if self.dataset else 0
+        size = math.prod(self.policy.latent_shape)
+        stages.append(Stage("prior", s.prior_steps, self.train_prior, 4 * size * min(s.prior_windows or rows, rows)))
         if s.guidance in ENERGY_GUIDED:
-            stages.append(Stage("energy", s.energy_steps, self.train_energy))
+            support = min(s.support_states or rows, rows), self._support_sets() * s.support_size, size
+            kept = half_precision_bytes(*support, device=self.device)
+            stages.append(Stage("energy", s.energy_steps, self.train_energy, kept))
         return stages
 
     def with_energy(self, **settings: Any) -> Self:
@@ -216,37 +222,27 @@ class LatentDiffuser(OfflineAlgorithm):
         return torch.cat([tokens, ~inside[..., None]], dim=-1), inside
 
     def _some_starts(self, n: int | None, purpose: str) -> Tensor:
-        """Starts of windows: all, or a random subset that depends on the seed alone. Shape [min(n, W)]."""
-        starts = self.window_starts
-        if n is None or n >= len(starts):
-            return starts
-        order = torch.randperm(len(starts), generator=self.derived_generator(purpose), device=self.device)
-        return starts[order[:n].sort().values]
+        return self.random_subset(self.window_starts, n, purpose)
 
     # ------------------------------------------------- stage 1: VAE over windows
 
     def train_vae(self) -> Iterator[Losses]:
         """Squared errors of states, actions, rewards and returns, cross-entropy of the flag, weak KL to N(0, I)."""
         s, vae = self.settings, self.policy.vae
-        weights = {
-            "state": s.state_weight,
-            "action": s.action_weight,
-            "reward": s.reward_weight,
-            "return": s.return_weight,
-            "end": 1.0,
-            "kl": s.kl_weight,
-        }
         parameters = list(vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         optimizer.param_groups[0]["betas"] = (0.9, 0.95)
         decayed = [module.weight for module in vae.modules() if isinstance(module, nn.Linear)]
         for step in self.remaining_steps("vae"):
             learning_rate = self._set_learning_rate(optimizer, s.vae_learning_rate, "vae", step)
-            tokens, inside = self.windows(self._random(self.window_starts, s.vae_batch_size))
+            tokens, inside = self.windows(
+                self.window_starts[self.random_indices(len(self.window_starts), s.vae_batch_size)]
+            )
             epsilon = torch.randn(len(tokens), *self.policy.latent_shape, generator=self.generator, device=self.device)
             with self._dropout(step):
                 losses = vae.losses(tokens, inside, epsilon)
-            loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
+            weighted = [getattr(s, f"{name}_weight", 1.0) * value for name, value in losses.items()]
+            loss = torch.stack(weighted).sum()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, s.gradient_clip, foreach=True)
@@ -284,7 +280,7 @@ class LatentDiffuser(OfflineAlgorithm):
         rows = torch.nonzero(followed | data.terminals)[:, 0]
         for step in self.remaining_steps("values"):
             self._set_learning_rate(optimizer, s.value_learning_rate, "values", step)
-            row = self._random(rows, s.value_batch_size)
+            row = rows[self.random_indices(len(rows), s.value_batch_size)]
             targets = self._value_targets(row)
             losses = {"q": F.mse_loss(policy.q_function(*self._steps(row)), targets)}
             if s.return_targets == "expectile":
@@ -323,7 +319,7 @@ class LatentDiffuser(OfflineAlgorithm):
         optimizer = self.optimizer("prior", policy.denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
             self._set_learning_rate(optimizer, s.prior_learning_rate, "prior", step)
-            indices = torch.randint(len(starts), (s.prior_batch_size,), generator=self.generator, device=self.device)
+            indices = self.random_indices(len(starts), s.prior_batch_size)
             z = latents[indices]
             tau = self._random_times(len(z))
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
@@ -374,32 +370,39 @@ class LatentDiffuser(OfflineAlgorithm):
         policy = self.policy
         policy.vae.eval()
         generator = self.derived_generator("support")
-        support, returns = [], []
+        support, returns = half_precision(len(starts), size, math.prod(policy.latent_shape), device=self.device), []
+        first = 0
         # about 2k sequences at a time stay within the CPU's caches
         chunks = starts.split(max(1, (2048 if self.device.type == "cpu" else 1 << 16) // size))
         for chunk in tqdm(chunks, desc="draw support", leave=False, disable=not self._show_progress):
             states = self.states(chunk).repeat_interleave(size, 0)
             noise = torch.randn(len(states), *policy.latent_shape, generator=generator, device=self.device)
             latents = policy.draw_latents(states, noise, guided=False)
-            support.append(latents.flatten(1).half().unflatten(0, (-1, size)))
+            support[first : first + len(chunk)] = latents.flatten(1).unflatten(0, (-1, size))
+            first += len(chunk)
             returns.append(policy.plan_returns(policy.decode(latents, states)).unflatten(0, (-1, size)))
         policy.vae.train(policy.training)
-        return torch.cat(support), torch.cat(returns)
+        return support, torch.cat(returns)
+
+    def _support_sets(self) -> int:
+        """With independent weights of the contrastive loss each set is the normalizer of another."""
+        s = self.settings
+        contrastive = s.guidance != "exact" or s.energy_loss == "contrastive"
+        return 2 if s.weights == "independent" and contrastive else 1
 
     def train_energy(self) -> Iterator[Losses]:
         """A loss whose minimiser is exact, or for `guidance="mse"` a regression, over support latents of states."""
         s, policy = self.settings, self.policy
         starts = self._some_starts(s.support_states, "support states")
-        exponential = s.guidance == "exact" and s.energy_loss == "exponential"
-        sets = 2 if s.weights == "independent" and not exponential else 1  # each set is the other's normaliser
+        sets = self._support_sets()
         support, returns = self._draw_support(starts, sets * s.support_size)
         with torch.no_grad():
             returns = policy.standardised(returns, self.states(starts)[:, None])
         optimizer = self.optimizer("energy", policy.energy.parameters(), s.energy_learning_rate)
         for step in self.remaining_steps("energy"):
             self._set_learning_rate(optimizer, s.energy_learning_rate, "energy", step)
-            indices = torch.randint(len(starts), (s.energy_batch_size,), generator=self.generator, device=self.device)
-            z = support[indices].float()  # [B, K, D]
+            indices = self.random_indices(len(starts), s.energy_batch_size)
+            z = support[indices.to(support.device)].to(self.device).float()  # [B, K, D]
             energies = s.inverse_temperature * returns[indices]  # [B, K]
             tau = self._random_times(len(z))  # shared by all that are contrasted
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
@@ -408,7 +411,7 @@ class LatentDiffuser(OfflineAlgorithm):
             extra: Losses = {}
             if s.guidance == "mse":
                 loss = F.mse_loss(f, energies)
-            elif exponential:
+            elif s.energy_loss == "exponential":
                 loss, extra["limited"] = exponential_loss(f, energies, s.weight_limit)
             else:
                 of_set = (-1, sets, s.support_size)
@@ -420,9 +423,6 @@ class LatentDiffuser(OfflineAlgorithm):
             yield {"loss": loss.detach(), **extra}
 
     # ------------------------------------------------- common to the stages
-
-    def _random(self, starts: Tensor, n: int) -> Tensor:
-        return starts[torch.randint(len(starts), (n,), generator=self.generator, device=self.device)]
 
     def _random_times(self, n: int) -> Tensor:
         return torch.rand(n, generator=self.generator, device=self.device) * (1 - TAU_MIN) + TAU_MIN

@@ -59,6 +59,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
+from ld_agents.common.memory import half_precision, half_precision_bytes
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
@@ -230,7 +231,11 @@ class LDCQ(OfflineAlgorithm):
 
     def stages(self) -> list[Stage]:
         s = self.settings
-        vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q)
+        rows = self.dataset.n_steps if self.dataset else 0
+        windows = min(s.q_windows or rows, rows)  # whose states, latents, priorities and candidates are kept
+        kept = 4 * windows * (2 * self.policy.state_dim + s.latent_dim + 8)
+        kept += half_precision_bytes(windows, s.candidates_stored, s.latent_dim, device=self.device)
+        vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q, kept)
         return [vae, q] if s.prior == "gaussian" else [vae, Stage("prior", s.prior_steps, self.train_prior), q]
 
     # ------------------------------------------------- stage 1: beta-VAE over windows (paper section 4.1)
@@ -243,7 +248,7 @@ class LDCQ(OfflineAlgorithm):
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
             self.set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
-            batch = starts[self._random_indices(len(starts), s.vae_batch_size)].long()
+            batch = starts[self.random_indices(len(starts), s.vae_batch_size)].long()
             states, actions = self._windows(batch)
             final_states = self.states(self._next_rows(batch))
             epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
@@ -287,7 +292,7 @@ class LDCQ(OfflineAlgorithm):
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
             self.set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
-            indices = self._random_indices(len(starts), s.prior_batch_size)
+            indices = self.random_indices(len(starts), s.prior_batch_size)
             z = latents[indices]
             j = diffuser.random_steps(len(z), self.generator)
             epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
@@ -312,9 +317,7 @@ class LDCQ(OfflineAlgorithm):
         """K latents per state from the prior. Shapes [M, S] -> [M, K, Z], float16: a third of the noise of a solver."""
         s = self.settings
         generator = self.derived_generator("candidates")
-        candidates = torch.empty(
-            len(states), s.candidates_stored, s.latent_dim, dtype=torch.float16, device=self.device
-        )
+        candidates = half_precision(len(states), s.candidates_stored, s.latent_dim, device=self.device)
         # about 8k latents at a time stay within the CPU's caches
         size = max(1, (8192 if self.device.type == "cpu" else 1 << 19) // s.candidates_stored)
         chunks = range(0, len(states), size)
@@ -354,7 +357,10 @@ class LDCQ(OfflineAlgorithm):
             importance_beta = min(1.0, 0.3 + 0.01 * (step // epoch_steps))
             weights = (len(starts) * probabilities) ** -importance_beta
             targets = self.q_targets(
-                returns[indices], bootstraps[indices], next_states[indices], self._some(candidates[indices])
+                returns[indices],
+                bootstraps[indices],
+                next_states[indices],
+                self._some(candidates[indices.to(candidates.device)].to(self.device)),
             )
             td_errors = self.td_errors(states[indices], latents[indices], targets)  # [C, B]
             loss = self.q_loss(td_errors, weights / weights.max())
@@ -401,11 +407,7 @@ class LDCQ(OfflineAlgorithm):
 
     def _q_windows(self) -> Tensor:
         """Starts of the windows that Q-learning uses: all, or a random subset drawn once. Shape [M] int64."""
-        starts = self._window_starts().long()
-        if self.settings.q_windows is None or self.settings.q_windows >= len(starts):
-            return starts
-        order = torch.randperm(len(starts), generator=self.derived_generator("q windows"), device=self.device)
-        return starts[order[: self.settings.q_windows].sort().values]
+        return self.random_subset(self._window_starts().long(), self.settings.q_windows, "q windows")
 
     def _window_returns(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """R = sum of discounted rewards in the window, and the factor of the next value. Both [M]."""
@@ -423,10 +425,7 @@ class LDCQ(OfflineAlgorithm):
 
     def _next_rows(self, starts: Tensor) -> Tensor:
         """Rows of s_{t+H}, or of s_{t+H-1} as in the released code. Shapes [B] -> [B]."""
-        s = self.settings
-        if s.next_state == "s_{t+H-1}":
-            return self.data.next_rows(starts, s.horizon - 1)
-        return self.data.next_rows(starts, s.horizon)
+        return self.data.next_rows(starts, self.settings.horizon - (self.settings.next_state == "s_{t+H-1}"))
 
     def _some(self, candidates: Tensor) -> Tensor:
         """One random subset of the stored candidates, shared by the batch. Shapes [B, K, Z] -> [B, k, Z]."""
@@ -437,9 +436,6 @@ class LDCQ(OfflineAlgorithm):
         return candidates.float()
 
     # ------------------------------------------------- common to the stages
-
-    def _random_indices(self, n: int, batch_size: int) -> Tensor:
-        return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
 
     def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
         """Factor of the learning rate at a gradient step of a stage."""

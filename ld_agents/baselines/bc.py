@@ -60,8 +60,7 @@ class BC(OfflineAlgorithm):
         optimizer = self.optimizer("train", self.policy.actor.parameters(), s.learning_rate)
         rows = self.best_rows()
         for _ in self.remaining_steps("train"):
-            drawn = torch.randint(len(rows), (s.batch_size,), generator=self.generator, device=self.device)
-            batch = rows[drawn]
+            batch = rows[self.random_indices(len(rows), s.batch_size)]
             loss = F.mse_loss(self.policy.actor(self.states(batch)), self.actions(batch))
             descend(optimizer, loss)
             yield {"loss": loss.detach()}

@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, Pr
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from ld_agents.common.memory import free_memory
 from ld_agents.common.offline_policy import OfflinePolicy
 from ld_agents.data.dataset import OfflineDataset
 
@@ -32,11 +33,13 @@ class Stage:
         name: prefix of its losses in the log.
         gradient_steps: its full budget in the preset.
         train: yields the losses (scalars on the device) after each gradient step.
+        needs: bytes that it keeps on the device beside the dataset and the networks.
     """
 
     name: str
     gradient_steps: int
     train: Callable[[], Iterator[Losses]]
+    needs: int = 0
 
 
 class _GradientStepBar(ProgressBarCallback):
@@ -59,7 +62,7 @@ class StagedTraining(BaseAlgorithm):
     """The half of `OfflineAlgorithm` that trains.
 
     Attributes:
-        data: while training, the dataset on the device: observations normalized, actions scaled to [-1, 1].
+        data: while training, the dataset on the device, as it is stored; see `states` and `actions`.
         generator: of all random numbers of training that no other generator draws; saved with the agent.
         stage_budget, stage_steps, stage_seconds: gradient steps to do, those done and their time, by name of the stage.
     """
@@ -139,6 +142,7 @@ class StagedTraining(BaseAlgorithm):
         self._prepare_data(self.dataset)
         callback.on_training_start(locals(), globals())
         stages = self.stages()
+        self._check_memory(stages)
         for stage in stages:
             if self.stage_steps[stage.name] >= self.stage_budget[stage.name]:
                 continue
@@ -149,6 +153,17 @@ class StagedTraining(BaseAlgorithm):
         self._release_data()
         callback.on_training_end()
         return self
+
+    def _check_memory(self, stages: list[Stage]) -> None:
+        """A stage that does not fit is told of before the first one starts."""
+        free = free_memory(self.device)
+        for stage in stages:
+            if stage.needs > free:
+                raise ValueError(
+                    f'The stage "{stage.name}" keeps {stage.needs / 1e9:.1f} GB beside the dataset, and {self.device} '
+                    f"has {free / 1e9:.1f} GB left. Lower the settings that say how much it keeps "
+                    "(q_windows; prior_windows, support_states, support_size), or take a larger machine."
+                )
 
     def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
         self.policy.set_training_mode(True)
@@ -211,6 +226,17 @@ class StagedTraining(BaseAlgorithm):
             return actions
         low, width = self._scale_actions
         return 2 * (actions - low) / width - 1
+
+    def random_indices(self, n: int, batch_size: int) -> Tensor:
+        """Numbers below n, drawn with replacement. Shape [batch_size]."""
+        return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
+
+    def random_subset(self, starts: Tensor, n: int | None, purpose: str) -> Tensor:
+        """n of some rows in their order, drawn by seed and purpose alone; None is all. Shapes [W] -> [min(n, W)]."""
+        if n is None or n >= len(starts):
+            return starts
+        order = torch.randperm(len(starts), generator=self.derived_generator(purpose), device=self.device)
+        return starts[order[:n].sort().values]
 
     def _release_data(self) -> None:
         """Frees what only training needs."""
