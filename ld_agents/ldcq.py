@@ -114,8 +114,7 @@ class LDCQPolicy(OfflinePolicy):
     def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
         """The candidate with the highest score. Shapes [n, S], [n] noise keys -> [n, Z]."""
         best = self._best(states, keys)
-        if self.settings.redraw_at_predicted_state:
-            # the released maze2d evaluation draws again at the predicted s_H, and takes the best of that
+        if self.settings.redraw_at_predicted_state:  # as the released maze2d evaluation: the best of a second draw
             predicted = self.vae.predict_final_state(states, self._raw(best)).mean
             best = self._best(predicted, keys, stream=1 << 16)
         return best
