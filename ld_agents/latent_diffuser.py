@@ -43,7 +43,7 @@ move a score is a setting.
    Far from a goal the returns of plans hardly differ, so that only the second guides there.
 9. Support latents are draws of the prior with averaged weights, the one that is sampled later; `weights` says how they
    are weighted, `weight_limit` how much one may count. `energy_loss="exponential"` takes the place of the contrastive
-   loss and has the same minimiser. `guidance` also has the two approximate kinds and none.
+   loss and has the same minimizer. `guidance` also has the two approximate kinds and none.
 10. `guidance_scale` 1 is the only exact one. One plan is drawn and executed (`n_candidates`); with more, the one with
    the highest R is, which is no longer a draw of the tilted density.
 11. `exec_horizon` actions are executed, as decoded with the plan, before the next plan: 1 in TAP.
@@ -145,7 +145,7 @@ class LatentDiffuser(OfflineAlgorithm):
 
         Raises:
             TypeError: for a setting that VAE or prior depend on.
-            ValueError: if this agent has no data set, or its VAE or prior is not trained yet.
+            ValueError: if this agent has no dataset, or its VAE or prior is not trained yet.
         """
         if fixed := sorted(set(settings) - set(ENERGY_SETTINGS)):
             raise TypeError(f"VAE and prior depend on {', '.join(fixed)}. Train a new agent instead.")
@@ -391,13 +391,13 @@ class LatentDiffuser(OfflineAlgorithm):
         return 2 if s.weights == "independent" and contrastive else 1
 
     def train_energy(self) -> Iterator[Losses]:
-        """A loss whose minimiser is exact, or for `guidance="mse"` a regression, over support latents of states."""
+        """A loss whose minimizer is exact, or for `guidance="mse"` a regression, over support latents of states."""
         s, policy = self.settings, self.policy
         starts = self._some_starts(s.support_states, "support states")
         sets = self._support_sets()
         support, returns = self._draw_support(starts, sets * s.support_size)
         with torch.no_grad():
-            returns = policy.standardised(returns, self.states(starts)[:, None])
+            returns = policy.standardized(returns, self.states(starts)[:, None])
         optimizer = self.optimizer("energy", policy.energy.parameters(), s.energy_learning_rate)
         for step in self.remaining_steps("energy"):
             self._set_learning_rate(optimizer, s.energy_learning_rate, "energy", step)

@@ -124,7 +124,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
         plans, executed, state = self.hold(lambda *of_rows: self.plan(*of_rows).flatten(1), length * size, length, now)
         actions = plans.unflatten(1, (length, size))[np.arange(len(plans)), executed]
         if of_state:
-            actions = self._unstandardised(self.vae.actions(actions, states), slice(self.action_dim))
+            actions = self._unstandardized(self.vae.actions(actions, states), slice(self.action_dim))
         return actions, state
 
     def plan(self, states: Tensor, keys: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
         latents = latents[:, : -(-s.exec_horizon // s.steps_per_latent)]
         if s.action_decoder == "state":
             return self.vae.action_features(self._raw(latents), states)[:, : s.exec_horizon]
-        return self._unstandardised(self.decode(latents, states).actions, slice(self.action_dim))[:, : s.exec_horizon]
+        return self._unstandardized(self.decode(latents, states).actions, slice(self.action_dim))[:, : s.exec_horizon]
 
     def draw_latents(self, states: Tensor, start: Tensor, guided: bool = True) -> Tensor:
         """Latents from the tilted density, or from the prior itself, any number K at each state.
@@ -214,7 +214,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
         return self._fixed_value
 
     def decode(self, latents: Tensor, states: Tensor) -> Decoded:
-        """Whitened latents to standardised steps. Shapes [n, m, Z], [n, S] -> `Decoded` of m L steps."""
+        """Whitened latents to standardized steps. Shapes [n, m, Z], [n, S] -> `Decoded` of m L steps."""
         return self.vae.decode(self._raw(latents), states)
 
     def _raw(self, latents: Tensor) -> Tensor:
@@ -228,20 +228,20 @@ class LatentDiffuserPolicy(OfflinePolicy):
         of_steps = decoded.returns
         if of_steps is None:
             of_steps = self.q_function(decoded.states[:, :steps], decoded.actions[:, :steps])
-        returns = self._unstandardised(of_steps[:, :steps, None], slice(-1, None))[..., 0]
+        returns = self._unstandardized(of_steps[:, :steps, None], slice(-1, None))[..., 0]
         if s.plan_return != "tap":
             total = (going_on * returns).sum(1)
             return total / steps if s.plan_return == "mean" else total
-        rewards = self._unstandardised(decoded.rewards[:, :steps, None], slice(-2, -1))[..., 0]
+        rewards = self._unstandardized(decoded.rewards[:, :steps, None], slice(-2, -1))[..., 0]
         discounts = s.discount ** torch.arange(steps, device=returns.device)
         discounted = discounts * going_on.cumprod(1)
         return (discounted[:, :-1] * rewards[:, :-1]).sum(1) + discounted[:, -1] * returns[:, -1]
 
     def standard_returns(self, latents: Tensor, states: Tensor) -> Tensor:
-        """R of latents, standardised. Shapes [n, N, Z], [n, S] -> [n]."""
-        return self.standardised(self.plan_returns(self.decode(latents, states)), states)
+        """R of latents, standardized. Shapes [n, N, Z], [n, S] -> [n]."""
+        return self.standardized(self.plan_returns(self.decode(latents, states)), states)
 
-    def standardised(self, returns: Tensor, states: Tensor) -> Tensor:
+    def standardized(self, returns: Tensor, states: Tensor) -> Tensor:
         """R in standard deviations of the prior's draws (`return_scale`). Shapes [...], [..., S] -> [...]."""
         returns = (returns - self.return_mean) / self.return_std
         if self.settings.return_scale == "all":
@@ -249,7 +249,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
         mean, log_std = self.scale_of_state(states).unbind(-1)
         return (returns - mean) * (-log_std.clamp(min=LOG_STD_MIN)).exp()
 
-    def _unstandardised(self, x: Tensor, part: slice) -> Tensor:
+    def _unstandardized(self, x: Tensor, part: slice) -> Tensor:
         return x * self.token_std[part] + self.token_mean[part]
 
     def propose_plans(self, observations: Tensor, n: int, guided: bool = True) -> Plans:
@@ -264,7 +264,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
             blocks = [keyed_normal(keys, (k, *self.latent_shape), i) for i, k in enumerate((first, n - first))]
             noise = torch.cat(blocks, 1).flatten(0, 1)
             decoded = self.decode(self.draw_latents(states, noise, guided), states.repeat_interleave(n, 0))
-            actions = self.unscale(self._unstandardised(decoded.actions, slice(self.action_dim)))
+            actions = self.unscale(self._unstandardized(decoded.actions, slice(self.action_dim)))
             return Plans(
                 (decoded.states * self.observation_std + self.observation_mean).unflatten(0, (-1, n)),
                 actions.unflatten(0, (-1, n)),

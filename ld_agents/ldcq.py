@@ -330,7 +330,7 @@ class LDCQ(OfflineAlgorithm):
     # ------------------------------------------------- stage 3: Q-learning over latents (paper section 4.3)
 
     def train_q(self) -> Iterator[Losses]:
-        """Clipped double Q-learning, its maximum over the stored candidates, with prioritised replay."""
+        """Clipped double Q-learning, its maximum over the stored candidates, with prioritized replay."""
         s = self.settings
         starts = self._q_windows()
         states = self.states(starts)
@@ -377,7 +377,7 @@ class LDCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def q_targets(self, returns: Tensor, bootstraps: Tensor, next_states: Tensor, candidates: Tensor) -> Tensor:
-        """y_i = R + bootstrap min_j Q'_j(s', z*_i), where z*_i maximises the next critic, Q'_{i+1} (cyclically).
+        """y_i = R + bootstrap min_j Q'_j(s', z*_i), where z*_i maximizes the next critic, Q'_{i+1} (cyclically).
 
         Args:
             returns: R of each window. Shape [B].

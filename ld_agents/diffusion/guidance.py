@@ -117,17 +117,17 @@ class EnergyNet(nn.Module):
 def support_weights(energies: Tensor, kind: Weights = "independent") -> Tensor:
     """omega of the support latents: how much each one is worth. Nothing is clipped.
 
-    With "independent" and "unnormalised" weights the minimiser of `contrastive_loss` is the exact f. With "softmax" it
+    With "independent" and "unnormalised" weights the minimizer of `contrastive_loss` is the exact f. With "softmax" it
     guides too little, like a smaller beta: the more so, the fewer the latents and the larger beta std(R). With 16
     latents and beta std(R) = 4 half of beta is left.
 
-    Exact weights pay with noise. Where the normaliser misses the best latents of a state, this state's weights are huge
-    and drown the others, so many sets per state help: n sets of M give each set a normaliser of (n - 1) M latents.
+    Exact weights pay with noise. Where the normalizer misses the best latents of a state, this state's weights are huge
+    and drown the others, so many sets per state help: n sets of M give each set a normalizer of (n - 1) M latents.
 
     Args:
         energies: beta R. Shape [..., M]; for "independent" [..., n, M], at least two support sets of the same state.
         kind: "independent": exp(beta R) over the mean of exp(beta R) in the other sets of the state (ours: the
-            normaliser does not depend on the contrasted latents, and the size of R drops out); "softmax": exp(beta R)
+            normalizer does not depend on the contrasted latents, and the size of R drops out); "softmax": exp(beta R)
             over the sum of its own set, as in QGPO's released code; "unnormalised": exp(beta R), which overflows in
             float32 for beta R above 88.
 
@@ -156,7 +156,7 @@ def contrastive_loss(f: Tensor, weights: Tensor) -> Tensor:
     """- sum_i omega_i log softmax(f)_i over the latents of a set, mean over the sets (LatentDiffuser eq. 6).
 
     The latents of a set share state and time; they are draws of the prior that will be sampled, made noisy
-    independently. The minimiser is then f = log E[omega | z_tau], up to a constant per state and time.
+    independently. The minimizer is then f = log E[omega | z_tau], up to a constant per state and time.
 
     Args:
         f: of the noisy latents. Shape [..., M].
@@ -166,7 +166,7 @@ def contrastive_loss(f: Tensor, weights: Tensor) -> Tensor:
 
 
 def exponential_loss(f: Tensor, energies: Tensor, limit: float | None = None) -> tuple[Tensor, Tensor]:
-    """E[exp(beta R - f) + f]: another loss whose minimiser is the exact f = log E[exp(beta R) | z_tau].
+    """E[exp(beta R - f) + f]: another loss whose minimizer is the exact f = log E[exp(beta R) | z_tau].
 
     Its derivative in f at z_tau is 1 - E[exp(beta R - f) | z_tau], which is zero at the exact f and nowhere else. Known
     as the linear-exponential loss, and as Gumbel regression in Extreme Q-learning (Garg et al. 2023, eq. 11).

@@ -212,7 +212,7 @@ class TrajectoryTransformer(nn.Module):
         Args:
             tokens: windows, zero past the end of the episode but for the flag. Shape [B, T, S + A + 3].
             inside: which steps lie in the episode. Shape [B, T] bool.
-            epsilon: noise of the reparameterised sample. Shape [B, N, Z].
+            epsilon: noise of the reparameterized sample. Shape [B, N, Z].
 
         Returns:
             scalars: squared errors "state", "action", "reward" and "return", means over elements of the steps inside;

@@ -178,7 +178,7 @@ class TrajectoryVAE(nn.Module):
         Args:
             states, actions: windows. Shapes [B, H, S], [B, H, A].
             final_states: s_{t+H}. Shape [B, S].
-            epsilon: noise of the one reparameterised sample. Shape [B, Z].
+            epsilon: noise of the one reparameterized sample. Shape [B, Z].
             steps: which steps of each window the action likelihood is taken at, [B, n] int64, drawn uniformly from the
                 recorded ones: an unbiased estimate of the sum over all of them at n / H of its cost. None takes all.
             recorded: how many steps of each window were recorded, [B]; actions past a terminal have no likelihood.

@@ -1,4 +1,4 @@
-"""Seeded trainings end with the weights and actions that `golden.json` holds, and a data set made here with its hash.
+"""Seeded trainings end with the weights and actions that `golden.json` holds, and a dataset made here with its hash.
 
 A change of structure must not move a number. `PYTHONPATH=tests python tests/agents/test_golden.py` prints the SHA-256
 of every agent's weights and actions, to be compared bit by bit on one machine before and after a change; the test

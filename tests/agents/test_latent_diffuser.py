@@ -256,7 +256,7 @@ def test_returns_are_standardised_over_the_prior(dataset: OfflineDataset) -> Non
     agent._prepare_data(dataset)
     starts = agent._some_starts(500, "return scale")
     _, returns = agent._draw_support(starts, 1)
-    returns = agent.policy.standardised(returns, agent.states(starts)[:, None])
+    returns = agent.policy.standardized(returns, agent.states(starts)[:, None])
     assert abs(float(returns.mean())) < 1e-3
     assert float(returns.std(correction=0)) == pytest.approx(1, abs=1e-3)
 
@@ -276,7 +276,7 @@ def test_returns_are_standardised_at_each_state(dataset: OfflineDataset, monkeyp
     starts = agent._some_starts(2000, "elsewhere")
     x = states[starts, 0]
     chosen = starts[(x.abs() < 1.5)]
-    returns = agent.policy.standardised(draw(chosen, 400)[1], states[chosen][:, None])
+    returns = agent.policy.standardized(draw(chosen, 400)[1], states[chosen][:, None])
     assert float(returns.mean(1).abs().mean()) < 0.2
     assert float((returns.std(1) - 1).abs().mean()) < 0.2
 
@@ -310,7 +310,7 @@ def test_contrasted_latents_share_state_and_time(
     rows = [int((support.float() == z0[i]).flatten(1).all(1).nonzero()[0]) for i in range(16)]
     starts = agent._some_starts(64, "support states")[rows]
     torch.testing.assert_close(states[:, 0], agent.states(starts))
-    energies = 2.0 * agent.policy.standardised(returns[rows], states).view(16, n_sets, 4).detach()
+    energies = 2.0 * agent.policy.standardized(returns[rows], states).view(16, n_sets, 4).detach()
     expected = {
         "independent": lambda: energies.exp() / energies.flip(1).exp().mean(-1, keepdim=True),
         "softmax": lambda: energies.exp() / energies.exp().sum(-1, keepdim=True),
@@ -328,7 +328,7 @@ def test_regression_for_mse_guidance(dataset: OfflineDataset, monkeypatch: pytes
     loss = float(next(agent.train_energy())["loss"])
     starts = agent._some_starts(64, "support states")
     _, returns = agent._draw_support(starts, 128)
-    returns = agent.policy.standardised(returns, agent.states(starts)[:, None])
+    returns = agent.policy.standardized(returns, agent.states(starts)[:, None])
     assert loss == pytest.approx(float(((2.0 * returns - 3) ** 2).mean()), rel=0.1)
 
 

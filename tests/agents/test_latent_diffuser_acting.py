@@ -231,7 +231,7 @@ def test_with_energy_keeps_vae_and_prior(dataset: OfflineDataset) -> None:
     assert LatentDiffuser.load(io.BytesIO(saved(colder))).settings.inverse_temperature == 10.0
 
 
-def test_with_energy_standardises_another_return_anew(dataset: OfflineDataset) -> None:
+def test_with_energy_standardizes_another_return_anew(dataset: OfflineDataset) -> None:
     agent = make(dataset).learn()
     other = agent.with_energy(plan_return="mean", guidance="posterior-mean")
     torch.testing.assert_close(other.policy.return_mean * T, agent.policy.return_mean, rtol=1e-3, atol=1e-4)

@@ -118,7 +118,7 @@ def test_observations_are_normalised_on_request(dataset: OfflineDataset) -> None
     torch.testing.assert_close(states.std(0, correction=0), torch.ones(3), atol=1e-3, rtol=0)
     agent._prepare_data(dataset)
     torch.testing.assert_close(agent.states(torch.arange(dataset.n_steps)), states)
-    assert not torch.equal(dataset.observations, states)  # the data set itself is left alone
+    assert not torch.equal(dataset.observations, states)  # the dataset itself is left alone
     raw = make_agent("LDCQ", dataset, normalize_observations=False)
     assert torch.equal(raw.policy.normalize(dataset.observations), dataset.observations)
 
@@ -204,7 +204,7 @@ def test_learning_rate_reaches_the_optimiser(dataset: OfflineDataset, stage: str
 
 
 def table_of_latents(agent: LDCQ, dataset: OfflineDataset) -> dict[float, Tensor]:
-    """Standardised posterior means by the first row of their window."""
+    """Standardized posterior means by the first row of their window."""
     agent._prepare_data(dataset)
     starts = agent.data.window_starts(agent.settings.horizon)
     latents = agent._standardized(agent._encode(starts))

@@ -1,4 +1,4 @@
-"""LDCQ must solve what behaviour cloning cannot, and the diffusion prior must keep what the Gaussian one invents.
+"""LDCQ must solve what behavior cloning cannot, and the diffusion prior must keep what the Gaussian one invents.
 
 A point on a line starts in the middle. The data always walk all the way to one end, 70 % to the left, in steps of 0.8
 to 1. Only the right end pays. The mean of the data goes nowhere good; a Gaussian over latents has its mass in between
@@ -127,7 +127,7 @@ def candidate_actions(agent: LDCQ, n: int = 200) -> tuple[Tensor, Tensor]:
     return agent.policy.decode_action(states[:, None].expand(-1, n, -1), latents)[..., 0], scores
 
 
-def test_ldcq_beats_behaviour_cloning(ldcq: LDCQ) -> None:
+def test_ldcq_beats_behavior_cloning(ldcq: LDCQ) -> None:
     bc = BC("MlpPolicy", walks(), preset="fast", seed=0, hidden=(32, 32), steps=500, learning_rate=3e-3).learn()
     assert np.mean(evaluate(bc, TwoWays, 40, seed=0).returns) < 0.4
     # the mean of 70 % of about -0.9 and 30 % of about 0.9, not the median

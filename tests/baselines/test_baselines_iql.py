@@ -130,8 +130,8 @@ def test_sampled_actions_have_the_free_deviations_and_are_not_squashed(dataset: 
     np.testing.assert_allclose(actions.mean(0), np.tanh([1.0, -0.5]), atol=0.01)
     np.testing.assert_allclose(actions.std(0), np.exp([-3.0, -1.5]), rtol=0.03)
     # a tanh around the sample would skew it
-    centred = (actions - actions.mean(0)) / actions.std(0)
-    np.testing.assert_allclose((centred**3).mean(0), 0, atol=0.08)
+    centered = (actions - actions.mean(0)) / actions.std(0)
+    np.testing.assert_allclose((centered**3).mean(0), 0, atol=0.08)
     certain = agent.predict(observations[:9], deterministic=True)[0]
     np.testing.assert_allclose(certain, np.tile(agent.predict(observations[0], deterministic=True)[0], (9, 1)))
 

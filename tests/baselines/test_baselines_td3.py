@@ -57,8 +57,8 @@ def forward(net: nn.Sequential, x: NDArray[np.float64]) -> NDArray[np.float64]:
         if isinstance(layer, nn.Linear):
             x = x @ values[0].T + values[1]
         elif isinstance(layer, nn.LayerNorm):
-            centred = x - x.mean(-1, keepdims=True)
-            x = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * values[0] + values[1]
+            centered = x - x.mean(-1, keepdims=True)
+            x = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * values[0] + values[1]
         else:
             x = np.maximum(x, 0)
     return x

@@ -44,8 +44,8 @@ def test_keyed_noise_is_independent_of_key_position_stream_seed_and_call(observa
     shape = (6, 5)
     x = keyed_normal(observation_keys(observations, 3, 5), shape)
     others = {
-        "neighbouring key": x.roll(1, 0),
-        "neighbouring position": x.roll(1, 2),
+        "neighboring key": x.roll(1, 0),
+        "neighboring position": x.roll(1, 2),
         "cosine and sine half": x.roll(3, 1),
         "seed": keyed_normal(observation_keys(observations, 4, 5), shape),
         "call": keyed_normal(observation_keys(observations, 3, 6), shape),

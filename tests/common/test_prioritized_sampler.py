@@ -21,7 +21,7 @@ def exact(priorities: Tensor, alpha: float) -> Tensor:
 
 
 def agrees(sampler: PrioritizedSampler, expected: Tensor, seed: int = 0) -> None:
-    """Chi-square over at most 50 groups of neighbouring items, and over the items modulo 50."""
+    """Chi-square over at most 50 groups of neighboring items, and over the items modulo 50."""
     n, draws = len(expected), 200_000
     indices, probabilities = sampler.draw(draws, torch.Generator().manual_seed(seed))
     assert indices.shape == probabilities.shape == (draws,)

@@ -73,8 +73,8 @@ class Mixture:
         root = torch.linalg.cholesky(self.covariances)
         y = torch.linalg.solve_triangular(root, (z[..., None, :] - self.means)[..., None], upper=False)[..., 0]
         half_log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        normaliser = half_log_det + 0.5 * z.shape[-1] * math.log(2 * math.pi)
-        return self.weights.log() - 0.5 * (y**2).sum(-1) - normaliser
+        normalizer = half_log_det + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        return self.weights.log() - 0.5 * (y**2).sum(-1) - normalizer
 
     def log_density(self, z: Tensor) -> Tensor:
         return self.component_log_densities(z).logsumexp(-1)

@@ -104,7 +104,7 @@ def test_noisy_energy_of_atoms_with_any_returns(tau: float) -> None:
     alpha, sigma = vp(tau)
     z = torch.randn(64, 3, generator=generator, dtype=torch.float64)
     log_q, log_p = (atoms.log_shares(z, alpha, sigma, tilted=tilted).logsumexp(-1) for tilted in (False, True))
-    log_z = (atoms.weights.log() + atoms.energies).logsumexp(0)  # log_p lacks the normaliser 1 / Z
+    log_z = (atoms.weights.log() + atoms.energies).logsumexp(0)  # log_p lacks the normalizer 1 / Z
     found = atoms.noisy_energy("exact", z, alpha, sigma)
     expected = log_q - (log_p - log_z) - log_z
     # where z lies far from every atom, log q is large: up to 4e6 at tau = 0.001
@@ -242,8 +242,8 @@ EIGHT_3 = (0.018, 0.028, 0.042, 0.065, 0.100, 0.153, 0.235, 0.360)
 def test_eight_gaussians(beta: float, largest: tuple[float, float]) -> None:
     """T6. Component k of eight on a circle pays k / 7. Regression guidance moves the mass next to the best one."""
     angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
-    centres = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], 1)
-    prior = Mixture(tensor(*[1 / 8] * 8), centres, (0.5 / 1.414) ** 2 * torch.eye(2).double().expand(8, 2, 2))
+    centers = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], 1)
+    prior = Mixture(tensor(*[1 / 8] * 8), centers, (0.5 / 1.414) ** 2 * torch.eye(2).double().expand(8, 2, 2))
     rewards = torch.arange(8, dtype=torch.float64) / 7
     exact = torch.softmax(beta * rewards, 0)
     assert exact[-2:].tolist() == pytest.approx(largest, abs=5e-4)
@@ -258,7 +258,7 @@ def test_eight_gaussians(beta: float, largest: tuple[float, float]) -> None:
             torch.randn(2000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
             20,
         )
-        masses = torch.cdist(x, centres).argmin(1).bincount(minlength=8) / len(x)
+        masses = torch.cdist(x, centers).argmin(1).bincount(minlength=8) / len(x)
         return 0.5 * float((masses - exact).abs().sum())
 
     assert total_variation(lambda log_shares: (log_shares + beta * rewards).logsumexp(-1)) < 0.03

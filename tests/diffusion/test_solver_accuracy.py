@@ -99,19 +99,19 @@ def test_solver_errors_under_guidance(
         assert std == pytest.approx(expected, abs=6e-4)
 
 
-MASSES, CENTRES, WIDTH = (0.8, 0.2), (-1.0, 1.0), 0.1
+MASSES, CENTERS, WIDTH = (0.8, 0.2), (-1.0, 1.0), 0.1
 
 
 def mixture_denoiser(schedule: NoiseSchedule, steps: list[SolverStep]) -> Callable[[Tensor, int], Tensor]:
     """E[x0 | x_j] where x0 has two narrow modes: 80 % at -1 and 20 % at +1. Exact."""
-    masses, centres = torch.tensor(MASSES), torch.tensor(CENTRES)
+    masses, centers = torch.tensor(MASSES), torch.tensor(CENTERS)
 
     def denoise(x: Tensor, k: int) -> Tensor:
         alpha_bar = float(schedule.alpha_bar[steps[k].j])
         variance = alpha_bar * WIDTH**2 + 1 - alpha_bar
-        distance = x - alpha_bar**0.5 * centres  # [n, 2]
+        distance = x - alpha_bar**0.5 * centers  # [n, 2]
         responsibility = torch.softmax(masses.log() - distance**2 / (2 * variance), 1)
-        means = centres + alpha_bar**0.5 * WIDTH**2 / variance * distance
+        means = centers + alpha_bar**0.5 * WIDTH**2 / variance * distance
         return (responsibility * means).sum(1, keepdim=True)
 
     return denoise
