@@ -82,6 +82,11 @@ def duration(seconds: Sequence[float]) -> str:
     return f"{_cell(median / size)} {unit}"
 
 
+def size(n_bytes: Sequence[float]) -> str:
+    """The median in MB, or a dash where nothing was measured."""
+    return f"{_cell(float(np.median(n_bytes)) / 1e6)} MB" if n_bytes else _cell(None)
+
+
 def listed(settings: Mapping[str, Any]) -> str:
     values = {name: f"{value:,}" if type(value) is int else str(value) for name, value in settings.items()}
     return ", ".join(f"{name} {value}" for name, value in values.items())

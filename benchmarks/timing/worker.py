@@ -4,7 +4,7 @@
 
 The first line of standard input holds the arguments of the class, in JSON, and is answered with what it is about. Each
 other line, {"do": "train", "agent": "BC", ...}, is a method, and its answer, a line of standard output, is seconds by
-what took them: {} where the library has no such thing, {"error": traceback} where it fails.
+what took them, or bytes: {} where the library has no such thing, {"error": traceback} where it fails.
 
 Seconds are CPU time of one thread, to which other programs add nothing. Uses API that all versions have, and nothing of
 this repository beside it.
@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,29 @@ def start_up(module: str) -> float:
     return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout.split()[-1])
 
 
+def peak_memory(library: str, arguments: str, agent: str, rows: int, steps: int) -> float:
+    """Bytes that gradient steps add to what a fresh process holds before them, data included. Linux alone tells."""
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import worker
+memory = lambda name: 1024 * int(open("/proc/self/status").read().split(name + ":")[1].split()[0])
+worker.torch.set_num_threads(1)
+version = worker.{library}(**json.loads({arguments!r}))
+version.dataset({rows})
+before = memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here on
+version.train({agent!r}, {rows}, {steps})
+print(memory("VmHWM") - before)"""
+    return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout.split()[-1])
+
+
 class LdAgents:
     """Agents of the fast preset, but for `overrides`: settings by agent."""
 
     def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
         self.library = importlib.import_module("ld_agents")
+        self.arguments = json.dumps({"overrides": overrides, "networks": networks})
         self.overrides = overrides
         self.agent = functools.cache(self.make_agent)
         self.dataset = functools.cache(lambda rows: self.library.OfflineDataset(*random_arrays(rows)))
@@ -108,6 +127,9 @@ class LdAgents:
         of = f"{envs} environments" if envs > 1 else "1 environment"
         return {f"plan, {of}": float(np.median(plan)), f"step of a plan, {of}": float(np.median(held))}
 
+    def memory(self, agent: str, rows: int, steps: int) -> Seconds:
+        return {f"memory, {rows:,} rows": peak_memory("LdAgents", self.arguments, agent, rows, steps)}
+
     def start(self) -> Seconds:
         return {"the library": start_up("ld_agents"), "Stable-Baselines3 alone": start_up("stable_baselines3")}
 
@@ -117,6 +139,7 @@ class D3rlpy:
 
     def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
         self.library = importlib.import_module("d3rlpy")
+        self.arguments = json.dumps({"overrides": overrides, "networks": networks})
         self.networks = networks
         self.agent = functools.cache(self.make_agent)
         self.dataset = functools.cache(lambda rows: self.library.dataset.MDPDataset(*random_arrays(rows)))
@@ -147,6 +170,9 @@ class D3rlpy:
             callback=lambda *_: marks.append(time.process_time()),
         )
         return {"gradient step": per_step(marks)}
+
+    def memory(self, agent: str, rows: int, steps: int) -> Seconds:
+        return {f"memory, {rows:,} rows": peak_memory("D3rlpy", self.arguments, agent, rows, steps)}
 
     def start(self) -> Seconds:
         return {"the library": start_up("d3rlpy")}

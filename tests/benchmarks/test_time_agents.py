@@ -25,9 +25,10 @@ TINY: dict[str, Any] = {
     "baseline_rows": 200,
     "gradient_steps": {"LDCQ": 40, "LatentDiffuser": 40, "BC": 4},
     "plans": {1: 1, 3: 2},
+    "memory": {"BC": [200_000]},
     "overrides": {"LDCQ": TINY_LDCQ, "LatentDiffuser": TINY_LATENT_DIFFUSER, "BC": {"hidden": (8,), "batch_size": 4}},
 }
-NOTHING = TINY | {"gradient_steps": {}}  # but the start-up
+NOTHING = TINY | {"gradient_steps": {}, "memory": {}}  # but the start-up
 
 
 # ---------------------------------------------------------------- worker
@@ -240,13 +241,17 @@ def test_this_tree_on_tiny_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(speed, "SIZES", TINY)
     assert time_agents.main(["--repetitions=1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    steps = [("LDCQ", ("vae", "prior", "q")), ("LatentDiffuser", ("vae", "prior", "energy"))]
+    steps = [("LDCQ", ("vae", "prior", "q")), ("LatentDiffuser", ("vae", "values", "prior", "energy"))]
     expected = {f"{agent}: gradient step of {stage}" for agent, stages in steps for stage in stages}
     expected |= {f"{agent}: once, before {stages[-1]}" for agent, stages in steps} | {"BC: gradient step"}
+    expected |= {"BC: memory, 200,000 rows"}
     for envs in ("1 environment", "3 environments"):
         expected |= {f"{agent}: {what}, {envs}" for agent, _ in steps for what in ("plan", "step of a plan")}
     assert {row["what"] for row in rows if not row["what"].startswith("start-up")} == expected
     assert all(row["seconds"][THIS][0] > 0 for row in rows if "once" not in row["what"])
+    (memory,) = (row["seconds"][THIS][0] for row in rows if "memory" in row["what"])
+    assert 1e5 < memory < 3e8  # the arrays have 12 MB
+    assert "| BC: memory, 200,000 rows | " in (tmp_path / "speed.md").read_text()
     assert SPEED.problems(tmp_path) == []
     page = (tmp_path / "speed.md").read_text()
     assert "- `LDCQ fast`: latent_dim 16, horizon 30," in page
