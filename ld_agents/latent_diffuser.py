@@ -285,9 +285,10 @@ class LatentDiffuser(OfflineAlgorithm):
             losses = {"q": F.mse_loss(policy.q_function(*self._steps(row)), targets)}
             if s.return_targets == "expectile":
                 losses["value"] = expectile_loss(targets - policy.value(self.states(row)), s.expectile).mean()
-            descend(optimizer, torch.stack(list(losses.values())).sum())
+            loss = torch.stack(list(losses.values())).sum()
+            descend(optimizer, loss)
             polyak_update(tuple(online.parameters()), tuple(average.parameters()), s.return_average_rate)
-            yield {name: loss.detach() for name, loss in losses.items()}
+            yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def _steps(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """States and standardized actions. Shapes [B] -> [B, S], [B, A]."""

@@ -48,7 +48,7 @@ from ld_agents.common.offline_algorithm import Losses, Stage, in_bfloat16
 STAGES = {
     "LDCQ": ["vae", "prior", "q"],
     "LDCQ-gaussian": ["vae", "q"],
-    "LatentDiffuser": ["vae", "prior", "energy"],
+    "LatentDiffuser": ["vae", "values", "prior", "energy"],
     **{baseline: ["train"] for baseline in ("BC", "TD3BC", "ReBRAC", "IQL", "CQL")},
 }
 _TD3_PARTS = {"actor", "target_actor", "critics", "target_critics"}
@@ -67,7 +67,7 @@ EARLIER_PARTS: dict[str, set[str]] = {
     "LDCQ-gaussian": {"vae", "latent_mean", "latent_std", "reward_scale"},
     "LatentDiffuser": {
         *("vae", "denoiser", "denoiser_average", "latent_mean", "latent_std", "token_mean", "token_std"),
-        *("q_average", "return_mean", "return_std", "scale_of_state"),
+        *("q_function", "q_average", "return_mean", "return_std", "scale_of_state"),
     },
 }
 
@@ -299,7 +299,8 @@ def test_log_interval(name: str, dataset: OfflineDataset) -> None:
 
 
 def test_budget_of_nothing(name: str, dataset: OfflineDataset) -> None:
-    nothing = {f"{stage}_steps" if stage != "train" else "steps": 0 for stage in STAGES[name]}
+    names = {"train": "steps", "values": "value_steps"}
+    nothing = {names.get(stage, f"{stage}_steps"): 0 for stage in STAGES[name]}
     agent = make_agent(name, dataset, **nothing)
     assert agent.learn().num_timesteps == 0
     assert agent.learn(3).num_timesteps == 3
