@@ -119,4 +119,5 @@ class Files:
         self.checkpoint = out / "checkpoints" / f"{name}.zip"
         self.partial = out / "checkpoints" / f"{name}.json"
         self.model = out / "models" / f"{name}.zip"
+        self.failure = out / "failures" / f"{name}.json"
         self.log = out / "logs" / f"{name}.log"
