@@ -120,7 +120,7 @@ def add_suite(pages: Pages, folder: Path) -> str:
     }
     for name, draw in figures.drawings(runs, numbers, groups).items():
         pages.made[folder / "figures" / name] = draw, source
-    return tables.table_terminal(texts, runs, failures)
+    return tables.table_terminal(texts, runs)
 
 
 def all_pages(root: Path) -> Pages:

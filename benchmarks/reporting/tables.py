@@ -141,9 +141,7 @@ def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[M
     return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {escaped(line)}\n" for line in lines)
 
 
-def table_terminal(
-    texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]] = (), width: int = 120
-) -> str:
+def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
     """The table for a terminal of that width; names that are too long lose their beginning."""
     shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", "published, env", "source"])
     shown["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in shown["dataset"]]
@@ -156,7 +154,7 @@ def table_terminal(
     for name in ("dataset", "agent"):  # to the left, numbers to the right
         shown[name] = [_short(text, widths[name]).ljust(widths[name]) for text in shown[name]]
         shown = shown.rename(columns={name: name.ljust(widths[name])})
-    lines = [describe(runs), "", shown.to_string(index=False), "", *notes(runs), *reasons(failures), origin(runs)]
+    lines = [describe(runs), "", shown.to_string(index=False), "", *notes(runs), origin(runs)]
     wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(wrap(line) if len(line) > width and "\n" not in line else line for line in lines)
 
