@@ -24,7 +24,7 @@ import pandas as pd
 import timing
 from files import write_text
 from reporting import aggregates, datasets_table, figures, overview, tables
-from reporting.runs import digest, frame, read_runs
+from reporting.runs import digest, frame, read_failures, read_runs
 from suites import ALL_AGENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,10 +108,12 @@ def add_suite(pages: Pages, folder: Path) -> str:
     runs, skipped = suite_runs(folder)
     pages.problems += skipped
     numbers, texts = tables.score_tables(runs)
+    failures = read_failures(folder)
+    texts = tables.with_failures(texts, failures)
     groups, source = aggregates.aggregate(runs), digest(runs)
     pages.folders += [folder / "tables", folder / "figures"]
     pages.made |= {
-        folder / "tables" / "table.md": tables.table_markdown(texts, runs),
+        folder / "tables" / "table.md": tables.table_markdown(texts, runs, failures),
         folder / "tables" / "table.csv": tables.table_csv(numbers),
         folder / "tables" / "aggregates.md": aggregates.aggregates_markdown(groups),
         folder / "tables" / "aggregates.csv": aggregates.aggregates_csv(groups),

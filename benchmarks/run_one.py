@@ -3,8 +3,8 @@
     python benchmarks/run_one.py --agent "LDCQ[horizon=10]" --dataset ld-agents/pointmaze/umaze-v0 --out results/mine
 
 `run_suite.py` starts one such process per run. While the agent learns, a checkpoint is kept up to date in
-OUT/checkpoints, from which a killed run resumes when it is started again. The result OUT/runs/NAME.json is written
-once and never edited.
+OUT/checkpoints, with the one before it; a killed run resumes from there when it is started again. The result
+OUT/runs/NAME.json is written once and never edited.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
+import checkpoint
 import provenance
 from files import write_json
 from ld_agents.data.replay import replay_check
@@ -76,7 +77,7 @@ def thin(points: Sequence[Any], limit: int = LOSS_POINTS) -> list[Any]:
 class Progress(BaseCallback):
     """Follows a learning agent: learning curve, rolling checkpoint, a line of progress every 5 %.
 
-    A killed run resumes from the agent in `files.checkpoint` and `self.record` in `files.partial`.
+    A killed run resumes from the agent and `self.record`, which are in the checkpoint together.
     """
 
     model: Any
@@ -131,9 +132,8 @@ class Progress(BaseCallback):
     def save(self) -> None:
         """Bring the checkpoint up to date; the time it takes does not count as learning."""
         self._pause()
-        self.model.save(self.files.checkpoint)
         self.record["learn_seconds"] = round(self.learn_seconds, 3)
-        write_json(self.files.partial, self.record)
+        checkpoint.write(self.files.checkpoint, self.run.name, self.model, self.record)
         self._resumed_at = self._saved_at = time.perf_counter()
 
 
@@ -141,18 +141,22 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
     """The agent of a run and the record of its learning: from the run's checkpoint if there is one, else new."""
     name, settings = parse_spec(run.agent)
     cls, files = agent_class(name), Files(out, run.name)
-    if files.checkpoint.exists() and files.partial.exists():
+    for path in (files.checkpoint, checkpoint.previous(files.checkpoint)):
+        if not path.exists():
+            continue
         try:
-            record = json.loads(files.partial.read_text())
+            record, stream = checkpoint.read(path, run.name)
             if record["dataset_hash"] != dataset.content_hash:
-                raise ValueError("it was trained on other data")
-            agent = cls.load(files.checkpoint, dataset=dataset)
-        except Exception as error:  # whatever is wrong with a checkpoint, the run can start over
-            print(f"starting over, the checkpoint is unusable: {error}", flush=True)
+                raise ValueError(f"{path} was trained on other data")
+            agent = cls.load(stream, dataset=dataset)
+        except Exception as error:  # whatever is wrong with a checkpoint, the run can go on without it
+            print(f"the checkpoint is unusable: {error}", flush=True)
         else:
             record["resumes"] += 1
             print(f"resuming from the checkpoint at gradient step {agent.num_timesteps:,}", flush=True)
             return agent, record
+    if files.checkpoint.exists() or checkpoint.previous(files.checkpoint).exists():
+        print("starting over, the checkpoint is unusable", flush=True)
 
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
@@ -284,8 +288,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_json(files.result, result)
-    files.checkpoint.unlink(missing_ok=True)
-    files.partial.unlink(missing_ok=True)
+    checkpoint.remove(files.checkpoint)
     solved = "" if None in outcome.successes else f", {sum(map(bool, outcome.successes))} successful,"
     print(f"finished: mean return {fmean(outcome.returns):.4g}{solved} over {run.episodes} episodes", flush=True)
     return files.result

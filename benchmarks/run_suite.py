@@ -25,6 +25,7 @@ from types import FrameType
 from tqdm import tqdm
 
 import report
+from files import write_json
 from specs import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
 from suites import SUITES, Suite
 
@@ -110,6 +111,11 @@ def why_failed(code: int, files: Files) -> str | None:
     return last_line(files.log) or f"ended with exit code {code} and no output"
 
 
+def keep_failure(run: Run, out: Path, reason: str) -> None:
+    """Write down why a run failed, for the tables; its result takes the place of that."""
+    write_json(Files(out, run.name).failure, dataclasses.asdict(run) | {"reason": reason})
+
+
 def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
     """Ask runs to save their checkpoints and end; kill those that do not."""
     for process in processes:
@@ -164,6 +170,9 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                 files = Files(out, run.name)
                 if reason := why_failed(alive.pop(run).returncode, files):
                     failures[run] = reason
+                    keep_failure(run, out, reason)
+                else:
+                    files.failure.unlink(missing_ok=True)
                 outcome = f"FAILED, {reason}" if reason else last_line(files.log)
                 done = len(runs) - len(waiting) - len(alive)
                 bar.write(f"{clock} {done}/{len(runs)} {title(run)}: {outcome}", file=sys.stdout)
@@ -244,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing))
             failures = {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
+            for run, reason in failures.items():
+                keep_failure(run, out, reason)
             runnable = [run for run in missing if run not in failures]
             failures |= do_runs(runnable, out, options.jobs, min(suite.seeds), options.imports)
     except KeyboardInterrupt:

@@ -116,7 +116,7 @@ class Files:
 
     def __init__(self, out: Path, name: str) -> None:
         self.result = out / "runs" / f"{name}.json"
-        self.checkpoint = out / "checkpoints" / f"{name}.zip"
-        self.partial = out / "checkpoints" / f"{name}.json"
+        self.checkpoint = out / "checkpoints" / f"{name}.ckpt"
         self.model = out / "models" / f"{name}.zip"
+        self.failure = out / "failures" / f"{name}.json"
         self.log = out / "logs" / f"{name}.log"

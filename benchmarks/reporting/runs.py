@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,7 +22,20 @@ FIRST_CONTACT = "first contact"
 SUCCESS = "success"
 PROTOCOLS = (ENV, FIRST_CONTACT)
 
+MAX_BYTES = 32 << 20  # of a run file
+
 RunFile = dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of bounded size.
+
+    Raises:
+        ValueError: the file is too large or no JSON.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB, which no run file is")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_runs(folder: Path) -> tuple[list[RunFile], list[str]]:
@@ -29,14 +43,28 @@ def read_runs(folder: Path) -> tuple[list[RunFile], list[str]]:
     runs, skipped = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            run = json.loads(path.read_text())
+            run = read_json(path)
             _check_run(run)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _row(run)
+            json.dumps(run, allow_nan=False)  # reading takes NaN and infinity, which are in no sound file
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             skipped.append(f"{path.name}: {reason}")
         else:
             runs.append(run)
     return runs, skipped
+
+
+def read_failures(folder: Path) -> list[RunFile]:
+    """Runs of a suite that failed and have no result: `Run`'s fields and the reason. Unreadable files count as none."""
+    failures = []
+    for path in sorted((folder / "failures").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            run = read_json(path)
+            names = {key: str(run[key])[:300] for key in ("agent", "dataset", "seed", "preset", "reason")}
+            if not (folder / "runs" / path.name).exists():
+                failures.append(names)
+    return failures
 
 
 def _check_run(run: RunFile) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -58,7 +60,13 @@ def bracketed(estimate: Estimate) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """A frame of texts in Markdown; pandas' own `to_markdown` needs one more package, and pads every column."""
     lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
-    return "".join("| " + " | ".join(str(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)
+    cells = ([escaped(str(text)).replace("|", "\\|") for text in line] for line in lines)
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def escaped(text: str) -> str:
+    """Text from a run file for a page: on one line, without HTML and links."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -102,6 +110,21 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(numbers), table.rename(columns={SUCCESS: "success %"})
 
 
+def with_failures(texts: pd.DataFrame, failures: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """The texts with a row for each agent that failed on a dataset, with how many seeds."""
+    counts = Counter((run["dataset"], run["agent"], run["preset"]) for run in failures)
+    rows = [
+        {"dataset": dataset, "agent": agent, "preset": preset, "seeds": f"{n} failed", "env": "failed"}
+        for (dataset, agent, preset), n in counts.items()
+    ]
+    return pd.concat([texts, pd.DataFrame(rows, columns=texts.columns, dtype=object).fillna("–")]) if rows else texts
+
+
+def reasons(failures: Sequence[Mapping[str, str]]) -> list[str]:
+    """Why runs failed, for the notes."""
+    return [f"FAILED: {run['agent']} on {run['dataset']}, seed {run['seed']}: {run['reason']}" for run in failures]
+
+
 def table_csv(numbers: pd.DataFrame) -> str:
     """The table for machines."""
     shown = numbers.drop(columns=["label", "is_policy", "published, env", "source"])
@@ -110,11 +133,12 @@ def table_csv(numbers: pd.DataFrame) -> str:
     return str(shown.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
 
 
-def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame) -> str:
+def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]] = ()) -> str:
     """The table for people, with its head and notes."""
     explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
     head = HEAD.format(description=describe(runs), explained=explained)
-    return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {line}\n" for line in [*notes(runs), origin(runs)])
+    lines = [*notes(runs), *reasons(failures), origin(runs)]
+    return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {escaped(line)}\n" for line in lines)
 
 
 def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:

@@ -1,9 +1,11 @@
 """The file of a saved agent: a zip of one JSON and two safetensors members, all stored uncompressed. No pickle.
 
 `agent.json` describes the agent, `weights.safetensors` holds its networks, `training.safetensors` what `learn` needs to
-resume. Reading executes nothing from the file, and needs no more memory than the file's own size.
+resume; the first has the SHA-256 of the others. Reading executes nothing from the file, and needs no more memory than
+the file's own size.
 """
 
+import hashlib
 import io
 import json
 import pathlib
@@ -20,6 +22,7 @@ from ld_agents.data.storage import whole
 
 _FORMAT = 1
 _MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
+_NO_TENSORS = safetensors.torch.save({})
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -30,11 +33,16 @@ def write(
     training: dict[str, Tensor],
 ) -> None:
     """Writes the three members to a file, atomically, or to a stream. A path without suffix gets ".zip"."""
+    tensors = {
+        "weights.safetensors": safetensors.torch.save(weights),
+        "training.safetensors": safetensors.torch.save(training),
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in tensors.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("agent.json", json.dumps({"format": _FORMAT, **description}, indent=1))
-        archive.writestr("weights.safetensors", safetensors.torch.save(weights))
-        archive.writestr("training.safetensors", safetensors.torch.save(training))
+        archive.writestr("agent.json", json.dumps({"format": _FORMAT, **description, "sha256": sums}, indent=1))
+        for name, content in tensors.items():
+            archive.writestr(name, content)
     if not isinstance(path, str | pathlib.Path):
         path.write(buffer.getvalue())
         return
@@ -60,6 +68,8 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
                 )
             if missing := {"agent.json", "weights.safetensors"} - set(members):
                 raise ValueError(f"{source_name(path)} is not an ld_agents file: it lacks {sorted(missing)}.")
+            if len(members) < len(archive.infolist()):
+                raise ValueError(f"{source_name(path)} holds a member twice, which save never does. Not read.")
             for info in members.values():
                 # members are stored as they are, so nothing can grow when it is read
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -69,12 +79,9 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
             if members["agent.json"].file_size > _MAX_JSON_BYTES:
                 raise ValueError(f"{source_name(path)}: agent.json is larger than {_MAX_JSON_BYTES} bytes. Not read.")
             description = json.loads(archive.read("agent.json"))
-            weights = safetensors.torch.load(archive.read("weights.safetensors"))
-            training = (
-                safetensors.torch.load(archive.read("training.safetensors"))
-                if "training.safetensors" in members
-                else {}
-            )
+            contents = {name: archive.read(name) for name in members if name != "agent.json"}
+            weights = safetensors.torch.load(contents["weights.safetensors"])
+            training = safetensors.torch.load(contents.get("training.safetensors", _NO_TENSORS))
     except RecursionError as error:
         raise ValueError(f"{source_name(path)}: agent.json is nested too deeply.") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, RuntimeError) as error:
@@ -86,6 +93,11 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
         raise ValueError(f"{source_name(path)}: the weights are damaged ({error}).") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ValueError(f"{source_name(path)} is not of format {_FORMAT}, the one this version of ld_agents reads.")
+    # earlier versions wrote no sums; those of the zip itself do not tell that a member is of another agent
+    sums = description.get("sha256", {})
+    for name, content in contents.items():
+        if sums and (not isinstance(sums, dict) or hashlib.sha256(content).hexdigest() != sums.get(name)):
+            raise ValueError(f"{source_name(path)}: {name} is not what agent.json belongs to. Copy or save it again.")
     return description, weights, training
 
 

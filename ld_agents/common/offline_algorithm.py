@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ld_agents.common import agent_file
+from ld_agents.common.divergence import DivergedError, bad_tensor
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import explained
 from ld_agents.common.staged_training import Losses, Stage, StagedTraining, in_bfloat16
@@ -32,7 +33,7 @@ from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation import scores
 
-__all__ = ["Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
+__all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
 
 
 class _SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -278,9 +279,13 @@ class OfflineAlgorithm(StagedTraining):
         Args:
             path: file name (".zip" is added where there is no suffix) or a binary stream.
             exclude, include: part of SB3's signature; the format is fixed, so they must be None.
+
+        Raises:
+            DivergedError: weights or optimizers are not finite, or weights above `max_weight`.
         """
         if exclude is not None or include is not None:
             raise ValueError("The file format is fixed: save takes no exclude and no include.")
+        self.check_finite()
         description = {
             **self.config(),
             "observation_space": agent_file.space_to_json(self.observation_space),
@@ -364,6 +369,9 @@ class OfflineAlgorithm(StagedTraining):
             with torch.device("meta"):
                 agent.policy = agent._make_policy()
             agent_file.check_tensors(weights, agent.policy.state_dict(), path)
+            optimizers = {name: value for name, value in training.items() if ".optimizer." in name}
+            if (bad := bad_tensor(weights | optimizers)) is not None:
+                raise ValueError(f"{agent_file.source_name(path)}: {bad}. Train the agent anew.")
             trained = {name: parameter.requires_grad for name, parameter in agent.policy.named_parameters()}
             agent.policy.load_state_dict(weights, assign=True)
             for name, parameter in agent.policy.named_parameters():

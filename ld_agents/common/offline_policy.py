@@ -147,6 +147,11 @@ class OfflinePolicy(BasePolicy):
         assert isinstance(self.action_space, spaces.Box)
         array = actions.cpu().numpy().reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         array = np.clip(array, self.action_space.low, self.action_space.high)  # a float64 bound is no float32 number
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"Actions hold {array[~np.isfinite(array)][0]}. The agent has diverged, or these observations are far "
+                "from all it learned from. Train it anew, or look at what it is given."
+            )
         return (array[0] if single else array), state
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
@@ -180,6 +185,8 @@ class OfflinePolicy(BasePolicy):
                 f"Expected one observation of shape ({self.state_dim},) or a batch of shape (n, {self.state_dim}), "
                 f"got {flat.shape}."
             )
+        if not np.isfinite(flat).all():
+            raise ValueError(f"The observation holds {flat[~np.isfinite(flat)][0]}. Agents act on finite numbers.")
         return np.atleast_2d(flat), flat.ndim == 1
 
     def save(self, path: str) -> None:

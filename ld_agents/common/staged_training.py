@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, Pr
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from ld_agents.common.divergence import CHECK_STEPS, DivergedError, bad_loss, bad_tensor, bad_weight
 from ld_agents.common.memory import free_memory
 from ld_agents.common.offline_policy import OfflinePolicy
 from ld_agents.data.dataset import OfflineDataset
@@ -74,6 +75,9 @@ class StagedTraining(BaseAlgorithm):
     generator: torch.Generator
     cpu_bf16: bool
     _dataset_identity: dict[str, str]
+    max_weight: ClassVar[float] = 1e3
+    """Size of a weight above which training has diverged. Adam moves a weight by about its learning rate, so a million
+    steps of 3e-4 could not take it there."""
 
     def _begin_untrained(self) -> None:
         self.generator = self.derived_generator("training")
@@ -119,6 +123,9 @@ class StagedTraining(BaseAlgorithm):
             reset_num_timesteps: False continues: stages that are finished are not redone, and the steps go to the
                 unfinished ones (if there are none, to the last). The networks keep their weights either way.
             progress_bar: show one.
+
+        Raises:
+            DivergedError: a loss or weight is not finite, or a weight is above `max_weight`.
         """
         if self.dataset is None:
             raise ValueError(
@@ -168,6 +175,7 @@ class StagedTraining(BaseAlgorithm):
     def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
         self.policy.set_training_mode(True)
         steps = in_bfloat16(stage.train()) if self.cpu_bf16 else stage.train()
+        unchecked: list[Losses] = []
         while True:
             started = time.perf_counter()
             losses = next(steps, None)
@@ -180,6 +188,10 @@ class StagedTraining(BaseAlgorithm):
                 started = time.perf_counter()
                 next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
                 self.stage_seconds[stage.name] += time.perf_counter() - started
+            unchecked.append(losses)
+            if len(unchecked) == CHECK_STEPS or self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+                self._check_step(stage.name, unchecked)
+                unchecked = []
             self._n_updates += 1
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             if log_interval is not None and self.num_timesteps % log_interval == 0:
@@ -192,6 +204,23 @@ class StagedTraining(BaseAlgorithm):
                 return False
             if not self.policy.training:  # a callback has evaluated
                 self.policy.set_training_mode(True)
+
+    def _check_step(self, stage: str, unchecked: list[Losses]) -> None:
+        loss, weight = bad_loss(unchecked), bad_weight(self.policy, self.max_weight)
+        if loss is None and weight is None:
+            return
+        step = self.stage_steps[stage] - len(unchecked) + 1 + (loss[0] if loss else 0)
+        when = f"at gradient step {step}: {loss[1]}" if loss else f"by gradient step {self.stage_steps[stage]}"
+        raise DivergedError(
+            f"{type(self).__name__} diverged in stage {stage} {when}; first bad tensor: {weight or 'none'}. Lower the "
+            "learning rate, or look for extreme values in the data. What was saved before is good."
+        )
+
+    def check_finite(self) -> None:
+        """Raises DivergedError if weights or optimizers hold what must not be saved."""
+        optimizers = {name: value for name, value in self.training_state().items() if ".optimizer." in name}
+        if (bad := bad_weight(self.policy, self.max_weight) or bad_tensor(optimizers)) is not None:
+            raise DivergedError(f"{type(self).__name__} has diverged and is not saved: {bad}. Lower the learning rate.")
 
     def _plan_budget(self, total: int | None, reset: bool) -> None:
         full = {stage.name: stage.gradient_steps for stage in self.stages()}

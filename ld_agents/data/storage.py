@@ -10,14 +10,28 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails."""
+    """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails.
+
+    What is there after a crash or power cut is the old file or the new one: the disk has the content before the name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
+        if os.name == "posix":
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def dataset_folder(dataset_id: str) -> Path:

@@ -81,7 +81,8 @@ def evaluate(
         an `Evaluation` with raw numbers; normalize them with `ld_agents.evaluation.scores`.
 
     Raises:
-        ValueError: when `n_episodes` or `n_envs` is below one, or `predict` returns a wrong number of actions.
+        ValueError: when `n_episodes` or `n_envs` is below one, `predict` returns a wrong number of actions,
+            or actions or rewards are not finite.
     """
     if n_episodes < 1 or n_envs < 1:
         raise ValueError(f"n_episodes and n_envs must be at least 1, got {n_episodes} and {n_envs}")
@@ -111,6 +112,8 @@ def evaluate(
                     f"predict returned {len(actions)} actions for {len(running)} environments; it must return one row "
                     "for each row of the observation"
                 )
+            if not np.isfinite(actions).all():
+                raise ValueError("predict returned an action that is not finite: nothing is scored.")
             episode_start = np.zeros(len(running), dtype=bool)
             kept = []
             for i, (env, j) in enumerate(zip(running, episodes, strict=True)):
@@ -141,6 +144,8 @@ def evaluate(
         for env in envs:
             env.close()
 
+    if not np.isfinite(returns).all():
+        raise ValueError("The environment paid a reward that is not finite: nothing is scored.")
     milliseconds = 1000 * np.array(call_seconds)
     return Evaluation(
         returns=returns.tolist(),

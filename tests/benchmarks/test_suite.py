@@ -197,7 +197,9 @@ def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
         in text
     )
     assert "2 of 3 runs failed" in text
-    (row,) = (line.split() for line in text.splitlines() if line.startswith("pointmaze/umaze-10k-v0") and good in line)
+    rows = [line.split() for line in text.splitlines() if line.startswith("pointmaze/umaze-10k-v0")]
+    assert {row[1]: row[3] for row in rows if row[3] == "failed"} == {raising: "failed", killed: "failed"}
+    (row,) = (row for row in rows if row[1] == good)
     assert row[1:3] == [good, "regenerated"], "the table shows what is finished"
     (path,) = (out / "runs").iterdir()
     first = path.read_bytes()
@@ -264,7 +266,7 @@ def test_interrupted_suite_goes_on(suite_environment: Path, capsys: pytest.Captu
     )
     try:
         deadline = time.monotonic() + 60
-        while not list(out.glob("checkpoints/*.json")):  # written when the second stage starts
+        while not list(out.glob("checkpoints/*.ckpt")):  # written when the second stage starts
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
@@ -290,7 +292,6 @@ def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     files = specs.Files(tmp_path, run.name)
     files.checkpoint.parent.mkdir()
     files.checkpoint.write_bytes(b"half a file")
-    write_json(files.partial, {"dataset_hash": dataset.content_hash, "resumes": 0})
     agent, record = run_one.start_or_resume(run, tmp_path, dataset)
     assert "starting over, the checkpoint is unusable" in capsys.readouterr().out
     assert agent.num_timesteps == 0
