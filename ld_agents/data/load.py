@@ -20,7 +20,8 @@ def load_dataset(source: str | Path, *, goal: Goal = "relabel", download: bool =
         source: a Minari id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``,
             ``medium-v0``, ``large-v0`` (made on this machine when missing, a minute or two), the path of a D4RL file
             (ends in ``.hdf5`` or ``.h5``), or D4RL's name of one, such as ``hopper-medium-v2``, which is looked for
-            where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``). What is done to the
+            where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``) unless the local Minari
+            folder holds a set of that name. What is done to the
             recordings of each benchmark family is in ``ld_agents/data/rewards.py``.
         goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
@@ -33,9 +34,13 @@ def load_dataset(source: str | Path, *, goal: Goal = "relabel", download: bool =
     """
     if goal not in ("relabel", "keep"):
         raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
-    if isinstance(source, Path) or source.endswith((".hdf5", ".h5")) or source in D4RL_TASKS:
-        path = find_d4rl_file(str(source)) if source in D4RL_TASKS else source
-        return to_dataset(read_d4rl(path, goals=goal == "keep"), goal)
+    if isinstance(source, Path) or source.endswith((".hdf5", ".h5")):
+        return to_dataset(read_d4rl(source, goals=goal == "keep"), goal)
+    task, _, version = source.rpartition("-")
+    if (known := [name for name in D4RL_TASKS if name.rpartition("-")[0] == task]) and not is_local(source):
+        if source not in known:
+            raise FileNotFoundError(f"D4RL has no {version} of {task}. Choose one of {', '.join(known)}.")
+        return to_dataset(read_d4rl(find_d4rl_file(source), goals=goal == "keep"), goal)
     if source in BUILT_IN and not is_local(source):
         maze, n_steps, episodes = BUILT_IN[source]
         generate(maze, source, n_steps, evaluation_episodes=episodes)
