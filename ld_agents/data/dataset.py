@@ -230,7 +230,8 @@ class OfflineDataset:
             if missing:
                 raise ValueError(f"The observation space has no key {missing[0]!r}, only {tuple(space.spaces)}.")
             parts = {key: space.spaces[key] for key in self.observation_keys}
-            space = spaces.Dict(parts)  # what is not learned from is neither saved nor asked for
+            boxes = {key: part for key, part in space.spaces.items() if key in parts or isinstance(part, spaces.Box)}
+            space = spaces.Dict(boxes)  # other kinds could not be saved, and are not learned from
         for key, part in parts.items():
             if not isinstance(part, spaces.Box) or len(part.shape) != 1:
                 raise TypeError(
