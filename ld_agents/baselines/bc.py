@@ -5,7 +5,8 @@ the data go both ways the actor goes the mean way: what the planners are compare
 
 `best_fraction=0.1` is 10 % BC (Chen et al. 2021, arXiv 2106.01345, section 5.1): it clones the best tenth of the
 episodes, by discounted return as in CORL. CORL ends its trajectories at terminals and every 1000 steps, and so joins
-episodes that end by timeout (all of Maze2D's); here a trajectory is an episode. CORL normalizes observations by the
+episodes that end by timeout (all of Maze2D's); here a trajectory is an episode, or the
+whole recording where that goes on after terminals, as AntMaze's does at the goal. CORL normalizes observations by the
 kept episodes, we by all.
 """
 
@@ -66,12 +67,13 @@ class BC(OfflineAlgorithm):
             yield {"loss": loss.detach()}
 
     def best_rows(self) -> Tensor:
-        """The steps of the episodes with the highest discounted returns, at least one episode. Shape [M] int64."""
-        returns = episode_returns(self.data, self.settings.return_discount)
+        """The steps of the recordings with the highest discounted returns, at least one recording. Shape [M] int64."""
+        ends = self.data.recording_ends
+        returns = episode_returns(self.data, self.settings.return_discount, ends)
         kept = torch.zeros(len(returns), dtype=torch.bool, device=self.device)
         best = returns.argsort(descending=True, stable=True)
         kept[best[: max(1, int(self.settings.best_fraction * len(returns)))]] = True
-        return torch.nonzero(kept[episode_of_steps(self.data)]).reshape(-1)
+        return torch.nonzero(kept[episode_of_steps(self.data, ends)]).reshape(-1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,7 +84,7 @@ class BCSettings:
     learning_rate: Fraction = 3e-4
     batch_size: BatchSize = 256
     normalize_observations: bool = True
-    best_fraction: Fraction = 1.0  # of the episodes that are cloned
+    best_fraction: Fraction = 1.0  # of the recordings that are cloned
     return_discount: Fraction = 0.99  # of the returns that episodes are chosen by
     steps: GradientSteps = 1_000_000
 

@@ -131,16 +131,17 @@ def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_r
     return scale * rewards + shift
 
 
-def episode_returns(data: OfflineDataset, discount: float = 1.0) -> Tensor:
-    """Sum of discount^t r_t over each episode, t counted from its beginning. Shape [E] float64."""
-    episode = episode_of_steps(data)
-    begins = torch.cat([data.episode_ends.new_zeros(1), data.episode_ends[:-1]])
+def episode_returns(data: OfflineDataset, discount: float = 1.0, ends: Tensor | None = None) -> Tensor:
+    """Sum of discount^t r_t over each episode (or what ends at `ends`), t counted from its start. Shape [E] float64."""
+    ends = data.episode_ends if ends is None else ends
+    episode = episode_of_steps(data, ends)
+    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
     t = torch.arange(data.n_steps, device=episode.device) - begins[episode]
-    returns = torch.zeros(data.n_episodes, dtype=torch.float64, device=episode.device)
+    returns = torch.zeros(len(ends), dtype=torch.float64, device=episode.device)
     return returns.index_add_(0, episode, data.rewards * discount ** t.double())
 
 
-def episode_of_steps(data: OfflineDataset) -> Tensor:
-    """The number of the episode that each step belongs to. Shape [N] int64."""
-    steps = torch.arange(data.n_steps, device=data.episode_ends.device)
-    return torch.searchsorted(data.episode_ends, steps, right=True)
+def episode_of_steps(data: OfflineDataset, ends: Tensor | None = None) -> Tensor:
+    """The number of the episode that each step belongs to, or of what ends at `ends` [E]. Shape [N] int64."""
+    ends = data.episode_ends if ends is None else ends
+    return torch.searchsorted(ends, torch.arange(data.n_steps, device=ends.device), right=True)

@@ -54,9 +54,10 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
     """Returns the three members of a saved agent, checked before they are unpacked."""
     if isinstance(path, str | pathlib.Path):
         path = pathlib.Path(path)
+        if not path.is_file() and path.with_name(f"{path.name}.zip").is_file():  # also of bc.v1, as in SB3
+            path = path.with_name(f"{path.name}.zip")
         if not path.is_file():
             path = _with_suffix(path)
-        if not path.is_file():
             raise FileNotFoundError(f"There is no saved agent at {path}.")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -124,7 +125,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 def space_from_json(data: dict[str, Any]) -> spaces.Space:
     if "dict" in data:
         return spaces.Dict({str(key): space_from_json(value) for key, value in data["dict"].items()})
-    if data["dtype"] not in ("float32", "float64"):
+    if np.dtype(data["dtype"]).kind not in "fiu":
         raise TypeError(f"a space of type {data['dtype']!r}")
     dtype = np.dtype(data["dtype"])
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import pathlib
 import platform
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
@@ -19,7 +20,8 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
@@ -34,6 +36,9 @@ from ld_agents.data.load import load_dataset
 from ld_agents.evaluation import scores
 
 __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
+
+
+_ROWS_PER_BLOCK = 262_144
 
 
 class _SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -53,12 +58,33 @@ class _SpacesOnlyEnv(gym.Env[Any, Any]):
         raise RuntimeError("Offline agents learn from a dataset. Evaluate on an environment of your own.")
 
 
+def _refuse_normalized(env: Any) -> None:
+    """Raise for an environment, vector environment or None that scales what the agent learned as it was recorded."""
+    layers, normalizing = [env], ("VecNormalize", "NormalizeObservation", "NormalizeReward")
+    for layer in layers:
+        if type(layer).__name__ in normalizing:
+            raise ValueError(
+                f"{type(layer).__name__} is around the environment, but the agent learned from what was recorded, and "
+                "normalizes that itself where its settings say so. Leave it out."
+            )
+        layers += filter(None, [getattr(layer, "venv", None), vars(layer).get("env") if layer is not None else None])
+        layers += getattr(layer, "envs", [])
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each column, summed in float64 without a copy of the whole. Shapes [N, S] -> [S], [S]."""
+    blocks = rows.split(_ROWS_PER_BLOCK)
+    mean = sum((block.sum(0, dtype=torch.float64) for block in blocks), torch.zeros(())) / len(rows)
+    squares = sum(((block - mean).square().sum(0) for block in blocks), torch.zeros(()))
+    return mean, (squares / len(rows)).sqrt()
+
+
 class OfflineAlgorithm(StagedTraining):
     """Learns from a fixed dataset, behind the API of Stable-Baselines3.
 
     Args:
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
-        dataset: a Minari id, the path of a D4RL .hdf5 file, or an `OfflineDataset`.
+        dataset: an `OfflineDataset`, or whatever `load_dataset` takes.
         preset: "fast" (minutes on a CPU) or "paper" (published sizes). None: "paper" on a GPU, else "fast".
         family: the benchmark family whose settings (`family_settings`) go on top of the preset. "auto": that of the
             dataset's name, if it has one; None: no family's.
@@ -85,7 +111,7 @@ class OfflineAlgorithm(StagedTraining):
     def __init__(
         self,
         policy: str,
-        dataset: str | pathlib.Path | OfflineDataset,
+        dataset: Any,
         *,
         preset: str | None = None,
         family: str | None = "auto",
@@ -98,6 +124,7 @@ class OfflineAlgorithm(StagedTraining):
     ) -> None:
         if not isinstance(dataset, OfflineDataset):
             dataset = load_dataset(dataset)
+        settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
         self._initialize(
             policy,
             observation_space=dataset.observation_space,
@@ -106,7 +133,7 @@ class OfflineAlgorithm(StagedTraining):
             state_dim=dataset.observation_dim,
             preset=preset,
             family=scores.family(dataset.info.id) if family == "auto" else family,
-            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed,
+            seed=int(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed),
             device=device,
             verbose=verbose,
             tensorboard_log=tensorboard_log,
@@ -117,9 +144,9 @@ class OfflineAlgorithm(StagedTraining):
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
         self.policy = self._make_policy().to(self.device)
         if getattr(self.settings, "normalize_observations", False):
-            observations = dataset.observations
-            self.policy.observation_mean.copy_(observations.mean(0))
-            self.policy.observation_std.copy_(observations.std(0, correction=0).clamp(min=1e-3))
+            mean, std = _moments(dataset.observations)
+            self.policy.observation_mean.copy_(mean)
+            self.policy.observation_std.copy_(std.clamp(min=1e-3))
 
     def _initialize(
         self,
@@ -257,11 +284,38 @@ class OfflineAlgorithm(StagedTraining):
         return self.policy.predict(observation, state, episode_start, deterministic)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Attaches an environment, for callbacks and `get_env`. Training never steps it."""
+        """Attaches an environment, for callbacks and `get_env`. Training never steps it.
+
+        Raises:
+            ValueError: its spaces are not those of the data, or it normalizes observations or rewards.
+        """
         vec_env = self._wrap_env(env, self.verbose)
-        if not self._takes_dictionaries_of(vec_env.observation_space):
-            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+        _refuse_normalized(vec_env)
+        try:
+            if not self._takes_dictionaries_of(vec_env.observation_space):
+                check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. If the data are in this environment's units, pass its observation_space and action_space to "
+                "OfflineDataset and train on that; otherwise attach the environment that they were recorded in."
+            ) from None
         self.n_envs, self.env = vec_env.num_envs, vec_env
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """SB3's, and what the callbacks ask for in vain is said before training."""
+        made = super()._init_callback(callback, progress_bar)
+        found: list[Any] = [made]
+        for each in found:
+            found += getattr(each, "callbacks", None) or filter(None, [getattr(each, "callback", None)])
+            _refuse_normalized(getattr(each, "eval_env", None))
+            for option in ("save_vecnormalize", "save_replay_buffer"):
+                if getattr(each, option, False):
+                    warnings.warn(
+                        f"{type(each).__name__}({option}=True) saves nothing: offline agents have no such thing. What "
+                        "normalizes observations is saved with the agent, and the data are the dataset's.",
+                        stacklevel=2,
+                    )
+        return made
 
     def _takes_dictionaries_of(self, space: spaces.Space) -> bool:
         return isinstance(space, spaces.Dict) and set(self.observation_keys or ["\0"]) <= set(space.spaces)
@@ -307,7 +361,9 @@ class OfflineAlgorithm(StagedTraining):
                 "stable_baselines3": stable_baselines3.__version__,
             },
         }
-        weights = {name: value.contiguous() for name, value in self.policy.state_dict().items()}
+        # of a module under torch.compile the names begin with _orig_mod
+        state = self.policy.state_dict().items()
+        weights = {name.replace("_orig_mod.", ""): value.contiguous() for name, value in state}
         agent_file.write(path, description, weights, self.training_state())
 
     @classmethod
@@ -320,7 +376,8 @@ class OfflineAlgorithm(StagedTraining):
         print_system_info: bool = False,
         force_reset: bool = True,
         *,
-        dataset: str | pathlib.Path | OfflineDataset | None = None,
+        dataset: Any = None,
+        seed: int | None = None,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> Self:
@@ -333,6 +390,7 @@ class OfflineAlgorithm(StagedTraining):
             custom_objects: part of SB3's signature; ignored.
             print_system_info: print the versions the file was written with.
             dataset: needed to resume `learn`; must be the data that the agent was trained on.
+            seed: of the noise of acting from now on. None: that of the agent.
 
         Raises:
             ValueError: the file is damaged, holds another agent, or does not fit its own description.
@@ -393,6 +451,8 @@ class OfflineAlgorithm(StagedTraining):
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ValueError(f"{agent_file.source_name(path)} is not a valid {cls.__name__} file: {error}") from error
         agent._resumed = training
+        if seed is not None:
+            agent.policy.noise_seed, agent.policy.noise_calls = int(seed), 0
         if dataset is not None:
             agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
         if env is not None:

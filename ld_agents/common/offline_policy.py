@@ -145,7 +145,10 @@ class OfflinePolicy(BasePolicy):
             actions = self.unscale(actions)
             state = None if held is None else (*held, keys.cpu().numpy())
         assert isinstance(self.action_space, spaces.Box)
-        array = actions.cpu().numpy().reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        array = actions.cpu().numpy().reshape(-1, *self.action_space.shape)
+        if self.action_space.dtype.kind in "iu":
+            array = np.rint(array)
+        array = array.astype(self.action_space.dtype)
         array = np.clip(array, self.action_space.low, self.action_space.high)  # a float64 bound is no float32 number
         if not np.isfinite(array).all():
             raise ValueError(
@@ -153,6 +156,12 @@ class OfflinePolicy(BasePolicy):
                 "from all it learned from. Train it anew, or look at what it is given."
             )
         return (array[0] if single else array), state
+
+    def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        """One stateless decision in torch alone, for tracing and export. Shapes [n, S] -> [n, A]."""
+        keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
+        starts = np.ones(len(observation), bool)
+        return self.unscale(self.act(self.normalize(observation.float()), keys, None, starts, deterministic)[0])
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """SB3's inner call: one stateless decision for a batch of observations."""

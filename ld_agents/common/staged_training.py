@@ -129,8 +129,8 @@ class StagedTraining(BaseAlgorithm):
         """
         if self.dataset is None:
             raise ValueError(
-                f"This agent has no dataset. Load it with one: {type(self).__name__}.load(path, "
-                f"dataset={self._dataset_identity.get('id', '...')!r})."
+                f"This agent has no dataset. Load it with one: {type(self).__name__}.load(path, dataset=data). The "
+                f"data are the OfflineDataset that it learned from ({self._dataset_identity.get('id')}), made anew."
             )
         if total_timesteps is not None and total_timesteps < 0:
             raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
@@ -193,12 +193,10 @@ class StagedTraining(BaseAlgorithm):
                 self._check_step(stage.name, unchecked)
                 unchecked = []
             self._n_updates += 1
+            self._last_losses = stage.name, losses
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             if log_interval is not None and self.num_timesteps % log_interval == 0:
-                for name, value in losses.items():
-                    self.logger.record(f"{stage.name}/{name}", value.item())
-                self.logger.record("time/stage_seconds", self.stage_seconds[stage.name])
-                self.logger.dump(self.num_timesteps)
+                self.dump_logs()
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -221,6 +219,14 @@ class StagedTraining(BaseAlgorithm):
         optimizers = {name: value for name, value in self.training_state().items() if ".optimizer." in name}
         if (bad := bad_weight(self.policy, self.max_weight) or bad_tensor(optimizers)) is not None:
             raise DivergedError(f"{type(self).__name__} has diverged and is not saved: {bad}. Lower the learning rate.")
+
+    def dump_logs(self) -> None:
+        """Writes the losses of the last gradient step to the log; SB3's `LogEveryNTimesteps` calls it."""
+        stage, losses = self._last_losses
+        for name, value in losses.items():
+            self.logger.record(f"{stage}/{name}", value.item())
+        self.logger.record("time/stage_seconds", self.stage_seconds[stage])
+        self.logger.dump(self.num_timesteps)
 
     def _plan_budget(self, total: int | None, reset: bool) -> None:
         full = {stage.name: stage.gradient_steps for stage in self.stages()}

@@ -103,7 +103,8 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                     "the episodes have a known length, build OfflineDataset from arrays with the timeouts filled in.",
                     stacklevel=3,
                 )
-        ends = episode_ends(terminals, timeouts)
+        # AntMaze is recorded on after the terminals at its goal
+        ends = episode_ends(terminals & (kind != "antmaze"), timeouts)
         observations, final = {"observation": read("observations")}, None
         if goals:
             observations["desired_goal"] = read("infos/goal")

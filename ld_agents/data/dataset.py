@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from ld_agents.evaluation.eval_env import EvalEnvSpec
+from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env
 
 Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
 
 ACTION_TOLERANCE = 1e-5
+LARGEST = 1e15  # of what is learned from: float32 holds its square, and sums of many squares
 _ROWS_PER_CHECK = 262_144
 
 
@@ -62,6 +64,8 @@ class OfflineDataset:
         action_space: Box. None: [-1, 1] if all actions fit, otherwise the range of the data.
         final_observations: [E, S], the observation after the last action of each episode. A row of NaN means unknown.
         observation_keys: keys of a Dict observation, in the order in which they are concatenated to S numbers.
+        recording_ends: [R] exclusive end rows of the recordings, where recording goes on after a terminal, as D4RL's
+            AntMaze does at the goal. None: each episode is one.
         info: origin and evaluation environment.
 
     Attributes:
@@ -71,14 +75,16 @@ class OfflineDataset:
         rewards: [N] float32.
         terminals: [N] bool.
         episode_ends: [E] int64, the exclusive end row of each episode.
+        recording_ends: [R] int64, the exclusive end row of each recording, of one or more episodes.
         n_steps: number of transitions N.
         n_episodes: number of episodes E.
         observation_dim: size S of a flat observation.
         action_dim: size A of an action.
 
     Raises:
-        ValueError: shapes that do not fit, NaN or infinite numbers, actions outside the action space.
-        TypeError: arrays that are not numbers, or spaces of the wrong kind.
+        ValueError: shapes that do not fit, NaN, infinite or huge numbers (beyond 1e15), actions outside the action
+            space.
+        TypeError: arrays that are not numbers, or spaces other than vectors and dictionaries of vectors.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class OfflineDataset:
         *,
         final_observations: Any = None,
         observation_keys: tuple[str, ...] | None = None,
+        recording_ends: Any = None,
         info: DatasetInfo | None = None,
     ) -> None:
         self.info = info if info is not None else DatasetInfo()
@@ -118,10 +125,25 @@ class OfflineDataset:
                 f"Observations have {self.observation_dim} and actions {self.action_dim} columns. Give both at least "
                 "one."
             )
+        if (both := torch.nonzero(self.terminals & ends).reshape(-1)).numel():
+            warnings.warn(
+                f"{len(both)} rows have both flags, terminal and timeout, the first is row {int(both[0])}. They are "
+                "taken for terminals, whose value after the step is zero. If your flags of done include the timeouts, "
+                "as those of Stable-Baselines3's replay buffers do, pass terminals & ~timeouts.",
+                stacklevel=2,
+            )
         ends = self.terminals | ends
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
         self.n_episodes = e = len(self.episode_ends)
+        self.recording_ends = self.episode_ends
+        if recording_ends is not None:
+            self.recording_ends = torch.as_tensor(recording_ends, dtype=torch.int64)
+            if not torch.isin(self.recording_ends, self.episode_ends).all() or self.recording_ends[-1:].tolist() != [n]:
+                raise ValueError(
+                    "recording_ends must be the ends of episodes, the last one that of the data. Mark each of them as "
+                    "a timeout or a terminal."
+                )
         self._check_finite("observations", rows)
         self._check_finite("actions", self.actions)
         self._check_finite("rewards", self.rewards[:, None])
@@ -137,14 +159,15 @@ class OfflineDataset:
                     f"{self.observation_dim} numbers. Give one row per episode (an episode ends at a terminal, a "
                     "timeout or the last row); use a row of NaN where it is not known."
                 )
-            if torch.isinf(final).any():
-                episode = int(torch.nonzero(torch.isinf(final).any(dim=1))[0])
+            if (bad := (final.abs() > LARGEST).any(dim=1)).any():
                 raise ValueError(
-                    f"The final observation of episode {episode} is infinite. Replace it or drop the episode."
+                    f"The final observation of episode {int(torch.nonzero(bad)[0])} is infinite or beyond {LARGEST:g}. "
+                    "Replace it or drop the episode."
                 )
             self._final_known = ~torch.isnan(final).any(dim=1)
             final = torch.where(self._final_known[:, None], final, rows[self.episode_ends - 1])
             self.observation_rows = torch.cat([rows, final])
+        self._bounds_given = action_space is not None
         self.action_space = self._checked_action_space(action_space)
         self.observation_space = self._checked_observation_space(observation_space)
 
@@ -157,13 +180,14 @@ class OfflineDataset:
 
     def _check_finite(self, name: str, array: torch.Tensor) -> None:
         for begin in range(0, array.shape[0], _ROWS_PER_CHECK):
-            bad = ~torch.isfinite(array[begin : begin + _ROWS_PER_CHECK])
+            bad = ~(array[begin : begin + _ROWS_PER_CHECK].abs() <= LARGEST)
             if bad.any():
                 row, column = (int(i) for i in torch.nonzero(bad)[0])
                 value = float(array[begin + row, column])
+                huge = f", and nothing can be learned from numbers beyond {LARGEST:g}" if math.isfinite(value) else ""
                 raise ValueError(
-                    f"{name} hold {value} in {self._where(begin + row)}, column {column}. Drop that episode or replace "
-                    "the value before building the dataset."
+                    f"{name} hold {value:g} in {self._where(begin + row)}, column {column}{huge}. Drop that episode or "
+                    "replace the value before building the dataset."
                 )
 
     def _checked_action_space(self, space: spaces.Space[Any] | None) -> spaces.Box:
@@ -195,9 +219,8 @@ class OfflineDataset:
             if self.observation_keys is not None and self.observation_keys != ("observation",):
                 raise ValueError(f"observation_keys={self.observation_keys} need the Dict observation_space as well.")
             return spaces.Box(-np.inf, np.inf, (self.observation_dim,), np.float32)
-        if isinstance(space, spaces.Box):
-            size = int(np.prod(space.shape))
-        elif isinstance(space, spaces.Dict):
+        parts: dict[str, Any] = {"": space}
+        if isinstance(space, spaces.Dict):
             if self.observation_keys is None:
                 raise ValueError(
                     f"The observation space is a Dict with keys {tuple(space.spaces)}. Pass observation_keys too: the "
@@ -206,9 +229,18 @@ class OfflineDataset:
             missing = [key for key in self.observation_keys if key not in space.spaces]
             if missing:
                 raise ValueError(f"The observation space has no key {missing[0]!r}, only {tuple(space.spaces)}.")
-            size = sum(int(np.prod(space.spaces[key].shape or ())) for key in self.observation_keys)
-        else:
-            raise TypeError(f"The observation space is {space}. Only Box, and Dict of Box, are supported.")
+            parts = {key: space.spaces[key] for key in self.observation_keys}
+            boxes = {key: part for key, part in space.spaces.items() if key in parts or isinstance(part, spaces.Box)}
+            space = spaces.Dict(boxes)  # other kinds could not be saved, and are not learned from
+        for key, part in parts.items():
+            if not isinstance(part, spaces.Box) or len(part.shape) != 1:
+                raise TypeError(
+                    f"The observation space{f' at key {key!r}' if key else ''} is {part}. Only vectors (Box with one "
+                    "axis), and Dict of them, are learned from. Flatten it, numbers of a class one-hot "
+                    "(gymnasium.wrappers.FlattenObservation does both), before building the dataset."
+                )
+        assert isinstance(space, spaces.Box | spaces.Dict)
+        size = sum(part.shape[0] for part in parts.values())
         if size != self.observation_dim:
             raise ValueError(
                 f"The observation space holds {size} numbers, but observations have {self.observation_dim} columns. "
@@ -376,14 +408,21 @@ class OfflineDataset:
         """Build the evaluation environment; `render_mode` is Gymnasium's. Only registered environments are ever built.
 
         Raises:
-            ValueError: the dataset names no environment, or one that is not registered.
+            ValueError: the dataset names no environment, one that is not registered, or one with other spaces.
         """
         if self.info.eval_env is None:
             raise ValueError(
                 f"The dataset {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
                 "evaluate(agent, make_env=...)."
             )
-        return self.info.eval_env.make(render_mode)
+        env = self.info.eval_env.make(render_mode)
+        try:
+            spaces_of_data = self.observation_space, self.action_space, self.observation_keys
+            check_env(env, *spaces_of_data, given=self._bounds_given)
+        except ValueError:
+            env.close()
+            raise
+        return env
 
 
 def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def _download(dataset_id: str, allowed: bool) -> None:
     logger.setLevel(logging.CRITICAL)
     try:
         minari.download_dataset(dataset_id)
+    except ImportError as error:
+        raise ImportError(_install(dataset_id, error)) from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
@@ -128,6 +131,13 @@ def _download(dataset_id: str, allowed: bool) -> None:
         logger.setLevel(level)
     if not is_local(dataset_id):
         raise FileNotFoundError(f"{missing}, although Minari reported no error. {get_it}")
+
+
+def _install(dataset_id: str, error: ImportError) -> str:
+    return (
+        f"Reading {dataset_id} needs a package that is not installed ({error}); the data are whole. Minari's formats "
+        'and its hub need: pip install "minari[arrow,hdf5,hf]" Pillow'
+    )
 
 
 def _read_metadata(dataset_id: str, data: Path) -> dict[str, Any]:
@@ -156,6 +166,8 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
             if _size_of_space(description) > _LARGEST_SPACE:
                 raise ValueError(f"it claims more than {_LARGEST_SPACE:,} numbers")
             found.append(deserialize_space(description))
+        except ImportError as error:
+            raise ImportError(_install(dataset_id, error)) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The {name} of {dataset_id} cannot be read ({reason}). {again}") from None
@@ -173,6 +185,12 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
                 f"{dataset_id} has dictionary observations with keys {tuple(observation_space.spaces)}, but no "
                 f"{missing[0]!r}. Only goal dictionaries (observation, achieved_goal, desired_goal) are read. Take the "
                 f"parts you need with Minari and {instead}"
+            )
+        if others := [key for key in observation_space.spaces if key not in _GOAL_KEYS]:
+            warnings.warn(
+                f"The observations of {dataset_id} hold {', '.join(map(repr, others))} too, which are left out: only "
+                f"{', '.join(_GOAL_KEYS)} are read. If you need them, take them with Minari and {instead}",
+                stacklevel=4,
             )
     for box in _parts(observation_space).values():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
@@ -260,6 +278,8 @@ def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, A
                 part, _, key = name.partition("/")
                 found[name] = np.asarray(episode[part][key] if key else episode[part])
             yield found
+    except ImportError as error:
+        raise ImportError(_install(dataset_id, error)) from error
     except Exception as error:
         raise ValueError(
             f"{dataset_id} cannot be read ({type(error).__name__}: {error}). Delete {data.parent} and fetch or make it "

@@ -104,16 +104,19 @@ def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
             final[np.searchsorted(ends, ruled.ends)] = known
     eval_env = ruled.info.eval_env
     observes_goals = isinstance(recording.observation_space, spaces.Dict) or (eval_env is not None and eval_env.goal)
+    # In D4RL's files a row with both flags is a doubtful one, of which OfflineDataset warns.
+    marked_twice = ruled.terminals & (recording.info.provenance != "d4rl-file")
     return OfflineDataset(
         observations,
         ruled.actions,
         ruled.rewards,
         ruled.terminals,
-        ruled.timeouts,
+        ruled.timeouts & ~marked_twice,
         space,
         ruled.action_space,
         final_observations=final,
         observation_keys=keys if observes_goals else None,
+        recording_ends=ruled.ends,
         info=ruled.info,
     )
 
@@ -182,7 +185,9 @@ def _paid_once(recording: Recording, *, before_action: bool) -> Recording:
         rewards[begin:end] = np.diff(most)
         all_done[begin:end] = (most[1:] >= KITCHEN_TASKS) & (most[:-1] < KITCHEN_TASKS)
         begin = end
-    return replace(recording, rewards=rewards, terminals=all_done, timeouts=recording.terminals | recording.timeouts)
+    return replace(
+        recording, rewards=rewards, terminals=all_done, timeouts=(recording.terminals | recording.timeouts) & ~all_done
+    )
 
 
 # -- goal dictionaries ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,22 @@ def find(env_id: str) -> gym.envs.registration.EnvSpec:
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one."""
+    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one.
+
+    Raises:
+        RuntimeError: the kitchen cannot be built on this version of MuJoCo.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-        return gym.make(env_id, **kwargs)
+        try:
+            return gym.make(env_id, **kwargs)
+        except AssertionError as error:
+            if "Kitchen" not in env_id or str(error):
+                raise
+            raise RuntimeError(
+                f"FrankaKitchen-v1 checks the types of its joints in a way that fails from mujoco 3.12 on, and this is "
+                f'mujoco {version("mujoco")}. Install an older one: pip install "mujoco<3.12"'
+            ) from error
 
 
 class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):
@@ -244,7 +257,7 @@ class Adroit(_Simulation):
     The simulator is gymnasium-robotics' ``AdroitHand*-v1``, from which this class corrects:
 
     * the sign of the reward's first term in hammer, door and relocate: D4RL pays -0.1 times the distance between palm
-      and object, gymnasium-robotics +0.1 times;
+      and object, gymnasium-robotics 1.4.2 +0.1 times (what the installed version pays is measured at construction);
     * pen ends when the pen is dropped, and after 100 steps (gymnasium-robotics: never, and after 200);
     * ``info["success"]`` follows the rule of D4RL's authors: more than 25 steps at the goal so far (pen: 20).
       ``info["goal_achieved"]`` is gymnasium-robotics' flag of the single step.
@@ -264,11 +277,45 @@ class Adroit(_Simulation):
         if task not in ADROIT_STEPS:
             raise ValueError(f"Unknown task {task!r}. Choose one of {tuple(ADROIT_STEPS)}.")
         register_robotics()
-        simulator = gym.make(f"AdroitHand{task}-v1", render_mode=render_mode, disable_env_checker=True).unwrapped
-        assert simulator.observation_space.shape is not None
+        simulator: Any = make(f"AdroitHand{task}-v1", render_mode=render_mode, disable_env_checker=True).unwrapped
         super().__init__(simulator, simulator.observation_space.shape[0], render_mode)
         self.task = task
         self._steps_at_goal = 0
+        self._correction = 0.0 if task == "Pen" else -0.1 - self._paid_per_meter()
+
+    def _paid_per_meter(self) -> float:
+        """What the simulator pays per meter between palm and object: its reward with the palm moved and nothing else.
+
+        Raises:
+            RuntimeError: neither +0.1 nor -0.1, so that the reward is another than the one that is corrected here.
+        """
+        simulator, rewards, distances = self.simulator, [], []
+        site = simulator.grasp_site_id if self.task == "Door" else simulator.S_grasp_site_id
+        palm = simulator.data.site_xpos[site]
+        before = palm.copy()
+        simulator.do_simulation = lambda *_: None  # a step that only looks
+        try:
+            for away in (1.0, 2.0):
+                palm[:] = before + away
+                observation, reward, *_ = simulator.step(np.zeros(simulator.action_space.shape, np.float32))
+                rewards.append(float(np.squeeze(reward)))
+                distances.append(self._distance(observation))
+        finally:
+            del simulator.do_simulation
+            palm[:] = before
+        paid = round((rewards[1] - rewards[0]) / (distances[1] - distances[0]), 6)
+        if paid not in (0.1, -0.1):
+            raise RuntimeError(
+                f"AdroitHand{self.task}-v1 pays {paid} per meter between palm and object, neither its own rule nor "
+                'D4RL\'s. Install the version that ld_agents knows: pip install "ld_agents[bench]"'
+            )
+        return paid
+
+    def _distance(self, observation: NDArray[Any]) -> float:
+        """From the palm to the object, in meters."""
+        columns = {"Door": slice(35, 38), "Relocate": slice(30, 33)}
+        offset = observation[33:36] - observation[36:39] if self.task == "Hammer" else observation[columns[self.task]]
+        return float(np.linalg.norm(offset))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         super().reset(seed=seed)
@@ -278,13 +325,9 @@ class Adroit(_Simulation):
 
     def step(self, action: NDArray[Any]) -> Step:
         observation, reward, _, _, info = self.simulator.step(action)
-        offset = {  # from the palm to the object, in meters
-            "Pen": np.zeros(3),
-            "Hammer": observation[33:36] - observation[36:39],
-            "Door": observation[35:38],
-            "Relocate": observation[30:33],
-        }[self.task]
-        reward = float(reward) - 0.2 * float(np.linalg.norm(offset))
+        reward = float(reward)
+        if self._correction:
+            reward += self._correction * self._distance(observation)
         dropped = self.task == "Pen" and bool(observation[26] < _PEN_DROPPED)
         achieved = bool(info["success"])
         self._steps_at_goal += achieved
@@ -310,7 +353,7 @@ class Kitchen(_Simulation):
 
     def __init__(self, tasks: Sequence[str], render_mode: str | None = None) -> None:
         register_robotics()
-        simulator = gym.make(
+        simulator = make(
             "FrankaKitchen-v1", tasks_to_complete=list(tasks), render_mode=render_mode, disable_env_checker=True
         ).unwrapped
         super().__init__(simulator, 59, render_mode)

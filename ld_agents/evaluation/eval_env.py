@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +28,15 @@ FIXED_GOAL_ENTRY_POINTS = (
 """`FixedGoal` in the metadata of a dataset: as it is stored now, and as earlier versions stored it."""
 
 
+WRAPPERS = re.findall(
+    r"\w+",
+    "ClipAction ClipReward DelayObservation DtypeObservation FilterObservation FlattenObservation FrameStackObservation"
+    " MaxAndSkipObservation OrderEnforcing PassiveEnvChecker RecordEpisodeStatistics RescaleAction RescaleObservation"
+    " ReshapeObservation TimeAwareObservation TimeLimit",
+)
+"""Gymnasium's wrappers that are built from the metadata of a dataset: all that they do follows from their arguments."""
+
+
 @dataclass(frozen=True)
 class EvalEnvSpec:
     """A registered Gymnasium environment with its arguments, from which `make` builds an evaluation environment.
@@ -34,6 +47,7 @@ class EvalEnvSpec:
         max_episode_steps: step limit; None: that of the registry.
         goal: position in meters where the goal of a maze is held; None: where the environment puts it.
         observation_columns: columns of a flat observation that are kept; None: all.
+        wrappers: Gymnasium's wrappers around the environment, from the inside out: names of classes with arguments.
     """
 
     id: str
@@ -41,12 +55,13 @@ class EvalEnvSpec:
     max_episode_steps: int | None = None
     goal: tuple[float, ...] | None = None
     observation_columns: tuple[int, ...] | None = None
+    wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     @classmethod
     def from_json(cls, text: Any) -> EvalEnvSpec | None:
         """What Gymnasium's `EnvSpec.to_json` has written, without entry points; None if it cannot be read.
 
-        Of the wrappers only `FixedGoal` is taken over.
+        Wrappers are taken over by name. `make` builds Gymnasium's own (`WRAPPERS`), and refuses to leave others out.
         """
         try:
             spec = json.loads(text)
@@ -55,23 +70,31 @@ class EvalEnvSpec:
         if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
             return None
         kwargs, limit, wrappers = (spec.get(key) for key in ("kwargs", "max_episode_steps", "additional_wrappers"))
-        goal = None
+        goal, kept = None, []
         for wrapper in wrappers if isinstance(wrappers, list) else ():
-            if isinstance(wrapper, dict) and wrapper.get("entry_point") in FIXED_GOAL_ENTRY_POINTS:
+            place, arguments = (
+                wrapper.get(key) if isinstance(wrapper, dict) else None for key in ("entry_point", "kwargs")
+            )
+            if place in FIXED_GOAL_ENTRY_POINTS:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     goal = tuple(float(x) for x in wrapper["kwargs"]["goal"])
+                continue
+            module, _, name = str(place).partition(":")
+            ours = module.startswith("gymnasium.wrappers.") and isinstance(arguments, dict | None)
+            kept.append((name if ours else str(place), arguments if isinstance(arguments, dict) else {}))
         return cls(
             spec["id"],
             kwargs if isinstance(kwargs, dict) else {},
             limit if type(limit) is int and limit > 0 else None,
             goal,
+            wrappers=tuple(kept),
         )
 
     def make(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Build the environment from its registered id, without running anything that the data name.
 
         Raises:
-            ValueError: the id is not in Gymnasium's registry, or names a module.
+            ValueError: the id is not in Gymnasium's registry, or names a module; or a wrapper is none of `WRAPPERS`.
             ImportError: the id belongs to gymnasium-robotics, which is not installed.
         """
         # "module:id" makes Gymnasium import the module, and the compatibility ids load an environment by such a name.
@@ -86,6 +109,10 @@ class EvalEnvSpec:
             kwargs["render_mode"] = render_mode
         try:
             env = environments.make(self.id, max_episode_steps=self.max_episode_steps, **kwargs)
+            for name, arguments in self.wrappers:
+                if name not in WRAPPERS:
+                    raise ValueError(f"a dataset may not name the wrapper {name}, and without it this is another task")
+                env = getattr(gym.wrappers, name)(env, **arguments)
         except Exception as error:
             raise ValueError(
                 f"The evaluation environment {self.id} cannot be built with {kwargs}: {type(error).__name__}: {error}. "
@@ -176,6 +203,56 @@ def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec |
         grid = _marked(maze, r=start, g=goal)
         return replace(named, kwargs=named.kwargs | {"maze_map": grid, "continuing_task": False})
     return named
+
+
+def check_env(
+    env: Any,
+    observation_space: spaces.Space[Any] | None,
+    action_space: spaces.Space[Any] | None,
+    observation_keys: Sequence[str] | None = None,
+    *,
+    given: bool = False,
+) -> None:
+    """The one comparison of an environment's spaces with those of data or of an agent.
+
+    Args:
+        env: anything with `observation_space` and `action_space`.
+        observation_space, action_space: of the data or the agent; None, and kinds that are not learned from here: not
+            compared.
+        observation_keys: the parts of a dictionary that are concatenated.
+        given: the bounds of the actions were given with the data; otherwise they may have been read off the actions.
+
+    Warns:
+        UserWarning: bounds of actions differ that were not given.
+
+    Raises:
+        ValueError: all other differences; the message says what to do.
+    """
+    found, instead = env.action_space, f"Use the environment that the data were recorded in, with its wrappers: {env}."
+    if isinstance(action_space, spaces.Box):
+        if not isinstance(found, spaces.Box) or found.shape != action_space.shape:
+            raise ValueError(f"The environment takes actions in {found}, the data have {action_space}. {instead}")
+        if not all(np.allclose(getattr(found, end), getattr(action_space, end), atol=1e-5) for end in ("low", "high")):
+            problem = (
+                f"The environment takes actions in {found}, the data have {action_space}. If the units are the "
+                f"same, pass the environment's action_space to OfflineDataset; otherwise scores mean nothing. {instead}"
+            )
+            if given:
+                raise ValueError(problem)
+            warnings.warn(problem, stacklevel=3)
+    seen, keys = env.observation_space, observation_keys or ()
+    if isinstance(observation_space, spaces.Box | spaces.Dict) and isinstance(seen, spaces.Box | spaces.Dict):
+        sizes = [
+            sum(math.prod(space[key].shape or ()) for key in keys if key in space.spaces)
+            if isinstance(space, spaces.Dict)
+            else math.prod(space.shape)
+            for space in (seen, observation_space)
+        ]
+        if sizes[0] != sizes[1] or (isinstance(seen, spaces.Dict) and not keys):
+            raise ValueError(
+                f"The environment observes {seen}, of which {sizes[0]} numbers are used; the data have {sizes[1]} "
+                f"numbers. {instead}"
+            )
 
 
 # -- wrappers ------------------------------------------------------------------------------------------------------

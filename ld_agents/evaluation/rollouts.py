@@ -7,6 +7,7 @@ there.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+
+from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env
 
 Observation = NDArray[Any] | dict[str, Any]
 State = tuple[NDArray[Any], ...]
@@ -54,7 +58,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 def evaluate(
     agent: Agent,
-    make_env: Callable[[], gym.Env[Any, Any]],
+    make_env: Callable[[], gym.Env[Any, Any]] | gym.Env[Any, Any] | str,
     n_episodes: int = 100,
     *,
     seed: int,
@@ -71,7 +75,9 @@ def evaluate(
         agent: anything with Stable-Baselines3's `predict`. It receives observations with a leading axis of n running
             environments (dictionaries of such arrays for Dict spaces), its own state (a tuple of arrays with that
             leading axis, or None) and `episode_start` [n] bool.
-        make_env: makes one environment whose episodes end (wrap it in `TimeLimit` where it does not end by itself).
+        make_env: makes one environment whose episodes end (wrap it in `TimeLimit` where it does not end by itself), a
+            new one at each call; or an id of Gymnasium's registry; or an environment, which then runs alone and is left
+            open.
         n_episodes: number of episodes.
         seed: evaluation seed. The episodes' seeds are never below 2**31, so they differ from training seeds below that.
         n_envs: number of environments that run side by side.
@@ -81,8 +87,10 @@ def evaluate(
         an `Evaluation` with raw numbers; normalize them with `ld_agents.evaluation.scores`.
 
     Raises:
-        ValueError: when `n_episodes` or `n_envs` is below one, `predict` returns a wrong number of actions,
-            or actions or rewards are not finite.
+        ValueError: when `n_episodes` or `n_envs` is below one, `predict` returns a wrong number of actions, `make_env`
+            returns one environment twice, actions or rewards are not finite, or the agent's spaces are not the
+            environment's.
+        TypeError: `make_env` is nothing that makes an environment.
     """
     if n_episodes < 1 or n_envs < 1:
         raise ValueError(f"n_episodes and n_envs must be at least 1, got {n_episodes} and {n_envs}")
@@ -93,8 +101,11 @@ def evaluate(
     successes: list[bool | None] = [None] * n_episodes
     call_seconds: list[float] = []
 
-    envs = [make_env() for _ in range(min(n_envs, n_episodes))]
+    envs = _environments(make_env, min(n_envs, n_episodes))
     try:
+        has = [getattr(agent, name, None) for name in ("observation_space", "action_space", "observation_keys")]
+        if not isinstance(has[0], spaces.Dict) or has[2]:  # other libraries' agents take dictionaries as they are
+            check_env(envs[0], *has)
         episodes = list(range(len(envs)))  # the episode that each running environment is in
         next_episode = len(envs)
         running = list(envs)
@@ -118,6 +129,12 @@ def evaluate(
             kept = []
             for i, (env, j) in enumerate(zip(running, episodes, strict=True)):
                 observation, reward, terminated, truncated, info = env.step(actions[i])
+                if not math.isfinite(reward):
+                    raise ValueError(
+                        f"The environment returned the reward {reward} in step {lengths[j] + 1} of the episode with "
+                        f"reset seed {episode_seed(seed, j)}, for the action {actions[i]}. Repair the environment: "
+                        "no return can be reported."
+                    )
                 returns[j] += float(reward)
                 lengths[j] += 1
                 if first_contact[j] is None and float(reward) > 0:
@@ -142,10 +159,9 @@ def evaluate(
                 state = None if state is None else tuple(part[kept] for part in state)
     finally:
         for env in envs:
-            env.close()
+            if env is not make_env:
+                env.close()
 
-    if not np.isfinite(returns).all():
-        raise ValueError("The environment paid a reward that is not finite: nothing is scored.")
     milliseconds = 1000 * np.array(call_seconds)
     return Evaluation(
         returns=returns.tolist(),
@@ -159,6 +175,25 @@ def evaluate(
         },
         seconds=time.perf_counter() - started,
     )
+
+
+def _environments(make_env: Any, n: int) -> list[gym.Env[Any, Any]]:
+    if isinstance(make_env, gym.Env):
+        return [make_env]
+    if isinstance(make_env, str):
+        return [EvalEnvSpec(make_env).make() for _ in range(n)]
+    if not callable(make_env):
+        raise TypeError(
+            f"make_env is {make_env!r:.100}. Pass a function that makes an environment, an id of Gymnasium's registry, "
+            "or one gymnasium.Env; of a vector environment, pass the function that makes its single ones."
+        )
+    envs = [make_env() for _ in range(n)]
+    if len({id(env.unwrapped) for env in envs}) < n:
+        raise ValueError(
+            f"make_env returned the same environment more than once, but {n} run side by side. Make a new one at each "
+            "call, for example lambda: gymnasium.make(...), or pass the environment itself."
+        )
+    return envs
 
 
 def _stack(observations: Sequence[Any]) -> Observation:

@@ -312,7 +312,7 @@ def test_make_eval_env() -> None:
     with pytest.raises(ValueError, match="names no evaluation environment"):
         OfflineDataset(**arrays()).make_eval_env()
     spec = EvalEnvSpec("Pendulum-v1", {"g": 9.0, "render_mode": "human"}, max_episode_steps=7)
-    data = OfflineDataset(**arrays(), info=DatasetInfo(eval_env=spec))
+    data = OfflineDataset(**{**arrays(), "observations": np.zeros((9, 3))}, info=DatasetInfo(eval_env=spec))
     assert data.make_eval_env(render_mode="rgb_array").render_mode == "rgb_array"
     env = data.make_eval_env()
     assert env.render_mode is None  # what the data name opens no window

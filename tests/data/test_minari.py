@@ -390,11 +390,15 @@ def spec_json(folder: Path, **changes: Any) -> str:
     return json.dumps({**spec, **changes})
 
 
-def test_entry_points_and_wrappers_of_the_data_are_ignored(minari_folder: Path) -> None:
+def test_entry_points_of_the_data_are_ignored_and_their_wrappers_refused(minari_folder: Path) -> None:
     name = store([episode(3)])
+    edit_metadata(minari_folder, name, eval_env_spec=spec_json(minari_folder, additional_wrappers=[]))
+    spec = load_dataset(name).info.eval_env
+    assert spec is not None
+    assert type(spec.make().unwrapped).__name__ == "PendulumEnv"
     edit_metadata(minari_folder, name, eval_env_spec=spec_json(minari_folder))
-    env = load_dataset(name).make_eval_env()
-    assert type(env.unwrapped).__name__ == "PendulumEnv"
+    with pytest.raises(ValueError, match="may not name the wrapper os:mkdir, and without it this is another task"):
+        load_dataset(name).make_eval_env()
     assert not (minari_folder / "ran").exists()
 
 
