@@ -10,6 +10,7 @@ OUT/runs/NAME.json is written once and never edited.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -28,6 +29,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
 import checkpoint
+import claims
 import provenance
 from files import write_json
 from ld_agents.data.replay import replay_check
@@ -311,11 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
     parser.add_argument("--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments")
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
+    parser.add_argument("--claimed", action="store_true", help=argparse.SUPPRESS)  # the suite has passed on the lock
     options = parser.parse_args(arguments)
     import_modules(options.imports)
     what = canonical_spec(options.agent), canonical_spec(options.dataset)
     run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
-    run_and_write(run, options.out, options.plans)
+    with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
+        run_and_write(run, options.out, options.plans)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
     python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours, no registration needed
 
-A second call does only the missing runs. Ctrl-C keeps finished runs; interrupted ones resume from their checkpoints.
+A second call does only the missing runs, and beside a first that is still at work it shares them. Ctrl-C keeps finished
+runs, and interrupted ones resume from their checkpoints; a second Ctrl-C ends at once, without saving them anew.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from tqdm import tqdm
 
+import claims
 import report
 from files import write_json
 from specs import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
@@ -83,22 +86,32 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
     return failures
 
 
-def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    """The process that does a run; its output goes to the run's log."""
-    log = Files(out, run.name).log
+def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes] | None:
+    """The process that does a run; its output goes to the run's log. None while another process does the run."""
+    log, lock = Files(out, run.name).log, claims.claim(Files(out, run.name).lock)
+    if lock is None:
+        return None
+    if Files(out, run.name).result.exists():  # another suite was faster
+        os.close(lock)
+        return None
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
-    command = [sys.executable, str(RUN_ONE), f"--out={out}", *settings, *options]
-    with log.open("wb") as stream:
-        # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env=os.environ | RUN_ENVIRONMENT,
-            start_new_session=True,
-        )
+    command = [sys.executable, str(RUN_ONE), f"--out={out}", "--claimed", *settings, *options]
+    try:
+        with log.open("wb") as stream:
+            # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=os.environ | RUN_ENVIRONMENT,
+                start_new_session=True,
+                pass_fds=[lock] if os.name == "posix" else [],
+                preexec_fn=claims.dying_with_parent(),
+            )
+    finally:
+        os.close(lock)  # the child has its own
 
 
 def why_failed(code: int, files: Files) -> str | None:
@@ -114,6 +127,19 @@ def why_failed(code: int, files: Files) -> str | None:
 def keep_failure(run: Run, out: Path, reason: str) -> None:
     """Write down why a run failed, for the tables; its result takes the place of that."""
     write_json(Files(out, run.name).failure, dataclasses.asdict(run) | {"reason": reason})
+
+
+def done_elsewhere(run: Run, out: Path, since: float) -> str | Literal[False] | None:
+    """How another suite on this folder ended a run: None with a result, the reason if it failed; False if neither."""
+    files = Files(out, run.name)
+    if files.result.exists():
+        return None
+    try:
+        if files.failure.stat().st_mtime >= since:
+            return str(json.loads(files.failure.read_text())["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return False
 
 
 def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
@@ -141,6 +167,7 @@ def title(run: Run) -> str:
 def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports: Sequence[str] = ()) -> dict[Run, str]:
     """Do the runs, `jobs` at a time; returns the reasons of those that failed.
 
+    Several suites on one folder share the runs: each is done by the process that holds its lock.
     Shows a progress bar on a terminal; elsewhere, a line for each run that ends and one a minute about the others.
 
     Raises:
@@ -152,28 +179,43 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         # No exception, which could come when a process has started and is not in `alive` yet.
         nonlocal interrupted
+        if interrupted:
+            for process in alive.values():
+                process.kill()
+            os._exit(128 + signum)
         interrupted = True
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = sys.stdout.isatty()
     bar = tqdm(total=len(runs), unit="run", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
-    started = told = time.monotonic()
+    started, began = time.monotonic(), time.time()
+    told = started
     try:
         while (waiting or alive) and not interrupted:
-            while waiting and len(alive) < jobs:
-                run = waiting.pop(0)
+            ended: dict[Run, str | None] = {}
+            for run in list(waiting):
+                if len(alive) == jobs:
+                    break
                 options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
-                alive[run] = start(run, out, *options)
+                if (reason := done_elsewhere(run, out, began)) is not False:
+                    ended[run] = reason
+                elif (process := start(run, out, *options)) is not None:
+                    alive[run] = process
+                else:
+                    continue
+                waiting.remove(run)
             time.sleep(POLL_SECONDS)
-            clock = f"[{tqdm.format_interval(time.monotonic() - started)}]"
             for run in [run for run, process in alive.items() if process.poll() is not None]:
-                files = Files(out, run.name)
-                if reason := why_failed(alive.pop(run).returncode, files):
-                    failures[run] = reason
+                ended[run] = reason = why_failed(alive.pop(run).returncode, Files(out, run.name))
+                if reason:
                     keep_failure(run, out, reason)
                 else:
-                    files.failure.unlink(missing_ok=True)
-                outcome = f"FAILED, {reason}" if reason else last_line(files.log)
+                    Files(out, run.name).failure.unlink(missing_ok=True)
+            clock = f"[{tqdm.format_interval(time.monotonic() - started)}]"
+            for run, reason in ended.items():
+                if reason:
+                    failures[run] = reason
+                outcome = f"FAILED, {reason}" if reason else last_line(Files(out, run.name).log)
                 done = len(runs) - len(waiting) - len(alive)
                 bar.write(f"{clock} {done}/{len(runs)} {title(run)}: {outcome}", file=sys.stdout)
                 bar.update()
@@ -183,7 +225,7 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                 told = time.monotonic()
                 print(clock, news, flush=True)
         if interrupted:
-            print("\nstopping; the runs save their checkpoints", flush=True)
+            print("\nstopping; the runs save their checkpoints; Ctrl-C again ends them at once", flush=True)
             raise KeyboardInterrupt
     finally:
         stop(alive.values())

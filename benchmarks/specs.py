@@ -119,4 +119,5 @@ class Files:
         self.checkpoint = out / "checkpoints" / f"{name}.ckpt"
         self.model = out / "models" / f"{name}.zip"
         self.failure = out / "failures" / f"{name}.json"
+        self.lock = out / "locks" / f"{name}.lock"
         self.log = out / "logs" / f"{name}.log"
