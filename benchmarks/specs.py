@@ -38,7 +38,7 @@ class Run:
         """
         parts = self.agent, self.dataset, self.preset
         names = [*map(slug, parts), f"b{self.budget:g}", f"seed{self.seed}"]
-        plain = re.fullmatch(r"[a-zA-Z0-9]+(\[[\w=.,]*\])?", self.agent) and float(f"{self.budget:g}") == self.budget
+        plain = re.fullmatch(r"[a-zA-Z0-9]+(\[[\w=.,-]*\])?", self.agent) and float(f"{self.budget:g}") == self.budget
         if self.dataset not in TASKS or not plain:
             names.append(hashlib.sha256(json.dumps([*parts, self.budget]).encode()).hexdigest()[:8])
         return "__".join(names)

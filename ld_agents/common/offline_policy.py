@@ -154,7 +154,8 @@ class OfflinePolicy(BasePolicy):
 
     def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
         """One stateless decision in torch alone, for tracing and export. Shapes [n, S] -> [n, A]."""
-        if torch.jit.is_tracing():  # TorchScript cannot read bits; agents that plan keep one noise for all states there
+        # TorchScript cannot read the bits of a number, so in a trace all states share their noise
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
             keys = torch.zeros(len(observation), dtype=torch.int64, device=observation.device)
         else:
             keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
