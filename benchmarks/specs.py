@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ld_agents
+from ld_agents.evaluation.scores import TASKS
 
 SCHEMA = 1  # of the run files
 
@@ -30,9 +32,16 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run's files without the suffix; different runs have different names."""
-        names = map(slug, (self.agent, self.dataset, self.preset))
-        return "__".join([*names, f"b{self.budget:g}", f"seed{self.seed}"])
+        """Name of the run's files without the suffix; different runs have different names.
+
+        What a slug leaves open, such as a slash or a hyphen, a digest tells. The benchmark's own names need none.
+        """
+        parts = self.agent, self.dataset, self.preset
+        names = [*map(slug, parts), f"b{self.budget:g}", f"seed{self.seed}"]
+        plain = re.fullmatch(r"[a-zA-Z0-9]+(\[[\w=.,-]*\])?", self.agent) and float(f"{self.budget:g}") == self.budget
+        if self.dataset not in TASKS or not plain:
+            names.append(hashlib.sha256(json.dumps([*parts, self.budget]).encode()).hexdigest()[:8])
+        return "__".join(names)
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

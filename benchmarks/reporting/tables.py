@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from ld_agents.evaluation.environments import has_new_contacts
 from reporting import references
 from reporting.intervals import Estimate, mean_interval
 from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, by_dataset, measures
@@ -191,6 +192,13 @@ def notes(runs: pd.DataFrame) -> list[str]:
                 lines.append(f"{dataset}: rows mix {what}: {', '.join(values)}")
         changes = {versions for run in of_data["file"] if (versions := references.changed_simulator(run)) is not None}
         lines += [f"{dataset}: replayed under mujoco {made}, evaluated under {ran}" for made, ran in sorted(changes)]
+        for label, cell in members.items():
+            sides = {has_new_contacts(run["versions"]["mujoco"]) for run in cell["file"]}
+            if len(sides) > 1:
+                lines.append(
+                    f"{label} on {dataset}: NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0, where contacts "
+                    "changed; run them again on one"
+                )
         single += [f"{label} on {dataset}" for label, cell in members.items() if len(cell) == 1]
     if single:
         all_rows = len(single) == len(runs.drop_duplicates(["dataset", "label"]))

@@ -159,7 +159,11 @@ class OfflinePolicy(BasePolicy):
 
     def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
         """One stateless decision in torch alone, for tracing and export. Shapes [n, S] -> [n, A]."""
-        keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
+        # TorchScript cannot read the bits of a number, so in a trace all states share their noise
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            keys = torch.zeros(len(observation), dtype=torch.int64, device=observation.device)
+        else:
+            keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
         starts = np.ones(len(observation), bool)
         return self.unscale(self.act(self.normalize(observation.float()), keys, None, starts, deterministic)[0])
 

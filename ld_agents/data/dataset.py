@@ -37,6 +37,7 @@ class DatasetInfo:
         reference_scores: (minimum, maximum) return for D4RL's normalization.
         replay_check: result of replaying stored actions in the evaluation simulator.
         controller: measured returns of reference policies.
+        mujoco: version of MuJoCo that the data were recorded on, if it is known.
     """
 
     id: str = "user arrays"
@@ -46,6 +47,7 @@ class DatasetInfo:
     reference_scores: tuple[float, float] | None = None
     replay_check: dict[str, Any] | None = None
     controller: dict[str, Any] | None = None
+    mujoco: str | None = None
 
 
 class OfflineDataset:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ld_agents.data.d4rl import find_d4rl_file, read_d4rl
-from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.formats import read_hdf5, read_ogbench
 from ld_agents.data.minari import read_minari
 from ld_agents.data.pointmaze import BUILT_IN, generate
 from ld_agents.data.rewards import Goal, episode_ends, to_dataset
 from ld_agents.data.storage import is_local
+from ld_agents.evaluation.environments import has_new_contacts
 from ld_agents.evaluation.scores import D4RL_TASKS
 
 
@@ -64,15 +67,31 @@ def load_dataset(source: Any, *, goal: Goal = "relabel", download: bool = True) 
             return read_ogbench(path)
         found = read_hdf5(path) if path.is_file() else None
         return found or to_dataset(read_d4rl(source, goals=goal == "keep"), goal)
-    task, _, version = source.rpartition("-")
+    task, _, number = source.rpartition("-")
     if (known := [name for name in D4RL_TASKS if name.rpartition("-")[0] == task]) and not is_local(source):
         if source not in known:
-            raise FileNotFoundError(f"D4RL has no {version} of {task}. Choose one of {', '.join(known)}.")
+            raise FileNotFoundError(f"D4RL has no {number} of {task}. Choose one of {', '.join(known)}.")
         return to_dataset(read_d4rl(find_d4rl_file(source), goals=goal == "keep"), goal)
     if source in BUILT_IN and not is_local(source):
         maze, n_steps, episodes = BUILT_IN[source]
         generate(maze, source, n_steps, evaluation_episodes=episodes)
-    return to_dataset(read_minari(source, download=download), goal)
+    recording = read_minari(source, download=download)
+    _warn_of_another_simulator(recording.info)
+    return to_dataset(recording, goal)
+
+
+def _warn_of_another_simulator(info: DatasetInfo) -> None:
+    try:
+        installed = version("mujoco")
+    except PackageNotFoundError:
+        return
+    if info.mujoco is not None and has_new_contacts(info.mujoco) != has_new_contacts(installed):
+        warnings.warn(
+            f"{info.id} was recorded on mujoco {info.mujoco}, and this is mujoco {installed}: contacts changed in "
+            "3.5.0, so the environment is another simulator than that of the data, and scores do not compare with "
+            "those made there. Record the data again, or install a version of the data's side.",
+            stacklevel=3,
+        )
 
 
 def _from_arrays(arrays: Mapping[str, Any]) -> OfflineDataset:

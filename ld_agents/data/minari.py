@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,19 @@ def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
         reference_scores=reference,
         replay_check=check if isinstance(check, dict) else None,
         controller=controller if isinstance(controller, dict) else None,
+        mujoco=_mujoco(metadata, ours),
     )
+
+
+def _mujoco(metadata: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """The version that recorded: as we store it, or pinned among the requirements, as Minari's authors do."""
+    stored = ours.get("versions")
+    if isinstance(stored, dict) and isinstance(stored.get("mujoco"), str):
+        return str(stored["mujoco"])
+    required = metadata.get("requirements")
+    texts = map(str, required) if isinstance(required, list) else ()
+    pins = [re.fullmatch(r"\s*mujoco\s*==\s*([\d.]+)\s*", text) for text in texts]
+    return next((pin[1] for pin in pins if pin), None)
 
 
 # -- finding the data ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Source of the rules: Fu et al. 2020, "D4RL", and its environments. Where a class
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -109,6 +110,14 @@ def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
                 f"FrankaKitchen-v1 checks the types of its joints in a way that fails from mujoco 3.12 on, and this is "
                 f'mujoco {version("mujoco")}. Install an older one: pip install "mujoco<3.12"'
             ) from error
+
+
+def has_new_contacts(mujoco: str) -> bool:
+    """Whether a version of MuJoCo has the contacts of 3.5.0. Scores and data made on either side are not comparable:
+
+    the same actions from the same state lead elsewhere by more than 0.01 within one step of the first contact.
+    """
+    return tuple(int(part) for part in re.findall(r"\d+", mujoco)[:2]) >= (3, 5)
 
 
 class _Simulation(gym.Env[NDArray[np.float64], NDArray[Any]]):

@@ -395,3 +395,14 @@ def test_every_agent_of_the_suites_has_a_look_of_its_own() -> None:
     assert figures.look("my_module:MyAgent") == figures.look("my_module:MyAgent") != figures.look("my_module:Other")
     red, green, blue = (int(figures.look("LDCQ[horizon=10]")[0][i : i + 2], 16) for i in (1, 3, 5))
     assert red < green < blue
+
+
+@pytest.mark.parametrize(
+    ("versions", "told"), [(("3.4.0", "3.5.0"), True), (("3.3.7", "4.0.0"), True), (("3.5.0", "3.11.0"), False)]
+)
+def test_one_row_of_two_simulators_carries_a_note(versions: tuple[str, str], told: bool, tmp_path: Path) -> None:
+    runs = [a_run("BC", seed=seed, versions={"mujoco": mujoco}) for seed, mujoco in enumerate(versions)]
+    report.build(write_runs(tmp_path, runs))
+    text = (tmp_path / "tables" / "table.md").read_text()
+    assert ("NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0" in text) == told
+    assert "rows mix simulators" in text

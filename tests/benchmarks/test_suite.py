@@ -83,6 +83,32 @@ def test_names_of_different_runs_differ() -> None:
     assert all(set(name).isdisjoint('/\\:*?"<>| []{}') for name in names)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("BC", "me/walk-v0"), ("BC", "me-walk-v0")),
+        (("BC", "a/b-c-v0"), ("BC", "a-b/c-v0")),
+        (("BC", "x__fast"), ("BC__x", "fast")),
+        (("m.a:X", "d"), ("m:a.X", "d")),
+        (("BC[a=/x]", "hopper-medium-v2"), ("BC[a=-x]", "hopper-medium-v2")),
+        (("BC", "ld-agents/pointmaze/umaze-v0"), ("BC", "ld-agents-pointmaze-umaze-v0")),
+    ],
+)
+def test_names_that_look_alike_in_a_file_name_differ(one: tuple[str, str], other: tuple[str, str]) -> None:
+    first, second = (specs.Run(agent, dataset, 0, "fast", 1.0, 100).name for agent, dataset in (one, other))
+    assert first.lower() != second.lower()
+    assert specs.Run(*one, 0, "fast", 0.1, 100).name != specs.Run(*one, 0, "fast", 0.10000000001, 100).name
+
+
+def test_committed_runs_keep_their_names() -> None:
+    files = sorted(Path(run_suite.RESULTS).glob("*/runs/*.json"))
+    assert len(files) > 50
+    for file in files:
+        run = json.loads(file.read_text())
+        made = specs.Run(run["agent"], run["dataset"]["id"], run["seed"], run["preset"], run["budget_share"], 100)
+        assert made.name == file.stem
+
+
 def test_grid_and_replacements() -> None:
     options = run_suite.parse(
         ["--suite", "maze2d", "--agents", "BC", "m:A[x=1]", "--seeds", "7", "8", "--budget", "0.5", "--episodes", "3"]

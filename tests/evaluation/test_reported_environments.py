@@ -108,7 +108,7 @@ class Louder(gym.RewardWrapper[Any, Any], gym.utils.RecordConstructorArgs):
 @pytest.mark.parametrize(
     ("wrap", "named"),
     [
-        (Louder, r"test_reported_situations:Louder"),
+        (Louder, r"test_reported_environments:Louder"),
         (gym.wrappers.NormalizeObservation, "NormalizeObservation"),  # its statistics are not in the metadata
         (gym.wrappers.NormalizeReward, "NormalizeReward"),
     ],
