@@ -52,8 +52,14 @@ class Pages:
         there = (path for folder in self.folders if folder.exists() for path in folder.iterdir())
         return sorted(set(there) - self.made.keys())
 
-    def write(self, with_figures: bool = True) -> None:
-        """Write all pages, each of which appears whole or not at all, and delete the leftovers."""
+    def write(self, with_figures: bool = True, strict: bool = False) -> None:
+        """Write all pages, each of which appears whole or not at all, and delete the leftovers.
+
+        Raises:
+            SystemExit: `strict`, and a file could not be read.
+        """
+        if strict and self.problems:
+            raise SystemExit("\n".join([*self.problems, "nothing is written; correct or remove these files"]))
         print(*self.problems, sep="\n", end="\n" * bool(self.problems), file=sys.stderr)
         for path, page in self.made.items():
             if isinstance(page, str):
@@ -156,7 +162,7 @@ def with_block(readme: str, block: str) -> str:
     return found
 
 
-def build(folder: Path, with_figures: bool = True) -> str:
+def build(folder: Path, with_figures: bool = True, strict: bool = False) -> str:
     """Write FOLDER/tables and FOLDER/figures from the run files in FOLDER/runs; returns the table for the terminal.
 
     Raises:
@@ -164,7 +170,7 @@ def build(folder: Path, with_figures: bool = True) -> str:
     """
     pages = Pages()
     table = add_suite(pages, folder)
-    pages.write(with_figures)
+    pages.write(with_figures, strict)
     return table
 
 
@@ -178,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with runs/ (default: everything in results/)")
     parser.add_argument("--check", action="store_true", help="write nothing; compare what is there with the run files")
+    parser.add_argument("--strict", action="store_true", help="stop where a run file cannot be read, and write nothing")
     options = parser.parse_args(arguments)
     if options.check:
         problems = check(ROOT)
@@ -189,9 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return min(1, len(problems))
     for folder in options.folders:
-        print(build(folder))
+        print(build(folder, strict=options.strict))
     if not options.folders:
-        all_pages(ROOT).write()
+        all_pages(ROOT).write(strict=options.strict)
     return 0
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +30,15 @@ from tqdm import tqdm
 import claims
 import report
 from files import write_json
-from specs import SCHEMA, Files, Run, canonical_spec, import_modules, load_dataset
+from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 from suites import SUITES, Suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 POLL_SECONDS = 0.5
+RUN_BYTES = 32 << 20  # what a run may write: model, two checkpoints, log
 STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interrupted
 
 
@@ -68,14 +71,52 @@ def is_finished(run: Run, out: Path) -> bool:
     return True
 
 
+def check_place(out: Path, runs: int) -> None:
+    """Before anything is trained: can the results of so many runs be written?
+
+    Raises:
+        SystemExit: the folder cannot be written to, or the disk has too little room.
+    """
+    try:
+        write_json(out / ".write_test", {})
+        (out / ".write_test").unlink()
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise SystemExit(f"cannot write to {out}: {error}; give another --out or make room") from None
+    if free < runs * RUN_BYTES:
+        raise SystemExit(
+            f"{out} has {free >> 20:,} MiB free, {runs} runs may need {runs * RUN_BYTES >> 20:,} (model, two "
+            "checkpoints, log); make room, give another --out, or take fewer runs"
+        )
+
+
+def check_agents(runs: Iterable[Run]) -> dict[Run, str]:
+    """Why some runs cannot start: modules that do not import, unknown agents, presets and settings."""
+    failures = {}
+    for run in runs:
+        try:
+            name, settings = parse_spec(run.agent)
+            cls = agent_class(name)
+            preset = "fast" if run.preset == "default" else run.preset
+            if issubclass(cls, OfflineAlgorithm):
+                cls._resolve(preset, None, {key: value for key, value in settings.items() if key != "cpu_bf16"})
+        except Exception as error:  # a module of the user's own may raise anything
+            failures[run] = f"{type(error).__name__}: {error}"
+    return failures
+
+
 def make_datasets(specs: Iterable[str]) -> dict[str, str]:
-    """Make or download each dataset once, before any run needs it; returns why some are unavailable."""
+    """Make or download each dataset once, before any run needs it; returns why some are unavailable.
+
+    A dataset that is loaded is readable and finite; its evaluation environment is built once, too.
+    """
     failures = {}
     for spec in specs:
         print(f"dataset {spec}: generated or downloaded unless present", flush=True)
         started = time.perf_counter()
         try:
             dataset = load_dataset(spec)
+            dataset.make_eval_env().close()
         except Exception as error:
             failures[spec] = f"{type(error).__name__}: {error}"
             print(f"dataset {spec} is unavailable: {failures[spec]}", flush=True)
@@ -293,8 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: dict[Run, str] = {}
     try:
         if missing:
-            unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing))
-            failures = {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
+            check_place(out, len(missing))
+            failures = check_agents(missing)
+            unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing if run not in failures))
+            failures |= {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
             for run, reason in failures.items():
                 keep_failure(run, out, reason)
             runnable = [run for run in missing if run not in failures]

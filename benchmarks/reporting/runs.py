@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ SUCCESS = "success"
 PROTOCOLS = (ENV, FIRST_CONTACT)
 
 MAX_BYTES = 32 << 20  # of a run file
+MAX_FILES = 20_000  # of a suite
 
 RunFile = dict[str, Any]
 
@@ -33,6 +35,8 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is too large or no JSON.
     """
+    if not path.is_file():
+        raise ValueError("no regular file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES >> 20} MiB, which no run file is")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -41,11 +45,14 @@ def read_json(path: Path) -> Any:
 def read_runs(folder: Path) -> tuple[list[RunFile], list[str]]:
     """All valid runs of a folder in the order of their file names, and a line for each file that was skipped."""
     runs, skipped = [], []
-    for path in sorted(folder.glob("*.json")):
+    paths = sorted(itertools.islice(folder.glob("*.json"), MAX_FILES + 1))
+    if len(paths) > MAX_FILES:
+        raise SystemExit(f"{folder} holds more than {MAX_FILES} run files; split them into suites")
+    for path in paths:
         try:
             run = read_json(path)
             _check_run(run)
-            _row(run)
+            _check_row(_row(run))
             json.dumps(run, allow_nan=False)  # reading takes NaN and infinity, which are in no sound file
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -77,7 +84,9 @@ def _check_run(run: RunFile) -> None:
     for key, name in names.items():
         if not isinstance(name, str):
             raise ValueError(f"{key!r} is not a string")
-    int(run["seed"]), float(run["budget_share"]), int(run["gradient_steps"])
+    if not all(0 <= run[key] < 1 << 63 for key in ("seed", "gradient_steps")):
+        raise ValueError("'seed' and 'gradient_steps' are no counts")
+    float(run["budget_share"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]
     for key in ("returns", "lengths", "first_contact", "successes"):
@@ -89,6 +98,17 @@ def _check_run(run: RunFile) -> None:
         point["gradient_steps"], point["seconds"], point["returns"], point["first_contact"]
     for start in run["plans"]["starts"] if run["plans"] else ():
         start["position"], start["paths"], start["scores"], start["chosen"], start["route"]
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Finite numbers can still be too large to be added up."""
+    if math.isnan(row[ENV]):
+        raise ValueError("its mean score is not a number")
+    for key in (ENV, FIRST_CONTACT, "ms_per_action", "minutes", "peak_memory_mb", "budget_share"):
+        if not (math.isnan(row[key]) or abs(row[key]) < 1e12):
+            raise ValueError(f"{key!r} is {row[key]:.3g}, beyond all that can be measured")
+    for package in ("python", "torch", "stable-baselines3"):
+        row["file"]["versions"][package]
 
 
 def frame(runs: Sequence[RunFile]) -> pd.DataFrame:

@@ -94,7 +94,8 @@ class EvalEnvSpec:
         """Build the environment from its registered id, without running anything that the data name.
 
         Raises:
-            ValueError: the id is not in Gymnasium's registry, or names a module; or a wrapper is none of `WRAPPERS`.
+            ValueError: the id is not in Gymnasium's registry, or names a module; a wrapper is none of `WRAPPERS`; or an
+                argument could name a file.
             ImportError: the id belongs to gymnasium-robotics, which is not installed.
         """
         # "module:id" makes Gymnasium import the module, and the compatibility ids load an environment by such a name.
@@ -105,6 +106,12 @@ class EvalEnvSpec:
             )
         environments.find(self.id)
         kwargs = {key: value for key, value in self.kwargs.items() if key != "render_mode"}
+        if refused := sorted(key for key, value in kwargs.items() if not _harmless(key, value)):
+            raise ValueError(
+                f"The evaluation environment {self.id} cannot be built with {', '.join(refused)}: data may give "
+                f"numbers, and texts for {', '.join(_TEXTS)}, never names of files. Make the environment yourself and "
+                "hand it to evaluate(agent, make_env=...)."
+            )
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         try:
@@ -124,6 +131,26 @@ class EvalEnvSpec:
             kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
             env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
         return env if self.goal is None else FixedGoal(env, self.goal)
+
+
+_TEXTS = ("maze_map", "reward_type", "tasks", "tasks_to_complete")  # arguments that take names of things, not of files
+
+
+def _harmless(key: str, value: Any) -> bool:
+    """Whether an argument that data name is a number, or up to 10,000 of them, or may be a text and is no path."""
+    values, found = [value], 0
+    while values:
+        value, found = values.pop(), found + 1
+        if isinstance(value, list | tuple):
+            values += value
+        elif isinstance(value, str):
+            if key not in _TEXTS or len(value) > 100 or not value.replace(" ", "").replace("_", "").isalnum():
+                return False
+        elif not isinstance(value, bool | int | float | None):
+            return False
+        if found + len(values) > 10_000:
+            return False
+    return True
 
 
 # -- which environment evaluates a task ----------------------------------------------------------------------------
