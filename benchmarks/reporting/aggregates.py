@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -112,6 +113,12 @@ def aggregates_csv(groups: Sequence[Aggregates]) -> str:
     return str(pd.DataFrame(metrics + pairs, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
+def shown(group: Aggregates, estimate: Estimate, *labels: str) -> Estimate:
+    """The estimate without its interval where the agents have one seed each, over which there is nothing to draw."""
+    several = any(len(group.matrices[label]) > 1 for label in labels)
+    return estimate if several else (estimate[0], math.nan, math.nan)
+
+
 def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
     """The same for people, with the datasets that the aggregates cover, and what is left out."""
     if not groups:
@@ -122,7 +129,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += f". Left out: {'; '.join(group.left_out)}.\n" if group.left_out else "; nothing is left out.\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
-        | {metric: bracketed(estimate) for metric, estimate in values.items()}
+        | {metric: bracketed(shown(group, estimate, label)) for metric, estimate in values.items()}
         for group in groups
         for label, values in group.metrics.items()
     ]
@@ -130,7 +137,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         {
             "protocol": group.protocol,
             "pair": " > ".join(pair),
-            "probability": "{:.2f} [{:.2f}, {:.2f}]".format(*estimate),
+            "probability": "{:.2f} [{:.2f}, {:.2f}]".format(*shown(group, estimate, *pair)).removesuffix(" [nan, nan]"),
         }
         for group in groups
         for pair, estimate in group.improvements.items()

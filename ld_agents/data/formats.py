@@ -69,18 +69,30 @@ def read_hdf5(path: Path) -> OfflineDataset | None:
         ValueError: not HDF5, or an array that is missing or not of numbers.
     """
     with hdf5.open_file(path, _AGAIN) as file:
-        names = set(file)
-        if "data" in names and "demo_0" in (
-            file["data"] if file.get("data", getclass=True).__name__ == "Group" else ()
-        ):
-            return _robomimic(file, path)
-        if {"columns", "num_episodes"} <= names:
-            return _mdp_dataset(file, path)
-        if "episode_terminals" in names:
-            return _first_mdp_dataset(file, path)
+        try:
+            names = set(file)
+            if "data" in names and "demo_0" in _open(file, path, "data"):
+                return _robomimic(file, path)
+            if {"columns", "num_episodes"} <= names:
+                return _mdp_dataset(file, path)
+            if "episode_terminals" in names:
+                return _first_mdp_dataset(file, path)
+        except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). {_AGAIN}") from None
         if "episode_0" in names:
             raise ValueError(f"{path} is a part of a Minari dataset. Give the id of the dataset instead of the file.")
     return None
+
+
+def _open(file: Any, path: Path, name: str) -> Any:
+    """A group or array of the file itself: links are not followed."""
+    from h5py import HardLink
+
+    for part in name.split("/"):
+        if not isinstance(file.get(part, getlink=True), HardLink):
+            raise ValueError(f"{path} has no {name!r}, or a link in its place. {_AGAIN}")
+        file = file[part]
+    return file
 
 
 def _read(file: Any, path: Path, name: str, axes: int, dtype: Any = np.float32) -> Array:
@@ -92,8 +104,9 @@ def _read(file: Any, path: Path, name: str, axes: int, dtype: Any = np.float32) 
 
 def _robomimic(file: Any, path: Path) -> OfflineDataset:
     """Each demo is an episode; the vectors of `obs` are concatenated in alphabetical order."""
-    demos = sorted(file["data"], key=lambda name: int(name.rpartition("_")[2]))
-    shapes = {key: part.shape for key, part in sorted(file[f"data/{demos[0]}/obs"].items())}
+    demos = sorted(_open(file, path, "data"), key=lambda name: int(name.rpartition("_")[2]))
+    obs = f"data/{demos[0]}/obs"
+    shapes = {key: _open(file, path, f"{obs}/{key}").shape for key in sorted(_open(file, path, obs))}
     keys = tuple(key for key, shape in shapes.items() if len(shape) == 2)
     if others := sorted(set(shapes) - set(keys)):
         warnings.warn(f"{path}: {', '.join(others)} are no vectors and are left out.", stacklevel=4)
@@ -103,7 +116,7 @@ def _robomimic(file: Any, path: Path) -> OfflineDataset:
         for name in ("rewards", "dones"):
             columns[name].append(_read(file, path, f"data/{demo}/{name}", 1))
         for name in ("obs", "next_obs"):
-            if f"data/{demo}/{name}" in file:
+            if name in _open(file, path, f"data/{demo}"):
                 parts = [_read(file, path, f"data/{demo}/{name}/{key}", 2) for key in keys]
                 columns[name].append(np.concatenate(parts, axis=1))
     lengths = [len(rewards) for rewards in columns["rewards"]]
@@ -137,14 +150,14 @@ def _robomimic(file: Any, path: Path) -> OfflineDataset:
 
 def _mdp_dataset(file: Any, path: Path) -> OfflineDataset:
     """d3rlpy 2: arrays `NAME_i` of each episode i. What follows an episode's last row is unknown."""
-    if f"observations_{0}_{0}" in file:
+    if "observations_0_0" in file:
         raise ValueError(f"{path} holds tuples of observations. Pass the part that you need to OfflineDataset.")
     columns: dict[str, list[Array]] = {"observations": [], "actions": [], "rewards": []}
     terminated = []
-    for i in range(int(file["num_episodes"][()])):
+    for i in range(int(_open(file, path, "num_episodes")[()])):
         for name, pieces in columns.items():
             pieces.append(_read(file, path, f"{name}_{i}", 2))
-        terminated.append(bool(file[f"terminated_{i}"][()]))
+        terminated.append(bool(_open(file, path, f"terminated_{i}")[()]))
     lengths = [len(rewards) for rewards in columns["rewards"]]
     return _from_mdp(path, {name: np.concatenate(pieces) for name, pieces in columns.items()}, lengths, terminated)
 
@@ -152,8 +165,11 @@ def _mdp_dataset(file: Any, path: Path) -> OfflineDataset:
 def _first_mdp_dataset(file: Any, path: Path) -> OfflineDataset:
     """d3rlpy 1: flat arrays, `episode_terminals` mark every end and `terminals` the true ones."""
     arrays = {name: _read(file, path, name, 2) for name in ("observations", "actions")}
-    arrays["rewards"] = np.asarray(file["rewards"][()], np.float32)
-    flags = [np.asarray(file[name][()]).reshape(-1) != 0 for name in ("terminals", "episode_terminals")]
+    columns = [
+        _read(file, path, name, len(_open(file, path, name).shape)).reshape(-1)  # [N] or [N, 1]
+        for name in ("rewards", "terminals", "episode_terminals")
+    ]
+    arrays["rewards"], flags = columns[0], [column != 0 for column in columns[1:]]
     ends = episode_ends(*flags)
     return _from_mdp(path, arrays, np.diff(ends, prepend=0).tolist(), flags[0][ends - 1].tolist())
 

@@ -406,3 +406,13 @@ def test_one_row_of_two_simulators_carries_a_note(versions: tuple[str, str], tol
     text = (tmp_path / "tables" / "table.md").read_text()
     assert ("NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0" in text) == told
     assert "rows mix simulators" in text
+
+
+def test_one_seed_has_no_interval_in_the_aggregates(tmp_path: Path) -> None:
+    report.build(write_runs(tmp_path, three_agents((UMAZE, LARGE), seeds=1)))
+    text = (tmp_path / "tables" / "aggregates.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| env")]
+    assert len(rows) == 3 + 3  # agents and pairs
+    assert not any("[" in row.replace("LDCQ[prior=gaussian]", "") for row in rows)
+    report.build(write_runs(tmp_path / "more", three_agents((UMAZE, LARGE), seeds=3)))
+    assert (tmp_path / "more" / "tables" / "aggregates.md").read_text().count("[") > text.count("[")

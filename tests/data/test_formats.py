@@ -140,6 +140,21 @@ def test_more_than_ten_demos_are_in_the_order_of_their_numbers(tmp_path: Path) -
     assert data.window_starts(1).tolist() == list(range(0, 24, 2))  # without next_obs the last step has no successor
 
 
+@pytest.mark.parametrize("where", ["data", "data/demo_0", "data/demo_0/obs", "data/demo_0/obs/object", "num_episodes"])
+def test_files_that_point_elsewhere_are_refused(where: str, tmp_path: Path) -> None:
+    path = robomimic(tmp_path, [[0, 0, 1], [0, 1]], [[0, 0, 0], [0, 0]])
+    (tmp_path / "other.hdf5").write_bytes(path.read_bytes())
+    with h5py.File(path, "a") as file:
+        if where == "num_episodes":
+            del file["data"]
+            file["columns"] = ["observations"]
+        else:
+            del file[where]
+        file[where] = h5py.ExternalLink("other.hdf5", where)
+    with pytest.raises(ValueError, match="or a link in its place"):
+        load_dataset(path)
+
+
 # -- d3rlpy --------------------------------------------------------------------------------------------------------
 
 
