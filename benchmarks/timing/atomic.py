@@ -199,8 +199,8 @@ def slopes_of(agent: LatentDiffuser, some: Callable[[int], Tensor]) -> list[tupl
     """At each of `SLOPE_TIMES`: tau, slope of the agent's energy on the exact one, their correlation."""
     policy, found = agent.policy, []
     atoms = atoms_of(agent, some(SLOPE_STATES), SLOPE_ATOMS)
-    for tau in map(torch.tensor, SLOPE_TIMES):
-        of_states = []
+    for time in SLOPE_TIMES:
+        tau, of_states = torch.tensor(time), []
         for (z0, returns), observation in zip(atoms, some(SLOPE_STATES), strict=True):
             signal, noise = SCHEDULE.signal(tau), SCHEDULE.noise(tau)
             epsilon = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
@@ -211,7 +211,7 @@ def slopes_of(agent: LatentDiffuser, some: Callable[[int], Tensor]) -> list[tupl
             both = torch.cov(torch.stack([exact, learned]))
             of_states.append([both[0, 1] / both[0, 0], both[0, 1] / (both[0, 0] * both[1, 1]).sqrt()])
         slope, correlation = torch.tensor(of_states).mean(0).tolist()
-        found.append((float(tau), slope, correlation))
+        found.append((time, slope, correlation))
     return found
 
 
