@@ -145,10 +145,8 @@ FAST = dataclasses.replace(
 PRESETS = {"fast": FAST, "paper": PAPER}
 
 # What differs between families of datasets in the fast preset. AntMaze: an ant falls when it is decoded badly, and the
-# mean of a Gaussian is not a gait; found on seeds 103 and above (results/tuning/README.md). Mazes: at twice the rate
-# 3,000 steps of the VAE leave every held-out loss on PointMaze-large below that of 4,000 at the preset's rate.
+# mean of a Gaussian is not a gait; found on seeds 103 and above (results/tuning/README.md).
 FAMILY: dict[str, dict[str, Any]] = {
-    "maze2d": {"vae_learning_rate": 2e-3, "vae_steps": 3_000},
     "antmaze": {
         "normalize_observations": True,
         "vae_hidden": 256,
