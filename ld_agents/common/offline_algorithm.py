@@ -71,11 +71,17 @@ def _refuse_normalized(env: Any) -> None:
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column, summed in float64 without a copy of the whole. Shapes [N, S] -> [S], [S]."""
+    """Mean and spread of each column, summed in float64 without a copy of the whole. Shapes [N, S] -> [S], [S].
+
+    Where float32 sums are right to 1e-4 of the spread they are taken: trainings with a seed keep every bit they had.
+    """
     blocks = rows.split(_ROWS_PER_BLOCK)
     mean = sum((block.sum(0, dtype=torch.float64) for block in blocks), torch.zeros(())) / len(rows)
     squares = sum(((block - mean).square().sum(0) for block in blocks), torch.zeros(()))
-    return mean, (squares / len(rows)).sqrt()
+    std = (squares / len(rows)).sqrt()
+    short = rows.mean(0), rows.std(0, correction=0)
+    right = ((short[0] - mean).abs() <= 1e-4 * std) & ((short[1] - std).abs() <= 1e-4 * std)
+    return torch.where(right, short[0].double(), mean), torch.where(right, short[1].double(), std)
 
 
 class OfflineAlgorithm(StagedTraining):
