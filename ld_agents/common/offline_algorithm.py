@@ -8,12 +8,10 @@ import dataclasses
 import io
 import pathlib
 import platform
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 import stable_baselines3
 import torch
@@ -27,61 +25,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ld_agents.common import agent_file
+from ld_agents.common.attached import SpacesOnlyEnv, check_callbacks, refuse_normalized
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import explained
 from ld_agents.common.staged_training import Losses, Stage, StagedTraining, in_bfloat16
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.data.returns import moments
 from ld_agents.evaluation import scores
 
 __all__ = ["Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
-
-
-_ROWS_PER_BLOCK = 262_144
-
-
-class _SpacesOnlyEnv(gym.Env[Any, Any]):
-    """Placeholder for the training environment that SB3's callbacks expect."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        self.observation_space = observation_space
-        self.action_space = action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if isinstance(self.observation_space, spaces.Dict):
-            return {k: np.zeros(s.shape, s.dtype) for k, s in self.observation_space.spaces.items()}, {}
-        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
-
-    def step(self, action: Any) -> Any:
-        raise RuntimeError("Offline agents learn from a dataset. Evaluate on an environment of your own.")
-
-
-def _refuse_normalized(env: Any) -> None:
-    """Raise for an environment, vector environment or None that scales what the agent learned as it was recorded."""
-    layers, normalizing = [env], ("VecNormalize", "NormalizeObservation", "NormalizeReward")
-    for layer in layers:
-        if type(layer).__name__ in normalizing:
-            raise ValueError(
-                f"{type(layer).__name__} is around the environment, but the agent learned from what was recorded, and "
-                "normalizes that itself where its settings say so. Leave it out."
-            )
-        layers += filter(None, [getattr(layer, "venv", None), vars(layer).get("env") if layer is not None else None])
-        layers += getattr(layer, "envs", [])
-
-
-def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column, summed in float64 without a copy of the whole. Shapes [N, S] -> [S], [S].
-
-    Where float32 sums are right to 1e-4 of the spread they are taken: trainings with a seed keep every bit they had.
-    """
-    blocks = rows.split(_ROWS_PER_BLOCK)
-    mean = sum((block.sum(0, dtype=torch.float64) for block in blocks), torch.zeros(())) / len(rows)
-    squares = sum(((block - mean).square().sum(0) for block in blocks), torch.zeros(()))
-    std = (squares / len(rows)).sqrt()
-    short = rows.mean(0), rows.std(0, correction=0)
-    right = ((short[0] - mean).abs() <= 1e-4 * std) & ((short[1] - std).abs() <= 1e-4 * std)
-    return torch.where(right, short[0].double(), mean), torch.where(right, short[1].double(), std)
 
 
 class OfflineAlgorithm(StagedTraining):
@@ -149,7 +102,7 @@ class OfflineAlgorithm(StagedTraining):
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
         self.policy = self._make_policy().to(self.device)
         if getattr(self.settings, "normalize_observations", False):
-            mean, std = _moments(dataset.observations)
+            mean, std = moments(dataset.observations)
             self.policy.observation_mean.copy_(mean)
             self.policy.observation_std.copy_(std.clamp(min=1e-3))
 
@@ -177,7 +130,7 @@ class OfflineAlgorithm(StagedTraining):
             raise ValueError("These observations are vectors, not dictionaries: use 'MlpPolicy'.")
         if (n_actions := int(np.prod(action_space.shape))) > 1000:
             raise ValueError(f"Agents take at most 1,000 action dimensions, got {n_actions}.")
-        stub = DummyVecEnv([lambda: _SpacesOnlyEnv(observation_space, action_space)])
+        stub = DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)])
         super().__init__(policy, stub, 0.0, tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed)
         self.policy_name = policy
         self.observation_keys = observation_keys
@@ -295,7 +248,7 @@ class OfflineAlgorithm(StagedTraining):
             ValueError: its spaces are not those of the data, or it normalizes observations or rewards.
         """
         vec_env = self._wrap_env(env, self.verbose)
-        _refuse_normalized(vec_env)
+        refuse_normalized(vec_env)
         try:
             if not self._takes_dictionaries_of(vec_env.observation_space):
                 check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
@@ -309,17 +262,7 @@ class OfflineAlgorithm(StagedTraining):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """SB3's, and what the callbacks ask for in vain is said before training."""
         made = super()._init_callback(callback, progress_bar)
-        found: list[Any] = [made]
-        for each in found:
-            found += getattr(each, "callbacks", None) or filter(None, [getattr(each, "callback", None)])
-            _refuse_normalized(getattr(each, "eval_env", None))
-            for option in ("save_vecnormalize", "save_replay_buffer"):
-                if getattr(each, option, False):
-                    warnings.warn(
-                        f"{type(each).__name__}({option}=True) saves nothing: offline agents have no such thing. What "
-                        "normalizes observations is saved with the agent, and the data are the dataset's.",
-                        stacklevel=2,
-                    )
+        check_callbacks(made)
         return made
 
     def _takes_dictionaries_of(self, space: spaces.Space) -> bool:

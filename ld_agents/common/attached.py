@@ -1,0 +1,53 @@
+"""What users attach to an agent, environments and callbacks of Stable-Baselines3, checked for what would be in vain."""
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class SpacesOnlyEnv(gym.Env[Any, Any]):
+    """Placeholder for the training environment that SB3's callbacks expect."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if isinstance(self.observation_space, spaces.Dict):
+            return {k: np.zeros(s.shape, s.dtype) for k, s in self.observation_space.spaces.items()}, {}
+        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
+
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("Offline agents learn from a dataset. Evaluate on an environment of your own.")
+
+
+def refuse_normalized(env: Any) -> None:
+    """Raise for an environment, vector environment or None that scales what the agent learned as it was recorded."""
+    layers, normalizing = [env], ("VecNormalize", "NormalizeObservation", "NormalizeReward")
+    for layer in layers:
+        if type(layer).__name__ in normalizing:
+            raise ValueError(
+                f"{type(layer).__name__} is around the environment, but the agent learned from what was recorded, and "
+                "normalizes that itself where its settings say so. Leave it out."
+            )
+        layers += filter(None, [getattr(layer, "venv", None), vars(layer).get("env") if layer is not None else None])
+        layers += getattr(layer, "envs", [])
+
+
+def check_callbacks(callback: Any) -> None:
+    """Raise for a callback, or one within it, that evaluates under normalization; warn of what it cannot save."""
+    found: list[Any] = [callback]
+    for each in found:
+        found += getattr(each, "callbacks", None) or filter(None, [getattr(each, "callback", None)])
+        refuse_normalized(getattr(each, "eval_env", None))
+        for option in ("save_vecnormalize", "save_replay_buffer"):
+            if getattr(each, option, False):
+                warnings.warn(
+                    f"{type(each).__name__}({option}=True) saves nothing: offline agents have no such thing. What "
+                    "normalizes observations is saved with the agent, and the data are the dataset's.",
+                    stacklevel=2,
+                )
