@@ -1,4 +1,4 @@
-"""What is attached to an agent that learns without an environment: environments and callbacks of Stable-Baselines3."""
+"""What users attach to an agent, environments and callbacks of Stable-Baselines3, checked for what would be in vain."""
 
 import warnings
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -39,8 +38,8 @@ def refuse_normalized(env: Any) -> None:
         layers += getattr(layer, "envs", [])
 
 
-def check_callbacks(callback: BaseCallback) -> None:
-    """Warn of what a callback, or one inside it, would save in vain; refuse environments that normalize."""
+def check_callbacks(callback: Any) -> None:
+    """Raise for a callback, or one within it, that evaluates under normalization; warn of what it cannot save."""
     found: list[Any] = [callback]
     for each in found:
         found += getattr(each, "callbacks", None) or filter(None, [getattr(each, "callback", None)])
@@ -50,5 +49,5 @@ def check_callbacks(callback: BaseCallback) -> None:
                 warnings.warn(
                     f"{type(each).__name__}({option}=True) saves nothing: offline agents have no such thing. What "
                     "normalizes observations is saved with the agent, and the data are the dataset's.",
-                    stacklevel=4,
+                    stacklevel=2,
                 )

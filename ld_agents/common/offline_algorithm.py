@@ -24,13 +24,15 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
-from ld_agents.common import agent_file, attached
+from ld_agents.common import agent_file
+from ld_agents.common.attached import SpacesOnlyEnv, check_callbacks, refuse_normalized
 from ld_agents.common.divergence import DivergedError, bad_tensor
 from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import explained
 from ld_agents.common.staged_training import Losses, Stage, StagedTraining, in_bfloat16
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.data.returns import moments
 from ld_agents.evaluation import scores
 
 __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
@@ -101,7 +103,9 @@ class OfflineAlgorithm(StagedTraining):
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
         self.policy = self._make_policy().to(self.device)
         if getattr(self.settings, "normalize_observations", False):
-            self.policy.fit_normalization(dataset.observations)
+            mean, std = moments(dataset.observations)
+            self.policy.observation_mean.copy_(mean)
+            self.policy.observation_std.copy_(std.clamp(min=1e-3))
 
     def _initialize(
         self,
@@ -127,7 +131,7 @@ class OfflineAlgorithm(StagedTraining):
             raise ValueError("These observations are vectors, not dictionaries: use 'MlpPolicy'.")
         if (n_actions := int(np.prod(action_space.shape))) > 1000:
             raise ValueError(f"Agents take at most 1,000 action dimensions, got {n_actions}.")
-        stub = DummyVecEnv([lambda: attached.SpacesOnlyEnv(observation_space, action_space)])
+        stub = DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)])
         super().__init__(policy, stub, 0.0, tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed)
         self.policy_name = policy
         self.observation_keys = observation_keys
@@ -187,9 +191,7 @@ class OfflineAlgorithm(StagedTraining):
         by_family = cls.family_settings(preset)
         families = {*by_family, *scores.FAMILIES}
         if family is not None and family not in families:
-            raise ValueError(
-                f"Unknown family {family!r}. Choose from {sorted(families)}, or None for the plain preset."
-            )
+            raise ValueError(f"Unknown family {family!r}. Choose from {sorted(families)}, or None.")
         of_family = by_family.get(family or "", {})
         origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(settings, "user")
         try:
@@ -245,7 +247,7 @@ class OfflineAlgorithm(StagedTraining):
             ValueError: its spaces are not those of the data, or it normalizes observations or rewards.
         """
         vec_env = self._wrap_env(env, self.verbose)
-        attached.refuse_normalized(vec_env)
+        refuse_normalized(vec_env)
         try:
             if not self._takes_dictionaries_of(vec_env.observation_space):
                 check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
@@ -259,7 +261,7 @@ class OfflineAlgorithm(StagedTraining):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """SB3's, and what the callbacks ask for in vain is said before training."""
         made = super()._init_callback(callback, progress_bar)
-        attached.check_callbacks(made)
+        check_callbacks(made)
         return made
 
     def _takes_dictionaries_of(self, space: spaces.Space) -> bool:
@@ -385,9 +387,9 @@ class OfflineAlgorithm(StagedTraining):
             agent.stage_budget = {str(k): int(v) for k, v in progress["stage_budget"].items()}
             agent.stage_steps = {str(k): int(v) for k, v in progress["stage_steps"].items()}
             agent.stage_seconds = {str(k): float(v) for k, v in progress["stage_seconds"].items()}
-            agent.policy.noise_calls = int(progress["noise_calls"])
-            if not 0 <= agent.policy.noise_calls < 1 << 62:
-                raise OverflowError(f"noise_calls is {agent.policy.noise_calls}")
+            if not 0 <= (calls := int(progress["noise_calls"])) < 1 << 62:
+                raise OverflowError(f"noise_calls is {calls}")
+            agent.policy.noise_calls = calls
             agent._dataset_identity = dict(description["dataset"])
             state = training.pop("generator", None)
             if state is not None and progress["generator_device"] == agent.device.type:

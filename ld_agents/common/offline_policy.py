@@ -14,7 +14,6 @@ from torch import Tensor
 from ld_agents.common.keyed_noise import next_keys, observation_keys
 
 State = tuple[NDArray[Any], ...]
-_ROWS_PER_BLOCK = 262_144
 
 
 class OfflinePolicy(BasePolicy):
@@ -97,14 +96,6 @@ class OfflinePolicy(BasePolicy):
             held[due] = plan(states[rows], keys[rows]).cpu().numpy()
             steps_left[due] = steps
         return torch.as_tensor(held, device=states.device), steps - steps_left, (held, steps_left - 1)
-
-    def fit_normalization(self, observations: Tensor) -> None:
-        """Mean and spread of each column, summed in float64 without a copy of the whole. Shape [N, S]."""
-        blocks = observations.split(_ROWS_PER_BLOCK)
-        mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / len(observations)
-        squares = torch.stack([((block - mean) ** 2).sum(0) for block in blocks]).sum(0)
-        self.observation_mean.copy_(mean)
-        self.observation_std.copy_((squares / len(observations)).sqrt().clamp(min=1e-3))
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Raw to normalized observations, [..., S]. The identity unless the agent normalizes observations."""
