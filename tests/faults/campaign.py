@@ -70,7 +70,8 @@ def damaged(good: bytes, other: bytes, draw: random.Random) -> bytes:
     if kind == 0:
         return good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
     hole = good[:at] + bytes(min(4096, len(good) - at)) + good[at + 4096 :]
-    return (good[:at], hole, good[:at] + other[at:])[kind - 1]
+    made = (good[:at], hole, good[:at] + other[at:])[kind - 1]
+    return damaged(good, other, draw) if made in (good, other) else made  # neither is damaged
 
 
 def content(agent: BC) -> list[Any]:
