@@ -79,6 +79,12 @@ def _check_run(run: RunFile) -> None:
         raise ValueError(f"schema {run.get('schema')!r}, this report reads schema {SCHEMA}")
     for key in ("commit", "plans", "versions", "hardware"):
         run[key]
+    measured = run["dataset"]["controller"] or {}
+    for key in measured:
+        if key == "episodes" or key.endswith("_return"):
+            float(measured[key]), int(measured["episodes"])
+    versions = (run["dataset"]["replay_check"] or {}).get("versions", {})
+    hash((versions.get("mujoco"), run["versions"]["mujoco"]))  # they are compared, and stand in sets
     names = {"agent": run["agent"], "preset": run["preset"]}
     names |= {f"dataset.{key}": run["dataset"][key] for key in ("id", "hash", "provenance")}
     for key, name in names.items():

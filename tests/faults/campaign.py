@@ -70,7 +70,8 @@ def damaged(good: bytes, other: bytes, draw: random.Random) -> bytes:
     if kind == 0:
         return good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
     hole = good[:at] + bytes(min(4096, len(good) - at)) + good[at + 4096 :]
-    return (good[:at], hole, good[:at] + other[at:])[kind - 1]
+    made = (good[:at], hole, good[:at] + other[at:])[kind - 1]
+    return damaged(good, other, draw) if made in (good, other) else made  # neither is damaged
 
 
 def content(agent: BC) -> list[Any]:
@@ -83,7 +84,8 @@ def models(n: int, dataset: OfflineDataset) -> Iterator[str]:
     """A flip that the format does not notice, as in a time stamp, must give the same agent."""
     draw, agent = random.Random(1), make_agent("BC", dataset).learn(callback=StopAt(20))
     good, other = saved(agent), saved(make_agent("BC", dataset, seed=1).learn(callback=StopAt(20)))
-    expected = content(BC.load(io.BytesIO(good), dataset=dataset))
+    # cut in its first bytes, a mixture is all of the other file but for a field of the zip that nothing depends on
+    whole = [content(BC.load(io.BytesIO(blob), dataset=dataset)) for blob in (good, other)]
 
     def case() -> str:
         kind = draw.randrange(5)
@@ -94,7 +96,7 @@ def models(n: int, dataset: OfflineDataset) -> Iterator[str]:
             blob = packed(members(with_tensors(good, "weights.safetensors", lambda t: spoil(t, draw))))
         else:
             blob = damaged(good, other, draw)
-        return "same" if content(BC.load(io.BytesIO(blob), dataset=dataset)) == expected else "different"
+        return "same" if content(BC.load(io.BytesIO(blob), dataset=dataset)) in whole else "different"
 
     return (verdict(case) for _ in range(n))
 

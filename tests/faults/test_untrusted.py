@@ -81,6 +81,8 @@ def test_text_of_run_files_is_escaped(tmp_path: Path) -> None:
         json.dumps({**a_run(), "seed": 10**400}),
         json.dumps({**a_run(), "returns": [1e308, -1e308, 1e308, 1e308]}),
         json.dumps({**a_run(), "peak_memory_mb": "x"}),
+        json.dumps({**a_run(), "dataset": {**a_run()["dataset"], "controller": 3}}),
+        json.dumps({**a_run(), "dataset": {**a_run()["dataset"], "controller": {"episodes": 1, "a_return": []}}}),
         json.dumps({**a_run(), "peak_memory_mb": 10**400}),
         json.dumps({**a_run(), "first_contact": [1e308, 1, 1, 1]}),
         json.dumps({**a_run(), "versions": {"mujoco": "3", "gymnasium-robotics": "1"}}),
