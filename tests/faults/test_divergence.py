@@ -122,7 +122,7 @@ def test_nothing_that_is_not_finite_is_scored() -> None:
 
     with pytest.raises(ValueError, match="an action that is not finite"):
         evaluate(_Constant(np.nan), Drift, 2, seed=0)
-    with pytest.raises(ValueError, match="a reward that is not finite"):
+    with pytest.raises(ValueError, match="returned the reward nan"):
         evaluate(_Constant(float(BOX.low.max())), Unpaid, 2, seed=0)
 
 
