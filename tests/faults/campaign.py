@@ -41,6 +41,12 @@ SECONDS_PER_CASE = 10
 RUN = specs.Run("BC[hidden=[16,16],batch_size=32,steps=30]", "x/y-v0", 0, "fast", 1.0, 3)
 ABSURD = (None, "x", -1, 1e308, 10**400, [], {}, True, [[1]], "<b>|\n", float("nan"), 0)
 SOUND = ("same", "refused", "fell back")
+HEAD = """# Kills and damaged files
+
+`tests/faults/campaign.py` at commit {}. *Same*: the result, weights or scores are those of an undisturbed run, bit by
+bit. *Refused*: an error names the file and what to do. *Fell back*: the run went on from its previous checkpoint and
+ended the same. The other columns are faults.
+"""
 
 
 def verdict(case: Callable[[], str]) -> str:
@@ -213,10 +219,8 @@ def main() -> None:
         print(name, dict(counts), *sorted({v for v in found if v.startswith("traceback")})[:20], sep="\n  ", flush=True)
     print(page)
     if options.write:
-        head = (
-            f"What came of kills and damaged files (`tests/faults/campaign.py`), commit {provenance.source_commit()}."
-        )
-        write_text(options.write, f"{head}\n\n{page}")
+        head = HEAD.format(provenance.source_commit()[:12])
+        write_text(options.write, f"{head}\n{page}")
 
 
 if __name__ == "__main__":
