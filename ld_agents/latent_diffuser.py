@@ -79,7 +79,7 @@ from ld_agents.data.returns import returns_to_go
 from ld_agents.diffusion.guidance import contrastive_loss, exponential_loss, support_weights
 from ld_agents.diffusion.guided_sampler import SCHEDULE, TAU_MIN
 from ld_agents.latent_diffuser_policy import LOG_STD_MIN, LatentDiffuserPolicy
-from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, ENERGY_SETTINGS, FAMILY, PRESETS, LatentDiffuserSettings
+from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, ENERGY_SETTINGS, FAMILIES, PRESETS, LatentDiffuserSettings
 from ld_agents.networks.critics import descend, polyak_update
 from ld_agents.networks.window_values import expectile_loss, n_step_targets
 
@@ -117,7 +117,7 @@ class LatentDiffuser(OfflineAlgorithm):
 
     @classmethod
     def family_settings(cls, preset: str = "fast") -> dict[str, dict[str, Any]]:
-        return FAMILY
+        return FAMILIES[preset]
 
     def stages(self) -> list[Stage]:
         s = self.settings

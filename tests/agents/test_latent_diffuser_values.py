@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from conftest import TINY_LATENT_DIFFUSER, StopAt, differing, saved, weights
 from ld_agents import LatentDiffuser, OfflineDataset, evaluate
-from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILY, PAPER, PRESETS
+from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS, FAMILIES, PAPER, PRESETS
 from ld_agents.networks.critics import QFunction
 from ld_agents.networks.window_values import StateValue
 
@@ -212,9 +212,10 @@ def test_settings_out_of_range(dataset: OfflineDataset, setting: str, value: Any
 
 
 def test_families_and_presets_fit() -> None:
-    for preset in PRESETS.values():
-        for changes in FAMILY.values():
+    for name, preset in PRESETS.items():
+        for family, changes in FAMILIES[name].items():
             dataclasses.replace(preset, **changes)
+            assert changes.items() >= FAMILIES["paper"][family].items()
     assert set(ENERGY_SETTINGS) < {field.name for field in dataclasses.fields(PAPER)}
     assert set(TINY_LATENT_DIFFUSER) - {"preset"} < {field.name for field in dataclasses.fields(PAPER)}
 
