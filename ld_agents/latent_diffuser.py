@@ -36,8 +36,8 @@ move a score is a setting.
    on what no plan decides, latents hold how lucky the window was, and guidance looks for luck.
    `return_targets="bootstrapped"` has the module estimate what lies behind the window, which varies far less. With
    "expectile" that is an in-sample optimal value instead of the behavior's (`networks/window_values.py`).
-7. The prior learns posterior means, whitened per channel. State and time are
-   concatenated. Continuous VP diffusion; `solver`, `solver_grid` and `solver_steps` are ours.
+7. The prior learns posterior means, whitened per channel. State and time are concatenated. Continuous VP diffusion;
+   `solver`, `solver_grid` and `solver_steps` are ours.
 8. R is the sum of the decoded returns-to-go, steps past a decoded end left out (`plan_return`, `return_steps`). Beta is
    in standard deviations of R over draws of the prior: at all states of the data, or at each state (`return_scale`).
    Far from a goal the returns of plans hardly differ, so that only the second guides there.
@@ -124,14 +124,19 @@ class LatentDiffuser(OfflineAlgorithm):
         stages = [Stage("vae", s.vae_steps, self.train_vae)]
         if s.return_inputs == "step":
             stages.append(Stage("values", s.value_steps, self.train_values))
-        rows = self.dataset.n_steps if self.dataset else 0
-        size = math.prod(self.policy.latent_shape)
-        stages.append(Stage("prior", s.prior_steps, self.train_prior, 4 * size * min(s.prior_windows or rows, rows)))
+        stages.append(Stage("prior", s.prior_steps, self.train_prior, self._prior_bytes))
         if s.guidance in ENERGY_GUIDED:
-            support = min(s.support_states or rows, rows), self._support_sets() * s.support_size, size
-            kept = half_precision_bytes(*support, device=self.device)
-            stages.append(Stage("energy", s.energy_steps, self.train_energy, kept))
+            stages.append(Stage("energy", s.energy_steps, self.train_energy, self._support_bytes))
         return stages
+
+    def _prior_bytes(self) -> int:
+        n = min(self.settings.prior_windows or self.data.n_steps, self.data.n_steps)
+        return 4 * n * math.prod(self.policy.latent_shape)
+
+    def _support_bytes(self) -> int:
+        s, n = self.settings, min(self.settings.support_states or self.data.n_steps, self.data.n_steps)
+        shape = n, self._support_sets() * s.support_size, math.prod(self.policy.latent_shape)
+        return half_precision_bytes(*shape, device=self.device)
 
     def with_energy(self, **settings: Any) -> Self:
         """A new agent with this one's VAE and prior, whose energy is still to be trained.

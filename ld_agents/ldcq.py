@@ -29,12 +29,10 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
 3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
 4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
 5. Acting: `deterministic=True` executes mean actions, or with `sample_actions` samples whose noise repeats with the
-   observation; `deterministic=False` samples. The code always samples. Actions are clipped to the action space, as the
-   environments do anyway.
+   observation; `deterministic=False` samples, as the code always does. Actions are clipped to the action space.
 6. Maze2D returns: the code credits all steps after the first contact with the goal; our evaluation reports the
    environment's return and that number side by side.
-7. Sampling: DPM-Solver++ with few steps instead of the full chain; tests/diffusion/test_diffusion.py shows how
-   close it is.
+7. Sampling: DPM-Solver++ with few steps, not the full chain; for how close see tests/diffusion/test_diffusion.py.
 8. Test-time critics: the code overwrites the targets by the online networks; here the online networks act too, unless
    `acting_critics` chooses their averages.
 9. Rewards are divided by the spread of the returns in the data (`reward_scale`); the code divides locomotion's by ten.
@@ -230,12 +228,14 @@ class LDCQ(OfflineAlgorithm):
 
     def stages(self) -> list[Stage]:
         s = self.settings
-        rows = self.dataset.n_steps if self.dataset else 0
-        windows = min(s.q_windows or rows, rows)  # whose states, latents, priorities and candidates are kept
-        kept = 4 * windows * (2 * self.policy.state_dim + s.latent_dim + 8)
-        kept += half_precision_bytes(windows, s.candidates_stored, s.latent_dim, device=self.device)
-        vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q, kept)
+        vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q, self._q_bytes)
         return [vae, q] if s.prior == "gaussian" else [vae, Stage("prior", s.prior_steps, self.train_prior), q]
+
+    def _q_bytes(self) -> int:
+        """What Q-learning keeps of its windows: states, next states, latents, priorities and candidates."""
+        s, n = self.settings, min(self.settings.q_windows or self.data.n_steps, self.data.n_steps)
+        candidates = half_precision_bytes(n, s.candidates_stored, s.latent_dim, device=self.device)
+        return candidates + 4 * n * (2 * self.policy.state_dim + s.latent_dim + 8)
 
     # ------------------------------------------------- stage 1: beta-VAE over windows (paper section 4.1)
 

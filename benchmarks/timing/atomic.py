@@ -198,10 +198,11 @@ def atoms_of(agent: Any, observations: Tensor, n: int) -> list[tuple[Tensor, Ten
 def slopes_of(agent: LatentDiffuser, some: Callable[[int], Tensor]) -> list[tuple[float, float, float]]:
     """At each of `SLOPE_TIMES`: tau, slope of the agent's energy on the exact one, their correlation."""
     policy, found = agent.policy, []
-    atoms = atoms_of(agent, some(SLOPE_STATES), SLOPE_ATOMS)
+    observations = some(SLOPE_STATES)
+    atoms = atoms_of(agent, observations, SLOPE_ATOMS)
     for time in SLOPE_TIMES:
         tau, of_states = torch.tensor(time), []
-        for (z0, returns), observation in zip(atoms, some(SLOPE_STATES), strict=True):
+        for (z0, returns), observation in zip(atoms, observations, strict=True):
             signal, noise = SCHEDULE.signal(tau), SCHEDULE.noise(tau)
             epsilon = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
             z = signal * z0 + noise * epsilon

@@ -76,12 +76,22 @@ print(memory("VmHWM") - before)"""
     return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout.split()[-1])
 
 
-class LdAgents:
+class Library:
+    """What is timed of any library: `train` by its own means, and the memory that takes."""
+
+    def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
+        self.arguments = json.dumps({"overrides": overrides, "networks": networks})
+
+    def memory(self, agent: str, rows: int, steps: int) -> Seconds:
+        return {f"memory, {rows:,} rows": peak_memory(type(self).__name__, self.arguments, agent, rows, steps)}
+
+
+class LdAgents(Library):
     """Agents of the fast preset, but for `overrides`: settings by agent."""
 
     def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
+        super().__init__(overrides, networks)
         self.library = importlib.import_module("ld_agents")
-        self.arguments = json.dumps({"overrides": overrides, "networks": networks})
         self.overrides = overrides
         self.agent = functools.cache(self.make_agent)
         self.dataset = functools.cache(lambda rows: self.library.OfflineDataset(*random_arrays(rows)))
@@ -127,19 +137,16 @@ class LdAgents:
         of = f"{envs} environments" if envs > 1 else "1 environment"
         return {f"plan, {of}": float(np.median(plan)), f"step of a plan, {of}": float(np.median(held))}
 
-    def memory(self, agent: str, rows: int, steps: int) -> Seconds:
-        return {f"memory, {rows:,} rows": peak_memory("LdAgents", self.arguments, agent, rows, steps)}
-
     def start(self) -> Seconds:
         return {"the library": start_up("ld_agents"), "Stable-Baselines3 alone": start_up("stable_baselines3")}
 
 
-class D3rlpy:
+class D3rlpy(Library):
     """Its baselines, with `networks`: `hidden`, `critic_hidden` and `batch_size` by agent."""
 
     def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
+        super().__init__(overrides, networks)
         self.library = importlib.import_module("d3rlpy")
-        self.arguments = json.dumps({"overrides": overrides, "networks": networks})
         self.networks = networks
         self.agent = functools.cache(self.make_agent)
         self.dataset = functools.cache(lambda rows: self.library.dataset.MDPDataset(*random_arrays(rows)))
@@ -170,9 +177,6 @@ class D3rlpy:
             callback=lambda *_: marks.append(time.process_time()),
         )
         return {"gradient step": per_step(marks)}
-
-    def memory(self, agent: str, rows: int, steps: int) -> Seconds:
-        return {f"memory, {rows:,} rows": peak_memory("D3rlpy", self.arguments, agent, rows, steps)}
 
     def start(self) -> Seconds:
         return {"the library": start_up("d3rlpy")}

@@ -5,9 +5,8 @@ the data go both ways the actor goes the mean way: what the planners are compare
 
 `best_fraction=0.1` is 10 % BC (Chen et al. 2021, arXiv 2106.01345, section 5.1): it clones the best tenth of the
 episodes, by discounted return as in CORL. CORL ends its trajectories at terminals and every 1000 steps, and so joins
-episodes that end by timeout (all of Maze2D's); here a trajectory is an episode, or the
-whole recording where that goes on after terminals, as AntMaze's does at the goal. CORL normalizes observations by the
-kept episodes, we by all.
+episodes that end by timeout (all of Maze2D's); here a trajectory is an episode, or the whole recording where that goes
+on after terminals, as AntMaze's does at the goal. CORL normalizes observations by the kept episodes, we by all.
 """
 
 import dataclasses

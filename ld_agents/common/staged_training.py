@@ -34,13 +34,13 @@ class Stage:
         name: prefix of its losses in the log.
         gradient_steps: its full budget in the preset.
         train: yields the losses (scalars on the device) after each gradient step.
-        needs: bytes that it keeps on the device beside the dataset and the networks.
+        needs: says how many bytes it keeps on the device beside the dataset and the networks; asked before training.
     """
 
     name: str
     gradient_steps: int
     train: Callable[[], Iterator[Losses]]
-    needs: int = 0
+    needs: Callable[[], int] = lambda: 0
 
 
 class _GradientStepBar(ProgressBarCallback):
@@ -165,9 +165,9 @@ class StagedTraining(BaseAlgorithm):
         """A stage that does not fit is told of before the first one starts."""
         free = free_memory(self.device)
         for stage in stages:
-            if stage.needs > free:
+            if (needed := stage.needs()) > free:
                 raise ValueError(
-                    f'The stage "{stage.name}" keeps {stage.needs / 1e9:.1f} GB beside the dataset, and {self.device} '
+                    f'The stage "{stage.name}" keeps {needed / 1e9:.1f} GB beside the dataset, and {self.device} '
                     f"has {free / 1e9:.1f} GB left. Lower the settings that say how much it keeps "
                     "(q_windows; prior_windows, support_states, support_size), or take a larger machine."
                 )

@@ -44,11 +44,9 @@ def linear_of_parts(layer: nn.Linear, *parts: Tensor) -> Tensor:
 class TanhActor(nn.Module):
     """A deterministic actor with actions in [-1, 1]: linear layers, ReLU, tanh (as in TD3)."""
 
-    def __init__(
-        self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256), layer_norm: bool = False
-    ) -> None:
+    def __init__(self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, *hidden, action_dim, layer_norm=layer_norm)
+        self.net = mlp(observation_dim, *hidden, action_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Shapes [..., S] -> [..., A]."""

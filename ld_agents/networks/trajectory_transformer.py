@@ -82,7 +82,7 @@ class TrajectoryTransformer(nn.Module):
         steps_per_latent: L; a multiple of `steps_per_token`.
         steps_per_token: 1 in TAP. With more, the steps of a token enter side by side, and a linear layer after the
             decoder's trunk makes the features of each.
-        latent_dim: Z, the size of one latent. Not looked at without latent space.
+        latent_dim: Z, the size of one latent. Ignored without latent space.
         width, blocks, heads, dropout: of each Transformer.
         decoder: "shared": one trunk for all modules, as in TAP; "separate": a trunk for each.
         returns: whether there is a return module, which sees the plan so far, with the step's state and action.

@@ -96,7 +96,7 @@ class JointPolicyDecoder(nn.Module):
         self.net = GaussianMLP(state_dim + latent_dim, action_dim, hidden)
 
     def forward(self, states: Tensor, latents: Tensor, actions: Tensor) -> Gaussian:
-        """Shapes [..., S], [..., Z], [..., A] -> Gaussian [..., A]. The true actions are not looked at."""
+        """Shapes [..., S], [..., Z], [..., A] -> Gaussian [..., A]. The true actions are ignored."""
         return self.net(states, latents)
 
     def act(self, states: Tensor, latents: Tensor, epsilon: Tensor | None) -> Tensor:
