@@ -16,7 +16,6 @@ from ld_agents.common.settings import (
     GradientSteps,
     LatentDim,
     NonNegative,
-    Real,
     SamplerSteps,
     Width,
     Widths,
@@ -48,7 +47,8 @@ class LDCQSettings:
     reward_discount: Fraction = 0.995  # within a window
     reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
     success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
-    reward_scale: Real | None = None  # None: 1 / standard deviation of the discounted returns-to-go in the data
+    # None: 1 / standard deviation of the discounted returns-to-go in the data
+    reward_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
     importance_weights: Literal["per-sample", "averaged"] = "per-sample"
     schedule: Literal["rescaled", "released"] = "rescaled"
     learning_rates: Literal["cosine", "released"] = "released"
