@@ -59,7 +59,8 @@ def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "–"
     mean, error = entry["mean_return"], _error(entry)
-    return f"{mean:.4g} [{mean - error:.4g}, {mean + error:.4g}]"
+    digits = 0 if abs(mean) >= 1000 else 2
+    return f"{mean:,.{digits}f} [{mean - error:,.{digits}f}, {mean + error:,.{digits}f}]"
 
 
 def _rise(task: str, old: Entry, new: Entry) -> str:
