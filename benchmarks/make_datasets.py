@@ -10,8 +10,9 @@ kitchen) or all. FOLDER holds, as .npz files, the behavior policies of other pro
 `benchmarks/policies`. Sets that exist are skipped, sets that others are made of are made first, and a killed run
 resumes. Every set leaves a small record in results/datasets for `report.py`.
 
-Two tasks come before the data: `--train-sac hopper` trains the SAC agent whose actors are in `benchmarks/policies`, and
-`--reference-scores --policies FOLDER` measures what random actions and the best recording policies return.
+Three tasks are not of data: `--train-sac hopper` trains the SAC agent whose actors are in `benchmarks/policies`;
+`--reference-scores --policies FOLDER` measures what random actions and the best recording policies return, and
+`--simulator --policies FOLDER` what the latter return on the version of MuJoCo that is installed.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--train-sac", action="store_true", help="train the agents of the robots NAME; default: all")
     before.add_argument("--reference-scores", action="store_true", help="measure the tasks NAME; default: all")
+    before.add_argument("--simulator", action="store_true", help="measure the tasks NAME on this MuJoCo; default: all")
     parser.add_argument("--steps", type=int, help="steps of each set; default: as recipes.py says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -132,9 +134,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     own.add_argument("--trust", action="store_true", help="read the zip, which may run any code that is in it")
     options = parser.parse_args(arguments)
     given = [name for name in ("env", "agent", "algo", "id") if getattr(options, name) is not None]
-    if options.train_sac or options.reference_scores:
+    if options.train_sac or options.reference_scores or options.simulator:
         if given:
-            parser.error("--train-sac and --reference-scores have no data to make")
+            parser.error("--train-sac, --reference-scores and --simulator have no data to make")
         return options
     if bool(options.names) == bool(given):
         parser.error("give NAMEs, or --env, --agent, --algo and --id")
@@ -159,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_sac.train(options.names)
         elif options.reference_scores:
             reference_policies.measure_missing(options.policies, options.names, options.processes)
+        elif options.simulator:
+            reference_policies.measure_simulator(options.policies, options.names)
         elif options.names:
             for dataset_id in select(options.names):
                 recipe = recipes(options.policies)[dataset_id]

@@ -23,7 +23,7 @@ import pandas as pd
 
 import timing
 from files import write_text
-from reporting import aggregates, datasets_table, figures, overview, tables
+from reporting import aggregates, datasets_table, figures, overview, simulators, tables
 from reporting.runs import digest, frame, read_failures, read_runs
 from suites import ALL_AGENTS
 
@@ -145,6 +145,7 @@ def all_pages(root: Path) -> Pages:
     pages.made |= {
         readme: with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups)),
         root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
+        root / "results" / "simulators.md": simulators.page(root / "results" / "simulators.json"),
         root / "results" / "overview.png": ((lambda: overview.figure(runs, groups)), digest(runs)),
     }
     return pages

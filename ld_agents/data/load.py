@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from ld_agents.evaluation.environments import has_new_contacts
 from ld_agents.evaluation.scores import D4RL_TASKS
 
 
-def load_dataset(source: Any, *, goal: Goal = "relabel", download: bool = True) -> OfflineDataset:
+def load_dataset(
+    source: Any, *, goal: Goal = "relabel", download: bool = True, start_noise: float = 0.0
+) -> OfflineDataset:
     """Load a dataset by its Minari id, from a file, or from arrays.
 
     How each format marks the ends of episodes, what is dropped and what is done here: the table "Formats of data" in
@@ -40,11 +43,28 @@ def load_dataset(source: Any, *, goal: Goal = "relabel", download: bool = True) 
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
             ``"keep"``: append the goal to the observation and use the rewards as stored.
         download: whether a dataset that is not on this machine may be fetched from Minari's hub.
+        start_noise: noise of the ant's start in the evaluation of the hub's AntMaze: half-width on the pose, standard
+            deviation on the velocities. 0: gymnasium-robotics' environment as it is, where every episode starts in one
+            pose at rest; 0.1: D4RL's.
 
     Raises:
         FileNotFoundError: the dataset is neither here nor can it be fetched.
-        ValueError: the data are malformed; the message names the episode and what to do.
+        ValueError: the data are malformed, the message names the episode and what to do; or start_noise was given for
+            data that gymnasium-robotics' AntMaze does not evaluate.
     """
+    data = _load(source, goal, download)
+    if start_noise:
+        spec = data.info.eval_env
+        if spec is None or not spec.id.startswith("AntMaze_") or start_noise < 0:
+            raise ValueError(
+                f"start_noise is {start_noise:g} for {data.info.id}. Give a positive number for data of AntMaze from "
+                "Minari's hub, and leave it out elsewhere."
+            )
+        data.info = replace(data.info, eval_env=replace(spec, start_noise=start_noise))
+    return data
+
+
+def _load(source: Any, goal: Goal, download: bool) -> OfflineDataset:
     if goal not in ("relabel", "keep"):
         raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
     if isinstance(source, Mapping):
@@ -90,7 +110,7 @@ def _warn_of_another_simulator(info: DatasetInfo) -> None:
             f"{info.id} was recorded on mujoco {info.mujoco}, and this is mujoco {installed}: contacts changed in "
             "3.5.0, so the environment is another simulator than that of the data, and scores do not compare with "
             "those made there. Record the data again, or install a version of the data's side.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

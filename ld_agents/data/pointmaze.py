@@ -143,8 +143,11 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
     return {"states": states, "actions": actions, "goals": goals}
 
 
-def _play_reference(maze: str, seed: int, policy: str, episodes: int) -> dict[str, float]:
-    """Mean returns, by both protocols, of the noise-free controller, or of uniform actions, in evaluation."""
+def play_reference(maze: str, seed: int, policy: str, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns [episodes] by both protocols, environment and first contact, of a policy in the evaluation environment.
+
+    `policy`: "controller", without noise, or "random", uniform actions.
+    """
     env = evaluation_spec(maze).make()
     task = MAZES[maze]
     controller = _Controller(maze)
@@ -165,8 +168,7 @@ def _play_reference(maze: str, seed: int, policy: str, episodes: int) -> dict[st
             if float(reward) > 0 and contacts[episode] == 0:
                 contacts[episode] = step
     env.close()
-    first_contact = np.where(contacts > 0, task.episode_steps - contacts + 1, 0)
-    return {f"{policy}_return": float(returns.mean()), f"{policy}_first_contact_return": float(first_contact.mean())}
+    return returns, np.where(contacts > 0, task.episode_steps - contacts + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def generate(
         if env.unwrapped.maze.maze_map != maze_map(maze):
             raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
         policies = ("controller", "random")
-        played = run(_play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
+        played = run(play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
 
         def episodes() -> Iterator[Episode]:
             for recorded, check, _ in recording.recorded_chunks(part, (seed,), work / "chunks", run):
@@ -286,8 +288,9 @@ def generate(
                     f"The stored steps do not replay in the simulator: {check}. The dataset was not kept."
                 )
             controller: dict[str, float] = {"episodes": evaluation_episodes}
-            for returns in played:
-                controller |= returns
+            for policy, (returns, first_contact) in zip(policies, played, strict=True):
+                controller[f"{policy}_return"] = float(returns.mean())
+                controller[f"{policy}_first_contact_return"] = float(first_contact.mean())
             reference, evaluated = REFERENCE_SCORES[f"ld-agents/pointmaze/{maze}-v0"], spec.make().spec
             assert evaluated is not None
             return {

@@ -17,7 +17,6 @@ import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +93,20 @@ def find(env_id: str) -> gym.envs.registration.EnvSpec:
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one.
+    """`gymnasium.make` without its advice to take the newest version: D4RL's numbers belong to an older one."""
+    if env_id.startswith("FrankaKitchen"):
+        from gymnasium_robotics.envs.franka_kitchen import franka_env
 
-    Raises:
-        RuntimeError: the kitchen cannot be built on this version of MuJoCo.
-    """
+        franka_env.robot_get_obs = _robot_state  # its own raises an AssertionError from MuJoCo 3.12 on
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-        try:
-            return gym.make(env_id, **kwargs)
-        except AssertionError as error:
-            if "Kitchen" not in env_id or str(error):
-                raise
-            raise RuntimeError(
-                f"FrankaKitchen-v1 checks the types of its joints in a way that fails from mujoco 3.12 on, and this is "
-                f'mujoco {version("mujoco")}. Install an older one: pip install "mujoco<3.12"'
-            ) from error
+        return gym.make(env_id, **kwargs)
+
+
+def _robot_state(model: Any, data: Any, joint_names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions and velocities of the kitchen robot's joints, each [9]."""
+    joints = [data.joint(name) for name in joint_names if name.startswith("robot")]
+    return np.concatenate([joint.qpos for joint in joints]), np.concatenate([joint.qvel for joint in joints])
 
 
 def has_new_contacts(mujoco: str) -> bool:

@@ -48,6 +48,8 @@ class EvalEnvSpec:
         goal: position in meters where the goal of a maze is held; None: where the environment puts it.
         observation_columns: columns of a flat observation that are kept; None: all.
         wrappers: Gymnasium's wrappers around the environment, from the inside out: names of classes with arguments.
+        start_noise: of the ant in gymnasium-robotics' AntMaze, whose episodes all start in one pose at rest otherwise:
+            half-width of uniform noise on the pose, standard deviation of normal noise on the velocities. D4RL: 0.1.
     """
 
     id: str
@@ -56,6 +58,7 @@ class EvalEnvSpec:
     goal: tuple[float, ...] | None = None
     observation_columns: tuple[int, ...] | None = None
     wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
+    start_noise: float = 0.0
 
     @classmethod
     def from_json(cls, text: Any) -> EvalEnvSpec | None:
@@ -125,6 +128,9 @@ class EvalEnvSpec:
                 f"The evaluation environment {self.id} cannot be built with {kwargs}: {type(error).__name__}: {error}. "
                 "Make the environment yourself and hand it to evaluate(agent, make_env=...)."
             ) from error
+        if self.start_noise:
+            maze: Any = env.unwrapped
+            maze.ant_env._reset_noise_scale = self.start_noise  # an argument of the ant that AntMaze fixes at 0
         if self.observation_columns is not None:
             space, columns = env.observation_space, list(self.observation_columns)
             assert isinstance(space, spaces.Box)

@@ -58,8 +58,9 @@ _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
     "antmaze": (
         "success in every episode",
         "one pair of numbers for -v0 and -v2, although D4RL deprecates -v0, whose episodes end wrongly",
-        "measured in D4RL's own maze, which draws the goal of every episode within a cell; Minari's has one goal, "
-        "another ant, a radius of 0.45 m and starts up to 1 m away",
+        "measured in D4RL's own maze, which draws the goal of every episode within a cell; Minari's data are evaluated "
+        "in gymnasium-robotics' AntMaze, with one goal, a radius of 0.45 m and another ant, which starts up to 1 m "
+        "away but always in one pose at rest ([start_noise=0.1] gives it D4RL's noise)",
     ),
     "locomotion": (
         "a policy trained with SAC",

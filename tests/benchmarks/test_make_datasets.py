@@ -112,6 +112,36 @@ def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.
         make_datasets.main(["--reference-scores", "nothing"])
 
 
+def test_the_best_policies_are_measured_once_on_each_simulator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {task: ("test/Walk-v0", "expert", Behavior(2, noise=9.0)) for task in ("walk", "other")}
+    monkeypatch.setattr(reference_policies, "reference_policies", lambda _: known)
+    on = dict.fromkeys(("gymnasium", "gymnasium-robotics", "minari", "numpy"), "1")
+    out, mujoco = folder / "simulators.json", ["3.4.0"]
+    monkeypatch.setattr(reference_policies, "versions", lambda: on | {"mujoco": mujoco[0]})
+    measured = {"other": {"expert": {"mean_return": 7.0, "episodes": 40, "versions": {"mujoco": "4.0.0"}}}}
+    (folder / "measured.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(reference_policies.scores, "MEASURED_FILE", folder / "measured.json")
+    reference_policies.measure_simulator(Path("p"), ["walk"], n_episodes=40, out=out)
+    mujoco[0] = "4.0.0"
+    reference_policies.measure_simulator(Path("p"), ["walk", "maze2d-umaze"], n_episodes=40, out=out)
+    found = json.loads(out.read_text())
+    assert {version: set(entries) for version, entries in found.items()} == {
+        "3.4.0": {"walk"},
+        "4.0.0": {"walk", "maze2d-umaze", "other"},  # taken from what was measured on that version
+    }
+    assert found["4.0.0"]["other"]["mean_return"] == 7.0
+    assert found["3.4.0"]["walk"]["mean_return"] == found["4.0.0"]["walk"]["mean_return"] > 0.1
+    assert found["3.4.0"]["walk"]["versions"]["mujoco"] == "3.4.0"
+    maze = found["4.0.0"]["maze2d-umaze"]
+    assert maze["success_rate"] == 1.0
+    assert 150 < maze["mean_return"] < 280
+    out.write_text(out.read_text().replace("7.0", "8.0"))
+    reference_policies.measure_simulator(Path("p"), ["other"], n_episodes=40, out=out)
+    assert json.loads(out.read_text())["4.0.0"]["other"]["mean_return"] == 8.0
+    with pytest.raises(SystemExit, match=r"no task 'nothing'\. Choose from: maze2d-umaze"):
+        make_datasets.main(["--simulator", "nothing"])
+
+
 def test_reference_policies_act_in_the_environments_of_the_data() -> None:
     known = reference_policies.reference_policies(Path("policies"))
     for dataset_id, recipe in recipes(Path("policies")).items():

@@ -5,12 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_files import UMAZE, a_run, rows_of, score, three_agents, write_runs
 
 import report
 from reporting import figures, intervals
+
+
+def returned(mean: float, std: float, policy: str = "x.npz") -> dict[str, Any]:
+    return {"policy": {"behaviour": "P", "file": policy}, "episodes": 101, "mean_return": mean, "std_return": std}
+
+
+# D4RL's points are 1 wide for AntMaze (in hundredths) and 29.37 for door.
+TWO_SIMULATORS = {
+    "4.0.0": {"door": returned(2937.0, 100.0), "antmaze-umaze": returned(0.8, 0.4)},
+    "3.4.0": {"door": returned(2937.0 - 293.71, 100.0), "antmaze-umaze": returned(0.75, 0.43), "pen": returned(3, 1)},
+    "3.11.0": {"door": returned(2937.0, 0.0)},
+    "3.3.7": {"door": returned(0.0, 0.0)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (tmp_path / "results" / "datasets").mkdir()
     (tmp_path / "results" / "datasets" / "door.json").write_text(json.dumps(record))
+    (tmp_path / "results" / "simulators.json").write_text(json.dumps(TWO_SIMULATORS))
     write_runs(tmp_path / "results" / "quick", [a_run()])  # not part of the repository
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intervals, "REPS", 20)
@@ -61,6 +76,20 @@ def test_runs_that_two_suites_share_are_stored_once(repository: Path) -> None:
     (repository / "results" / "maze2d" / "runs" / "own.json").write_text(json.dumps(own))
     runs, _ = report.suite_runs(repository / "results" / "maze2d")
     assert list(runs[runs["label"] == "LatentDiffuser"]["env"]) == [pytest.approx(score(90))]
+
+
+def test_the_page_of_simulators(repository: Path) -> None:
+    text = (repository / "results" / "simulators.md").read_text()
+    head, _, door, antmaze, pen = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    )
+    assert head == ["task", "policy", *(f"mujoco {v}" for v in ("3.3.7", "3.4.0", "3.11.0", "4.0.0")), "rise at 3.5.0"]
+    assert door[2:6] == ["0.00 [0.00, 0.00]", "2,643 [2,624, 2,663]", "2,937 [2,937, 2,937]", "2,937 [2,917, 2,957]"]
+    assert door[6] == "**+10.0 [+9.3, +10.7]**"  # 1.96 * 100 / sqrt(100) / 29.37 = 0.67
+    assert antmaze[:2] == ["antmaze-umaze", "x.npz"]
+    assert antmaze[2:] == ["–", "0.75 [0.67, 0.83]", "–", "0.80 [0.72, 0.88]", "–"]  # 3.11.0 was not measured
+    assert pen[0] == "pen"
+    assert "of 101 episodes" in text
 
 
 def test_readme_block(repository: Path) -> None:
@@ -103,6 +132,11 @@ def test_check_passes_and_finds_every_change(repository: Path) -> None:
     assert level in next(line for line in changed.splitlines() if line.startswith("+|"))
     assert f"--- {readme}" in problems_after(readme, readme.read_text().replace(level, "99.9"))
     assert "--- " in problems_after(repository / "results" / "datasets.md", "by hand")
+    for name in ("simulators.md", "simulators.json"):
+        page = (repository / "results" / name).read_text()
+        assert "--- " in problems_after(
+            repository / "results" / name, page.replace("2937", "2938").replace("2,937", "2,938")
+        )
     for of_run in (run.read_text().replace("140.0", "141.0"), None):
         changed = problems_after(run, of_run)
         for name in ("tables/table.md", "tables/table.csv", "tables/aggregates.md", "tables/aggregates.csv"):

@@ -201,3 +201,44 @@ def test_a_dictionary_of_arrays_is_taken() -> None:
     del arrays["timeouts"]  # as just-d4rl returns it
     with pytest.raises(ValueError, match=r"has no 'timeouts'.*as just-d4rl returns it, nothing tells where"):
         load_dataset(arrays)
+
+
+# -- files that the libraries wrote themselves ---------------------------------------------------------------------
+
+FILES = Path(__file__).parent / "files"  # by ogbench 1.2.2 (its PointMaze and `load_dataset`) and d3rlpy 2.8.1
+
+
+@pytest.mark.filterwarnings("ignore:.*has no rewards")
+@pytest.mark.parametrize("kind", ["served", "compact", "regular", "singletask"])
+def test_files_of_ogbench_itself(kind: str) -> None:
+    """Three episodes of five states. Action t of episode i is (0.25 (i + 1), 0.125 t) and moves the point by a fifth.
+
+    In the task of "singletask" the last episode is at the goal.
+    """
+    data = load_dataset(FILES / f"ogbench_{kind}.npz")
+    actions = np.array([[0.25 * (i + 1), 0.125 * t] for i in range(3) for t in range(4)], np.float32)
+    np.testing.assert_array_equal(data.actions, actions)
+    assert data.recording_ends.tolist() == [4, 8, 12]
+    at_goal = kind == "singletask"
+    assert data.episode_ends.tolist() == ([4, 8, 9, 10, 11, 12] if at_goal else [4, 8, 12])
+    assert data.terminals.tolist() == [False] * 8 + [at_goal] * 4
+    assert data.rewards.tolist() == [-1.0 if at_goal else 0.0] * 8 + [0.0] * 4
+    starts, moved = data.observations[[0, 4, 8]].numpy(), 0.2 * actions.reshape(3, 4, 2).cumsum(axis=1)
+    reached = np.concatenate([data.observations.numpy().reshape(3, 4, 2)[:, 1:], last_states(data)[:, None]], axis=1)
+    np.testing.assert_allclose(reached, starts[:, None] + moved, rtol=0, atol=1e-5)
+
+
+def last_states(data: OfflineDataset) -> np.ndarray:
+    """The state after the last action of each recording, [E, 2]."""
+    final = data.observation_rows[data.n_steps :].numpy()
+    return final[[list(data.episode_ends).index(end) for end in data.recording_ends]]
+
+
+def test_a_file_of_d3rlpy_itself() -> None:
+    data = load_dataset(FILES / "d3rlpy.h5")
+    assert data.observations.tolist() == np.arange(14).reshape(7, 2).tolist()
+    np.testing.assert_array_equal(data.actions[:, 0], np.linspace(-0.9, 0.9, 7, dtype=np.float32))
+    assert data.rewards.tolist() == list(range(7))
+    assert data.terminals.tolist() == [row == 3 for row in range(7)]
+    assert data.episode_ends.tolist() == [4, 7]
+    assert data.window_starts(1).tolist() == [0, 1, 2, 3, 4, 5]  # at the timeout the last row has no successor

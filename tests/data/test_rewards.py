@@ -321,6 +321,26 @@ def test_antmaze_of_minari() -> None:
     assert kept.rewards.tolist() == [5.0] * 6
 
 
+def test_the_start_of_antmaze_of_minari_can_have_the_noise_of_d4rl() -> None:
+    """gymnasium-robotics starts every episode in one pose at rest."""
+    name = antmaze_set("D4RL/antmaze/umaze-v1")
+    for noise, spread in ((0.0, 0.0), (0.1, 0.1 / 3**0.5), (0.5, 0.5 / 3**0.5)):
+        env = load_dataset(name, start_noise=noise).make_eval_env()
+        starts = np.array([env.reset(seed=seed)[0]["observation"] for seed in range(40)])
+        joints, velocities = starts[:, 5:13], starts[:, 13:]  # after height and orientation
+        assert joints.std(axis=0).mean() == pytest.approx(spread, rel=0.15)
+        assert velocities.std(axis=0).mean() == pytest.approx(noise, rel=0.15)
+        again, _ = env.reset(seed=3)
+        np.testing.assert_array_equal(again["observation"], starts[3])
+        env.close()
+    with pytest.raises(ValueError, match=r"start_noise is -1 .*Give a positive number"):
+        load_dataset(name, start_noise=-1)
+    arrays = dict.fromkeys(("rewards", "terminals", "timeouts"), np.ones(2))
+    arrays |= {"observations": np.zeros((2, 3)), "actions": np.zeros((2, 1)), "terminals": np.zeros(2)}
+    with pytest.raises(ValueError, match="leave it out elsewhere"):
+        load_dataset(arrays, start_noise=0.1)
+
+
 def kitchen_set(dataset_id: str, **metadata: Any) -> str:
     goals = spaces.Dict({"kettle": box(7), "microwave": box(1)})
     space = spaces.Dict({"achieved_goal": goals, "desired_goal": goals, "observation": box(59)})
