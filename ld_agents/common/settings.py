@@ -7,7 +7,8 @@
 It checks itself wherever it is made, `dataclasses.replace` included.
 """
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -32,6 +33,23 @@ Widths = Annotated[
 Fraction = Annotated[float, Field(ge=0, le=1)]  # rates, discounts, shares
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Real = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+def layered(agent: str, preset: Any, of_family: dict[str, Any], of_user: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """A preset's settings with those of a family and of the user on top, and where each comes from.
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for one out of range.
+    """
+    known = [field.name for field in dataclasses.fields(preset)]
+    if unknown := sorted(set(of_user) - set(known)):
+        raise TypeError(f"{agent} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
+    origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(of_user, "user")
+    try:
+        return dataclasses.replace(preset, **{**of_family, **of_user}), origin
+    except ValidationError as error:
+        raise ValueError(explained(error)) from None
 
 
 def explained(error: ValidationError) -> str:
