@@ -223,7 +223,7 @@ class OfflineDataset:
             return found
         try:
             spec, *of_env = environment_spaces(env)
-        except (ValueError, ImportError):
+        except (ValueError, TypeError, ImportError):
             if known:
                 raise
             return found  # make_eval_env tells why
