@@ -7,6 +7,7 @@ from ld_agents.baselines.cql import CQL
 from ld_agents.baselines.iql import IQL
 from ld_agents.baselines.rebrac import ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC
+from ld_agents.data.check import DatasetReport, check_dataset
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
@@ -25,10 +26,12 @@ __all__ = [
     "LDCQ",
     "TD3BC",
     "DatasetInfo",
+    "DatasetReport",
     "Evaluation",
     "LatentDiffuser",
     "OfflineDataset",
     "ReBRAC",
+    "check_dataset",
     "evaluate",
     "load_dataset",
 ]

@@ -226,8 +226,8 @@ class LatentDiffuser(OfflineAlgorithm):
         tokens = self.tokens(rows.clamp(max=self.data.n_steps - 1)) * inside[..., None]
         return torch.cat([tokens, ~inside[..., None]], dim=-1), inside
 
-    def _some_starts(self, n: int | None, purpose: str) -> Tensor:
-        return self.random_subset(self.window_starts, n, purpose)
+    def _some_starts(self, n: int | None, purpose: str, stage: str | None = None) -> Tensor:
+        return self.random_subset(self.window_starts, n, purpose, stage)
 
     # ------------------------------------------------- stage 1: VAE over windows
 
@@ -257,7 +257,7 @@ class LatentDiffuser(OfflineAlgorithm):
             loss = torch.stack(weighted).sum()
             descend(optimizer, loss, clip_and_decay)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
-        latents = self._encode(self._some_starts(s.scale_states, "whitening")).flatten(0, 1)
+        latents = self._encode(self._some_starts(s.scale_states, "whitening", "vae")).flatten(0, 1)
         self.policy.latent_mean.copy_(latents.mean(0))
         self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
 
@@ -321,7 +321,7 @@ class LatentDiffuser(OfflineAlgorithm):
     def train_prior(self) -> Iterator[Losses]:
         """Squared error of the predicted noise, unweighted, one time for the whole sequence."""
         s, policy = self.settings, self.policy
-        starts = self._some_starts(s.prior_windows, "prior windows")
+        starts = self._some_starts(s.prior_windows, "prior windows", "prior")
         latents = (self._encode(starts) - policy.latent_mean) / policy.latent_std  # [W, N, Z]
         optimizer = self.optimizer("prior", policy.denoiser.parameters(), s.prior_learning_rate)
         for step in self.remaining_steps("prior"):
@@ -351,7 +351,7 @@ class LatentDiffuser(OfflineAlgorithm):
         policy, s = self.policy, self.settings
         if s.guidance == "none":
             return
-        starts = self._some_starts(s.scale_states, "return scale")
+        starts = self._some_starts(s.scale_states, "return scale", "prior")
         _, returns = self._draw_support(starts, 1 if s.return_scale == "all" else _SCALE_DRAWS)
         policy.return_mean.copy_(returns.mean())
         policy.return_std.copy_(returns.std(correction=0).clamp(min=1e-6))
@@ -400,7 +400,7 @@ class LatentDiffuser(OfflineAlgorithm):
     def train_energy(self) -> Iterator[Losses]:
         """A loss whose minimizer is exact, or for `guidance="mse"` a regression, over support latents of states."""
         s, policy = self.settings, self.policy
-        starts = self._some_starts(s.support_states, "support states")
+        starts = self._some_starts(s.support_states, "support states", "energy")
         sets = self._support_sets()
         support, returns = self._draw_support(starts, sets * s.support_size)
         with torch.no_grad():

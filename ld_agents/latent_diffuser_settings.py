@@ -21,11 +21,13 @@ from ld_agents.common.settings import (
     SamplerSteps,
     Width,
     Widths,
+    documented,
 )
 from ld_agents.diffusion.guidance import Guidance, Weights
 from ld_agents.diffusion.sampling import VPSolver
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class LatentDiffuserSettings:
     """Settings of LatentDiffuser. Defaults: from the closest ancestor, since the paper's are not known.

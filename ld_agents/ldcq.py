@@ -22,9 +22,8 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
 
 1. Windows: all starts with a known s_{t+H}, never into another episode. They may run past a terminal
    (`windows_past_terminals`): the state stays what it became, reward is zero, and the actions there have no likelihood.
-   Otherwise only one window per terminal would tell of it, and where only terminals pay (AntMaze) nothing would be
-   learned. The paper says nothing of it. The code drops the last start of each sequence, joins maze episodes, and in
-   locomotion lets windows run over a terminal into the next episode and cuts at multiples of 1000 steps.
+   Otherwise one window per terminal would tell of it, too few where only terminals pay (AntMaze). The code drops each
+   sequence's last start, joins maze episodes, and in locomotion runs over terminals and cuts every 1000 steps.
 2. AntMaze: the code drops the rest of a trajectory after its first success from stages 1 and 3. Here it is kept.
 3. Condition dropout and guidance: the code's flags have no effect on its default network, so there are none here.
 4. Standard deviations have a floor of 1e-4 (`trajectory_vae.py`).
@@ -233,7 +232,8 @@ class LDCQ(OfflineAlgorithm):
 
     def _q_bytes(self) -> int:
         """What Q-learning keeps of its windows: states, next states, latents, priorities and candidates."""
-        s, n = self.settings, min(self.settings.q_windows or self.data.n_steps, self.data.n_steps)
+        s = self.settings
+        n = self.in_proportion(min(s.q_windows or self.data.n_steps, self.data.n_steps), "q")
         candidates = half_precision_bytes(n, s.candidates_stored, s.latent_dim, device=self.device)
         return candidates + 4 * n * (2 * self.policy.state_dim + s.latent_dim + 8)
 
@@ -258,7 +258,7 @@ class LDCQ(OfflineAlgorithm):
             descend(optimizer, loss)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         if s.standardize_latents:
-            latents = self._encode(starts)
+            latents = self._encode(self.random_subset(starts, None, "latent scale", "vae"))
             self.policy.latent_mean.copy_(latents.mean(0))
             self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
 
@@ -284,7 +284,7 @@ class LDCQ(OfflineAlgorithm):
     def train_prior(self) -> Iterator[Losses]:
         """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
         s = self.settings
-        starts = self._window_starts()
+        starts = self.random_subset(self._window_starts(), None, "prior windows", "prior")
         latents = self._standardized(self._encode(starts))  # [W, Z]
         diffuser = Diffuser(_schedule(s), self.device)
         denoiser = self.policy.denoiser
@@ -332,7 +332,9 @@ class LDCQ(OfflineAlgorithm):
     def train_q(self) -> Iterator[Losses]:
         """Clipped double Q-learning, its maximum over the stored candidates, with prioritized replay."""
         s = self.settings
-        starts = self._q_windows()
+        windows = self._q_windows()
+        used = self.random_subset(torch.arange(len(windows), device=self.device), None, "q budget", "q")
+        starts = windows[used]
         states = self.states(starts)
         latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
@@ -341,11 +343,11 @@ class LDCQ(OfflineAlgorithm):
         returns, bootstraps = self._window_returns(starts)
         next_states = self.states(self._next_rows(starts))
         candidates = self.draw_candidates(next_states)
-        # infinite: not drawn yet
-        priorities = self.resumable("q.priorities", lambda: torch.full((len(starts),), torch.inf, device=self.device))
+        # of all windows that a full budget uses; infinite: not drawn yet
+        priorities = self.resumable("q.priorities", lambda: torch.full((len(windows),), torch.inf, device=self.device))
         if not (priorities > 0).all():
             raise ValueError("The training state of this agent holds priorities that are not positive. Train it anew.")
-        sampler = PrioritizedSampler(priorities, s.priority_alpha)
+        sampler = PrioritizedSampler(priorities[used], s.priority_alpha)
         policy = self.policy
         optimizer = self.optimizer("q", policy.critics.parameters(), s.q_learning_rate)
         online, target = tuple(policy.critics.parameters()), tuple(policy.target_critics.parameters())
@@ -367,7 +369,7 @@ class LDCQ(OfflineAlgorithm):
             polyak_update(online, target, s.target_rate)
             new_priorities = (td_errors.detach() ** 2 + 5e-6).mean(0)
             sampler.update(indices, new_priorities)
-            priorities[indices] = new_priorities
+            priorities[used[indices]] = new_priorities
             yield {"loss": loss.detach(), "target": targets.mean(), "td_error": td_errors.detach().abs().mean()}
 
     def _clip_each_critic(self, gradients: tuple[Tensor, ...]) -> None:
@@ -405,7 +407,7 @@ class LDCQ(OfflineAlgorithm):
         return (weights * td_errors**2).mean(1).sum()
 
     def _q_windows(self) -> Tensor:
-        """Starts of the windows that Q-learning uses: all, or a random subset drawn once. Shape [M] int64."""
+        """Starts of the windows that Q-learning may use: all, or a random subset drawn once. Shape [M] int64."""
         return self.random_subset(self._window_starts().long(), self.settings.q_windows, "q windows")
 
     def _window_returns(self, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -441,9 +443,7 @@ class LDCQ(OfflineAlgorithm):
         if self.settings.learning_rates == "cosine":
             return self.cosine_decay(stage, step)
         epoch = step // epoch_steps
-        if stage == "vae":
-            return 1.0
-        return 1 + math.cos(math.pi * epoch / 75) if stage == "prior" else 0.3 ** (epoch // 50)
+        return {"vae": 1.0, "prior": 1 + math.cos(math.pi * epoch / 75), "q": 0.3 ** (epoch // 50)}[stage]
 
 
 def _schedule(settings: LDCQSettings) -> NoiseSchedule:

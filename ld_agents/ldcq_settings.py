@@ -19,10 +19,12 @@ from ld_agents.common.settings import (
     SamplerSteps,
     Width,
     Widths,
+    documented,
 )
 from ld_agents.diffusion.sampling import Solver
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class LDCQSettings:
     """Settings of LDCQ. Defaults: the paper where it says, else the released code [C] or its fork's scripts [F]."""

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ld_agents.baselines.transitions import episode_of_steps, episode_returns
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
-from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths, documented
 from ld_agents.networks.critics import TanhActor, descend
 
 
@@ -75,6 +75,7 @@ class BC(OfflineAlgorithm):
         return torch.nonzero(kept[episode_of_steps(self.data, ends)]).reshape(-1)
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class BCSettings:
     """Settings of BC, from CORL's configurations of `any_percent_bc`."""

@@ -44,7 +44,7 @@ from ld_agents.baselines.transitions import Transitions, scaled_rewards
 from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
-from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths, documented
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
@@ -265,6 +265,7 @@ class CQL(OfflineAlgorithm):
         return self.policy.log_multiplier.exp().clamp(max=1e6)
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class CQLSettings:
     """Settings of CQL. Defaults: CORL's configurations of `cql` for locomotion [C]; the authors' code [A] is named."""

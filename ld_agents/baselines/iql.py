@@ -43,7 +43,7 @@ from ld_agents.baselines.transitions import Transitions, scaled_rewards
 from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
-from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths
+from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths, documented
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
@@ -177,6 +177,7 @@ class IQL(OfflineAlgorithm):
         return (weights * self.policy.actor.negative_log_likelihood(means, actions)).mean()
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class IQLSettings:
     """Settings of IQL. Defaults: the authors' code for MuJoCo [A]; CORL's configurations of `iql` [C] are named."""

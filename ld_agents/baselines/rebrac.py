@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from ld_agents.baselines.td3_bc import TD3BC, TD3BCPolicy, TD3BCSettings
-from ld_agents.common.settings import STRICT, NonNegative, Widths
+from ld_agents.common.settings import STRICT, NonNegative, Widths, documented
 
 
 class ReBRACPolicy(TD3BCPolicy):
@@ -85,6 +85,7 @@ class ReBRAC(TD3BC):
         return self.settings.actor_penalty * penalty - self.settings.alpha / q.detach().abs().mean() * q.mean()
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class ReBRACSettings(TD3BCSettings):
     """Settings of ReBRAC, from CORL's configurations of `rebrac`. Defaults are those for Maze2D."""

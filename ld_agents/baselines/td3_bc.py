@@ -33,7 +33,17 @@ from torch.nn import functional as F
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.offline_policy import OfflinePolicy, State
-from ld_agents.common.settings import STRICT, BatchSize, Count, Fraction, GradientSteps, NonNegative, Real, Widths
+from ld_agents.common.settings import (
+    STRICT,
+    BatchSize,
+    Count,
+    Fraction,
+    GradientSteps,
+    NonNegative,
+    Real,
+    Widths,
+    documented,
+)
 from ld_agents.networks.critics import QFunction, TanhActor, descend, polyak_update
 
 
@@ -143,6 +153,7 @@ class TD3BC(OfflineAlgorithm):
         return F.mse_loss(chosen, actions) - self.settings.alpha / q.detach().abs().mean() * q.mean()
 
 
+@documented
 @dataclass(frozen=True, config=STRICT)
 class TD3BCSettings:
     """Settings of TD3+BC: the paper's, which CORL's configurations of `td3_bc` repeat."""

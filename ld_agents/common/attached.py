@@ -1,11 +1,16 @@
 """What users attach to an agent, environments and callbacks of Stable-Baselines3, checked for what would be in vain."""
 
+import functools
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
+
+_EVALUATION_SEED = 1 << 31  # no training seed
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -40,9 +45,7 @@ def refuse_normalized(env: Any) -> None:
 
 def check_callbacks(callback: Any) -> None:
     """Raise for a callback, or one within it, that evaluates under normalization; warn of what it cannot save."""
-    found: list[Any] = [callback]
-    for each in found:
-        found += getattr(each, "callbacks", None) or filter(None, [getattr(each, "callback", None)])
+    for each in _with_children(callback):
         refuse_normalized(getattr(each, "eval_env", None))
         for option in ("save_vecnormalize", "save_replay_buffer"):
             if getattr(each, option, False):
@@ -51,3 +54,29 @@ def check_callbacks(callback: Any) -> None:
                     "normalizes observations is saved with the agent, and the data are the dataset's.",
                     stacklevel=2,
                 )
+
+
+def adapt_evaluations(callback: Any, can_act: Callable[[], bool]) -> None:
+    """Make SB3's EvalCallbacks wait until the agent can act, and begin each evaluation from the same seeds.
+
+    Without that, the first "best model" is of a stage in which nothing that chooses actions has learned, and later ones
+    are those with the luckier starts.
+    """
+    for each in _with_children(callback):
+        if isinstance(each, EvalCallback):
+            each._on_step = functools.partial(_evaluate_again, each, can_act)  # type: ignore[method-assign]
+
+
+def _evaluate_again(callback: EvalCallback, can_act: Callable[[], bool]) -> bool:
+    if not can_act():
+        return True
+    if callback.eval_freq > 0 and callback.n_calls % callback.eval_freq == 0:
+        callback.eval_env.seed(_EVALUATION_SEED)
+    return type(callback)._on_step(callback)
+
+
+def _with_children(callback: Any) -> Iterator[Any]:
+    yield callback
+    children = getattr(callback, "callbacks", None) or filter(None, [getattr(callback, "callback", None)])
+    for child in children:
+        yield from _with_children(child)

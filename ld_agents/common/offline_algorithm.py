@@ -1,7 +1,7 @@
 """The base of every agent: Stable-Baselines3's `BaseAlgorithm`, learning from a fixed dataset.
 
 An agent is a policy (`offline_policy.py`: how it acts) and a list of training stages (`staged_training.py`). This file
-has what is around them: settings, acting, saving.
+has what is around them: settings and saving; acting and evaluation are in `acting.py`.
 """
 
 import dataclasses
@@ -16,20 +16,17 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
-from pydantic import ValidationError
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ld_agents.common import agent_file
-from ld_agents.common.attached import SpacesOnlyEnv, check_callbacks, refuse_normalized
+from ld_agents.common.acting import ActingAgent
+from ld_agents.common.attached import SpacesOnlyEnv
 from ld_agents.common.divergence import DivergedError, bad_tensor
-from ld_agents.common.offline_policy import OfflinePolicy, State
-from ld_agents.common.settings import explained
-from ld_agents.common.staged_training import Losses, Stage, StagedTraining, in_bfloat16
+from ld_agents.common.offline_policy import OfflinePolicy
+from ld_agents.common.settings import layered
+from ld_agents.common.staged_training import Losses, Stage, in_bfloat16
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.data.returns import moments
@@ -38,13 +35,13 @@ from ld_agents.evaluation import scores
 __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
 
 
-class OfflineAlgorithm(StagedTraining):
+class OfflineAlgorithm(ActingAgent):
     """Learns from a fixed dataset, behind the API of Stable-Baselines3.
 
     Args:
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
         dataset: an `OfflineDataset`, or whatever `load_dataset` takes.
-        preset: "fast" (minutes on a CPU) or "paper" (published sizes). None: "paper" on a GPU, else "fast".
+        preset: "fast" (minutes on a CPU), which None is too, or "paper" (published sizes: days, on a GPU).
         family: the benchmark family whose settings (`family_settings`) go on top of the preset. "auto": that of the
             dataset's name, if it has one; None: no family's.
         seed: of weights, training and acting. None draws one.
@@ -139,7 +136,7 @@ class OfflineAlgorithm(StagedTraining):
         if cpu_bf16 and not hasattr(torch.backends.mkldnn, "matmul"):
             raise ValueError(f"cpu_bf16 needs torch 2.9 or newer, this is {torch.__version__}. Leave it out.")
         self.cpu_bf16 = cpu_bf16
-        self.preset = preset or ("paper" if self.device.type == "cuda" else "fast")
+        self.preset = preset or "fast"
         self.family = family
         self.settings, self.settings_origin = self._resolve(self.preset, family, settings)
         self.dataset = None
@@ -184,20 +181,11 @@ class OfflineAlgorithm(StagedTraining):
         presets = cls.presets()
         if preset not in presets:
             raise ValueError(f"Unknown preset {preset!r}. {cls.__name__} has {sorted(presets)}.")
-        known = [field.name for field in dataclasses.fields(presets[preset])]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
         by_family = cls.family_settings(preset)
         families = {*by_family, *scores.FAMILIES}
         if family is not None and family not in families:
             raise ValueError(f"Unknown family {family!r}. Choose from {sorted(families)}, or None.")
-        of_family = by_family.get(family or "", {})
-        origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(settings, "user")
-        try:
-            return dataclasses.replace(presets[preset], **{**of_family, **settings}), origin
-        except ValidationError as error:
-            raise ValueError(explained(error)) from None
+        return layered(cls.__name__, presets[preset], by_family.get(family or "", {}), settings)
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration, ready for JSON."""
@@ -211,61 +199,6 @@ class OfflineAlgorithm(StagedTraining):
             "settings": dataclasses.asdict(self.settings),
             "settings_origin": self.settings_origin,
         }
-
-    # ---------------------------------------------------------------- acting
-
-    def predict(
-        self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
-        state: State | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[Any], State | None]:
-        """Acts on one observation or on a batch.
-
-        What an agent keeps between steps, such as the latent it is executing, is in `state`: pass what the last call
-        returned. `state=None` and `episode_start[i]=True` start a new plan. Omitting `state` is correct but slow, since
-        every call then plans.
-
-        An action is a function of the seed, the observation and the state of its own environment. With
-        `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise.
-
-        Args:
-            observation: [S], [n, S], or a dictionary of such arrays.
-            state: one row per environment, or None.
-            episode_start: [n] booleans, or None.
-
-        Returns:
-            actions [A] or [n, A] within the action space, and the next state.
-        """
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Attaches an environment, for callbacks and `get_env`. Training never steps it.
-
-        Raises:
-            ValueError: its spaces are not those of the data, or it normalizes observations or rewards.
-        """
-        vec_env = self._wrap_env(env, self.verbose)
-        refuse_normalized(vec_env)
-        try:
-            if not self._takes_dictionaries_of(vec_env.observation_space):
-                check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. If the data are in this environment's units, pass its observation_space and action_space to "
-                "OfflineDataset and train on that; otherwise attach the environment that they were recorded in."
-            ) from None
-        self.n_envs, self.env = vec_env.num_envs, vec_env
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        """SB3's, and what the callbacks ask for in vain is said before training."""
-        made = super()._init_callback(callback, progress_bar)
-        check_callbacks(made)
-        return made
-
-    def _takes_dictionaries_of(self, space: spaces.Space) -> bool:
-        return isinstance(space, spaces.Dict) and set(self.observation_keys or ["\0"]) <= set(space.spaces)
 
     # ---------------------------------------------------------------- saving
 
@@ -398,8 +331,7 @@ class OfflineAlgorithm(StagedTraining):
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ValueError(f"{agent_file.source_name(path)} is not a valid {cls.__name__} file: {error}") from error
         agent._resumed = training
-        if seed is not None:
-            agent.policy.noise_seed, agent.policy.noise_calls = int(seed), 0
+        agent.set_random_seed(seed)
         if dataset is not None:
             agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
         if env is not None:

@@ -1,13 +1,19 @@
 """Types of settings. A settings class is a frozen pydantic dataclass: type, bounds, default and origin stand together.
 
+    @documented
     @dataclass(frozen=True, config=STRICT)
     class MySettings:
-        batch_size: BatchSize = 256  # origin of the number
+        batch_size: BatchSize = 256  # what it is, origin of the number
 
-It checks itself wherever it is made, `dataclasses.replace` included.
+It checks itself wherever it is made, `dataclasses.replace` included. `help(MySettings)` has a line for each setting.
+Editors complete the settings of an agent from `ld_agents/__init__.pyi`, which tests/common/stub.py writes.
 """
 
-from typing import Annotated
+import dataclasses
+import inspect
+import re
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -32,6 +38,72 @@ Widths = Annotated[
 Fraction = Annotated[float, Field(ge=0, le=1)]  # rates, discounts, shares
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Real = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+S = TypeVar("S")
+
+
+def documented(settings: type[S]) -> type[S]:
+    """Adds a line for each setting to the docstring: its name, type and default, and the comment beside it."""
+    about: dict[str, str] = {}
+    for cls in reversed(settings.__mro__[:-1]):
+        about |= _comments(cls)
+    lines = [
+        f"    {field.name}: {kind(field.type)} = {field.default!r}"
+        + (f"  # {text}" if (text := about.get(field.name)) else "")
+        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
+    ]
+    settings.__doc__ = "\n".join([inspect.cleandoc(settings.__doc__ or ""), "", "Settings:", *lines])
+    settings.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)]  # all of them would be one line of the help
+    )
+    return settings
+
+
+def _comments(settings: type) -> dict[str, str]:
+    """The comments beside the fields of a class, or in the line above them."""
+    try:
+        lines = inspect.getsource(settings).splitlines()
+    except OSError:  # no source is installed
+        return {}
+    found: dict[str, str] = {}
+    above = ""
+    for previous, line in zip(["", *lines], lines, strict=False):
+        if field := re.match(r"    (\w+): [^#]*(?:# (.*))?$", line):
+            found[field[1]] = field[2] or above
+        above = line.strip()[2:] if line.startswith("    # ") and previous.strip() else ""  # else it heads a group
+    return found
+
+
+def kind(annotation: Any) -> str:
+    """The type of a setting without its bounds, as one writes it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(arguments[0])
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]"
+    if origin in (Union, UnionType):
+        return " | ".join(kind(argument) for argument in arguments)
+    if origin is tuple:
+        return f"tuple[{kind(arguments[0])}, ...]"
+    return "None" if annotation is NoneType else str(annotation.__name__)
+
+
+def layered(agent: str, preset: Any, of_family: dict[str, Any], of_user: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """A preset's settings with those of a family and of the user on top, and where each comes from.
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for one out of range.
+    """
+    known = [field.name for field in dataclasses.fields(preset)]
+    if unknown := sorted(set(of_user) - set(known)):
+        raise TypeError(f"{agent} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
+    origin = dict.fromkeys(known, "preset") | dict.fromkeys(of_family, "family") | dict.fromkeys(of_user, "user")
+    try:
+        return dataclasses.replace(preset, **{**of_family, **of_user}), origin
+    except ValidationError as error:
+        raise ValueError(explained(error)) from None
 
 
 def explained(error: ValidationError) -> str:

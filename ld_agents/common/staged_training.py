@@ -94,6 +94,11 @@ class StagedTraining(BaseAlgorithm):
         """The training stages in order."""
 
     @property
+    def can_act(self) -> bool:
+        """Whether the last stage has begun. Before, part of what chooses actions has learned nothing."""
+        return self.stage_steps.get(self.stages()[-1].name, 0) > 0
+
+    @property
     def full_budget(self) -> int:
         """Gradient steps of the whole training, all stages together."""
         return sum(stage.gradient_steps for stage in self.stages())
@@ -117,8 +122,9 @@ class StagedTraining(BaseAlgorithm):
         Args:
             total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
                 preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone.
-            callback: SB3 callbacks; `on_step` is called after every gradient step.
-            log_interval: gradient steps between two log lines. None logs nothing.
+            callback: SB3 callbacks; `on_step` is called after every gradient step. An `EvalCallback` waits until the
+                agent can act (`can_act`), and begins each evaluation from the same seeds.
+            log_interval: gradient steps between two log lines; the end of a stage is logged too. None logs nothing.
             tb_log_name: name of the TensorBoard run, by default the agent's name.
             reset_num_timesteps: False continues: stages that are finished are not redone, and the steps go to the
                 unfinished ones (if there are none, to the last). The networks keep their weights either way.
@@ -145,7 +151,12 @@ class StagedTraining(BaseAlgorithm):
         total_timesteps, callback = self._setup_learn(
             remaining, callback, reset_num_timesteps, tb_log_name or type(self).__name__
         )
-        self._show_progress = progress_bar
+        self._show_progress = progress_bar or self.verbose > 0
+        if self.verbose > 0:
+            left = {name: budget - self.stage_steps[name] for name, budget in self.stage_budget.items()}
+            stages_left = ", ".join(f"{name} {steps:,}" for name, steps in left.items())
+            print(f"{type(self).__name__} learns for {remaining:,} gradient steps: {stages_left}")
+        self._last_log = self.num_timesteps, time.perf_counter()
         self._prepare_data(self.dataset)
         callback.on_training_start(locals(), globals())
         stages = [s for s in self.stages() if self.stage_steps[s.name] < self.stage_budget[s.name]]
@@ -182,18 +193,19 @@ class StagedTraining(BaseAlgorithm):
                 return True
             self.stage_steps[stage.name] += 1
             self.num_timesteps += 1
-            if self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+            ended = self.stage_steps[stage.name] == self.stage_budget[stage.name]
+            if ended:
                 started = time.perf_counter()
                 next(steps, None)  # what a stage does after its last gradient step must be in a checkpoint taken there
                 self.stage_seconds[stage.name] += time.perf_counter() - started
             unchecked.append(losses)
-            if len(unchecked) == CHECK_STEPS or self.stage_steps[stage.name] == self.stage_budget[stage.name]:
+            if len(unchecked) == CHECK_STEPS or ended:
                 self._check_step(stage.name, unchecked)
                 unchecked = []
             self._n_updates += 1
             self._last_losses = stage.name, losses
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            if log_interval is not None and self.num_timesteps % log_interval == 0:
+            if log_interval is not None and (ended or self.num_timesteps % log_interval == 0):
                 self.dump_logs()
             callback.update_locals(locals())
             if not callback.on_step():
@@ -223,7 +235,14 @@ class StagedTraining(BaseAlgorithm):
         stage, losses = self._last_losses
         for name, value in losses.items():
             self.logger.record(f"{stage}/{name}", value.item())
+        (steps_then, then), now = self._last_log, time.perf_counter()
+        speed = (self.num_timesteps - steps_then) / max(now - then, 1e-9)
+        self._last_log = self.num_timesteps, now
+        self.logger.record("time/stage", stage, exclude="tensorboard")
         self.logger.record("time/stage_seconds", self.stage_seconds[stage])
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("time/fps", round(speed, 1))
+        self.logger.record("time/eta_seconds", round((self._total_timesteps - self.num_timesteps) / max(speed, 1e-9)))
         self.logger.dump(self.num_timesteps)
 
     def _plan_budget(self, total: int | None, reset: bool) -> None:
@@ -264,9 +283,19 @@ class StagedTraining(BaseAlgorithm):
         """Numbers below n, drawn with replacement. Shape [batch_size]."""
         return torch.randint(n, (batch_size,), generator=self.generator, device=self.device)
 
-    def random_subset(self, starts: Tensor, n: int | None, purpose: str) -> Tensor:
-        """n of some rows in their order, drawn by seed and purpose alone; None is all. Shapes [W] -> [min(n, W)]."""
-        if n is None or n >= len(starts):
+    def in_proportion(self, n: int, stage: str) -> int:
+        """How many of n things a stage prepares: fewer, but 1,000, where `learn` gave it less than its full budget."""
+        full = {each.name: each.gradient_steps for each in self.stages()}[stage]
+        return min(n, max(1000, math.ceil(n * self.stage_budget[stage] / max(1, full))))
+
+    def random_subset(self, starts: Tensor, n: int | None, purpose: str, stage: str | None = None) -> Tensor:
+        """n of some rows in their order, drawn by seed and purpose alone; None is all. Shapes [W] -> [min(n, W)].
+
+        With a stage they are fewer where it has less than its full budget (`in_proportion`).
+        """
+        n = len(starts) if n is None else min(n, len(starts))
+        n = n if stage is None else self.in_proportion(n, stage)
+        if n == len(starts):
             return starts
         order = torch.randperm(len(starts), generator=self.derived_generator(purpose), device=self.device)
         return starts[order[:n].sort().values]

@@ -59,7 +59,7 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
     Uses ``observations``, ``actions``, ``rewards``, ``terminals`` and, where present, ``timeouts`` (ends of episodes
     that are not terminal) and ``next_observations`` (only for the observation after an episode's last action). A file
     with one of D4RL's names, such as ``hopper-medium-v2.hdf5``, belongs to a family and has an evaluation environment;
-    others are read as they are, with [-1, 1] as the action space if the actions fit, else the range of the data.
+    others are read as they are.
 
     Args:
         path: an ``.hdf5`` file in the layout of Fu et al. 2020, "D4RL".

@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ld_agents.data.space_rules import checked_action_space, checked_observation_space, environment_spaces
 from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env
 
 Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
 
-ACTION_TOLERANCE = 1e-5
 LARGEST = 1e15  # of what is learned from: float32 holds its square, and sums of many squares
 _ROWS_PER_CHECK = 262_144
 
@@ -62,10 +62,13 @@ class OfflineDataset:
         rewards: [N].
         terminals: [N] bool or 0/1.
         timeouts: [N] bool or 0/1.
-        observation_space: Box, or the Dict that the user passes to ``predict``. None: an unbounded Box.
-        action_space: Box. None: [-1, 1] if all actions fit, otherwise the range of the data.
+        observation_space: Box, or the Dict that the user passes to ``predict``. None: that of the environment, without
+            one an unbounded Box.
+        action_space: Box. None: that of the environment, without one [-1, 1], which all actions must fit.
         final_observations: [E, S], the observation after the last action of each episode. A row of NaN means unknown.
         observation_keys: keys of a Dict observation, in the order in which they are concatenated to S numbers.
+        env: the environment that the data were recorded in, or its id in Gymnasium's registry: gives the spaces, and
+            becomes the evaluation environment of `info`. None: `info` may name one.
         recording_ends: [R] exclusive end rows of the recordings, where recording goes on after a terminal, as D4RL's
             AntMaze does at the goal. None: each episode is one.
         info: origin and evaluation environment.
@@ -82,6 +85,9 @@ class OfflineDataset:
         n_episodes: number of episodes E.
         observation_dim: size S of a flat observation.
         action_dim: size A of an action.
+
+    Warns:
+        UserWarning: rows with both flags, data without any end, and actions of an integer type.
 
     Raises:
         ValueError: shapes that do not fit, NaN, infinite or huge numbers (beyond 1e15), actions outside the action
@@ -102,6 +108,7 @@ class OfflineDataset:
         final_observations: Any = None,
         observation_keys: tuple[str, ...] | None = None,
         recording_ends: Any = None,
+        env: gym.Env[Any, Any] | str | None = None,
         info: DatasetInfo | None = None,
     ) -> None:
         self.info = info if info is not None else DatasetInfo()
@@ -135,6 +142,12 @@ class OfflineDataset:
                 stacklevel=2,
             )
         ends = self.terminals | ends
+        if n > 1 and not ends.any():
+            warnings.warn(
+                f"Neither terminals nor timeouts mark an end, so all {n} rows are one episode. If the environment was "
+                "reset in between, mark the last row of each episode in timeouts.",
+                stacklevel=2,
+            )
         ends[-1] = True
         self.episode_ends = torch.nonzero(ends).reshape(-1) + 1
         self.n_episodes = e = len(self.episode_ends)
@@ -169,9 +182,18 @@ class OfflineDataset:
             self._final_known = ~torch.isnan(final).any(dim=1)
             final = torch.where(self._final_known[:, None], final, rows[self.episode_ends - 1])
             self.observation_rows = torch.cat([rows, final])
+        observation_space, action_space = self._take_spaces_of(env, [observation_space, action_space])
         self._bounds_given = action_space is not None
-        self.action_space = self._checked_action_space(action_space)
-        self.observation_space = self._checked_observation_space(observation_space)
+        if action_space is None and not str(getattr(actions, "dtype", "float")).startswith(("float", "torch.float")):
+            warnings.warn(
+                "Actions are whole numbers. If they name discrete actions, no agent here learns from them; if they are "
+                "continuous, pass action_space= or floats.",
+                stacklevel=2,
+            )
+        self.action_space = checked_action_space(action_space, self.actions, self._where)
+        self.observation_space = checked_observation_space(
+            observation_space, self.observation_keys, self.observation_dim
+        )
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -192,63 +214,27 @@ class OfflineDataset:
                     "replace the value before building the dataset."
                 )
 
-    def _checked_action_space(self, space: spaces.Space[Any] | None) -> spaces.Box:
-        low, high = self.actions.amin(dim=0).numpy(), self.actions.amax(dim=0).numpy()
-        if space is None:
-            if low.min() >= -1 - ACTION_TOLERANCE and high.max() <= 1 + ACTION_TOLERANCE:
-                return spaces.Box(-1.0, 1.0, (self.action_dim,), np.float32)
-            return spaces.Box(low, high, dtype=np.float32)
-        if not isinstance(space, spaces.Box):
-            raise TypeError(f"The action space is {space}. Only continuous actions (spaces.Box) are supported.")
-        if space.shape != (self.action_dim,):
-            raise ValueError(
-                f"The action space has shape {space.shape}, but actions have {self.action_dim} columns. Pass the "
-                "action space of the environment that made the data."
-            )
-        if (low < space.low - ACTION_TOLERANCE).any() or (high > space.high + ACTION_TOLERANCE).any():
-            actions = self.actions.numpy()
-            outside = (actions < space.low - ACTION_TOLERANCE) | (actions > space.high + ACTION_TOLERANCE)
-            row, column = (int(i) for i in np.argwhere(outside)[0])
-            raise ValueError(
-                f"Action {actions[row, column]:.6g} in {self._where(row)}, column {column} lies outside "
-                f"[{space.low[column]:.6g}, {space.high[column]:.6g}] ({outside.any(axis=1).sum()} such rows). "
-                "Clip the actions to the box, or pass the wider action_space they were made for."
-            )
-        return space
-
-    def _checked_observation_space(self, space: spaces.Space[Any] | None) -> spaces.Box | spaces.Dict:
-        if space is None:
-            if self.observation_keys is not None and self.observation_keys != ("observation",):
-                raise ValueError(f"observation_keys={self.observation_keys} need the Dict observation_space as well.")
-            return spaces.Box(-np.inf, np.inf, (self.observation_dim,), np.float32)
-        parts: dict[str, Any] = {"": space}
-        if isinstance(space, spaces.Dict):
-            if self.observation_keys is None:
-                raise ValueError(
-                    f"The observation space is a Dict with keys {tuple(space.spaces)}. Pass observation_keys too: the "
-                    "keys in the order in which your observations concatenate them."
-                )
-            missing = [key for key in self.observation_keys if key not in space.spaces]
-            if missing:
-                raise ValueError(f"The observation space has no key {missing[0]!r}, only {tuple(space.spaces)}.")
-            parts = {key: space.spaces[key] for key in self.observation_keys}
-            boxes = {key: part for key, part in space.spaces.items() if key in parts or isinstance(part, spaces.Box)}
-            space = spaces.Dict(boxes)  # other kinds could not be saved, and are not learned from
-        for key, part in parts.items():
-            if not isinstance(part, spaces.Box) or len(part.shape) != 1:
-                raise TypeError(
-                    f"The observation space{f' at key {key!r}' if key else ''} is {part}. Only vectors (Box with one "
-                    "axis), and Dict of them, are learned from. Flatten it, numbers of a class one-hot "
-                    "(gymnasium.wrappers.FlattenObservation does both), before building the dataset."
-                )
-        assert isinstance(space, spaces.Box | spaces.Dict)
-        size = sum(part.shape[0] for part in parts.values())
-        if size != self.observation_dim:
-            raise ValueError(
-                f"The observation space holds {size} numbers, but observations have {self.observation_dim} columns. "
-                "Pass the space that belongs to the data."
-            )
-        return space
+    def _take_spaces_of(self, env: Any, found: list[spaces.Space[Any] | None]) -> list[Any]:
+        """The given spaces, completed by those of an environment."""
+        known = env is not None
+        if not known and self.info.provenance == "arrays":
+            env = self.info.eval_env
+        if env is None:
+            return found
+        try:
+            spec, *of_env = environment_spaces(env)
+        except (ValueError, TypeError, ImportError):
+            if known:
+                raise
+            return found  # make_eval_env tells why
+        shapes = (self.observation_dim,), (self.action_dim,)
+        if self.info.eval_env is None and spec is not None:
+            self.info = replace(self.info, eval_env=spec)
+        fits = [
+            known or (isinstance(space, spaces.Box) and space.shape == shape)
+            for space, shape in zip(of_env, shapes, strict=True)
+        ]
+        return [theirs if ours is None and fit else ours for ours, theirs, fit in zip(found, of_env, fits, strict=True)]
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 

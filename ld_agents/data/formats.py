@@ -18,7 +18,7 @@ Array = NDArray[Any]
 _AGAIN = "Write the file again, or pass repaired arrays to OfflineDataset."
 
 
-def read_ogbench(path: Path) -> OfflineDataset:
+def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
     """An npz file of OGBench: as it is served, compact (with `valids`), or regular (with `next_observations`).
 
     Raises:
@@ -59,10 +59,10 @@ def read_ogbench(path: Path) -> OfflineDataset:
     info = DatasetInfo(id=path.stem, description=f"OGBench file {path.name}.")
     recordings = episode_ends(np.zeros_like(ends), ends)
     parts = observations[kept], found["actions"][kept], rewards, terminals, ends & ~terminals
-    return OfflineDataset(*parts, final_observations=final, recording_ends=recordings, info=info)
+    return OfflineDataset(*parts, final_observations=final, recording_ends=recordings, env=env, info=info)
 
 
-def read_hdf5(path: Path) -> OfflineDataset | None:
+def read_hdf5(path: Path, env: Any = None) -> OfflineDataset | None:
     """A file of robomimic or d3rlpy; None where it is of neither.
 
     Raises:
@@ -72,11 +72,11 @@ def read_hdf5(path: Path) -> OfflineDataset | None:
         try:
             names = set(file)
             if "data" in names and "demo_0" in _open(file, path, "data"):
-                return _robomimic(file, path)
+                return _robomimic(file, path, env)
             if {"columns", "num_episodes"} <= names:
-                return _mdp_dataset(file, path)
+                return _mdp_dataset(file, path, env)
             if "episode_terminals" in names:
-                return _first_mdp_dataset(file, path)
+                return _first_mdp_dataset(file, path, env)
         except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}). {_AGAIN}") from None
         if "episode_0" in names:
@@ -102,7 +102,7 @@ def _read(file: Any, path: Path, name: str, axes: int, dtype: Any = np.float32) 
     return hdf5.read_array(item, dtype, f"{path}: {name!r}", _AGAIN)
 
 
-def _robomimic(file: Any, path: Path) -> OfflineDataset:
+def _robomimic(file: Any, path: Path, env: Any) -> OfflineDataset:
     """Each demo is an episode; the vectors of `obs` are concatenated in alphabetical order."""
     demos = sorted(_open(file, path, "data"), key=lambda name: int(name.rpartition("_")[2]))
     obs = f"data/{demos[0]}/obs"
@@ -144,11 +144,17 @@ def _robomimic(file: Any, path: Path) -> OfflineDataset:
     arrays = joined["obs"], joined["actions"], joined["rewards"], terminals, timeouts & ~terminals
     info = DatasetInfo(id=path.stem, description=f"robomimic file {path.name}.")
     return OfflineDataset(
-        *arrays, spaces.Dict(box), final_observations=final, observation_keys=keys, recording_ends=ends, info=info
+        *arrays,
+        spaces.Dict(box),
+        final_observations=final,
+        observation_keys=keys,
+        recording_ends=ends,
+        env=env,
+        info=info,
     )
 
 
-def _mdp_dataset(file: Any, path: Path) -> OfflineDataset:
+def _mdp_dataset(file: Any, path: Path, env: Any) -> OfflineDataset:
     """d3rlpy 2: arrays `NAME_i` of each episode i. What follows an episode's last row is unknown."""
     if "observations_0_0" in file:
         raise ValueError(f"{path} holds tuples of observations. Pass the part that you need to OfflineDataset.")
@@ -159,10 +165,10 @@ def _mdp_dataset(file: Any, path: Path) -> OfflineDataset:
             pieces.append(_read(file, path, f"{name}_{i}", 2))
         terminated.append(bool(_open(file, path, f"terminated_{i}")[()]))
     lengths = [len(rewards) for rewards in columns["rewards"]]
-    return _from_mdp(path, {name: np.concatenate(pieces) for name, pieces in columns.items()}, lengths, terminated)
+    return _from_mdp(path, {name: np.concatenate(pieces) for name, pieces in columns.items()}, lengths, terminated, env)
 
 
-def _first_mdp_dataset(file: Any, path: Path) -> OfflineDataset:
+def _first_mdp_dataset(file: Any, path: Path, env: Any) -> OfflineDataset:
     """d3rlpy 1: flat arrays, `episode_terminals` mark every end and `terminals` the true ones."""
     arrays = {name: _read(file, path, name, 2) for name in ("observations", "actions")}
     columns = [
@@ -171,13 +177,15 @@ def _first_mdp_dataset(file: Any, path: Path) -> OfflineDataset:
     ]
     arrays["rewards"], flags = columns[0], [column != 0 for column in columns[1:]]
     ends = episode_ends(*flags)
-    return _from_mdp(path, arrays, np.diff(ends, prepend=0).tolist(), flags[0][ends - 1].tolist())
+    return _from_mdp(path, arrays, np.diff(ends, prepend=0).tolist(), flags[0][ends - 1].tolist(), env)
 
 
-def _from_mdp(path: Path, arrays: dict[str, Array], lengths: list[int], terminated: list[bool]) -> OfflineDataset:
+def _from_mdp(
+    path: Path, arrays: dict[str, Array], lengths: list[int], terminated: list[bool], env: Any
+) -> OfflineDataset:
     last = np.cumsum(lengths) - 1
     terminals, timeouts = np.zeros((2, last[-1] + 1), bool)
     terminals[last], timeouts[last] = terminated, np.logical_not(terminated)
     info = DatasetInfo(id=path.stem, description=f"MDPDataset of d3rlpy, file {path.name}.")
     rewards = arrays["rewards"].reshape(-1)
-    return OfflineDataset(arrays["observations"], arrays["actions"], rewards, terminals, timeouts, info=info)
+    return OfflineDataset(arrays["observations"], arrays["actions"], rewards, terminals, timeouts, env=env, info=info)

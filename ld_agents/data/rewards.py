@@ -73,11 +73,12 @@ class Recording:
     env: EvalEnvSpec | None = None
 
 
-def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
+def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineDataset:
     """Apply the rules of the family.
 
     Args:
         recording: what a reader returned.
+        env: see `OfflineDataset`.
         goal: see `ld_agents.load_dataset`.
 
     Raises:
@@ -117,6 +118,7 @@ def to_dataset(recording: Recording, goal: Goal) -> OfflineDataset:
         final_observations=final,
         observation_keys=keys if observes_goals else None,
         recording_ends=ruled.ends,
+        env=env,
         info=ruled.info,
     )
 

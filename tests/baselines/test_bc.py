@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {"preset": "fast", "hidden": (16, 16), "batch_size": 32, 
 def episodes(rewards: list[list[float]], actions: list[float] | None = None) -> OfflineDataset:
     """Episodes that end by timeout, with these rewards, each with one action all along."""
     lengths = [len(episode) for episode in rewards]
-    actions = actions or [0.1 * i for i in range(len(rewards))]
+    actions = actions or [0.1 * (i % 10) for i in range(len(rewards))]
     n = sum(lengths)
     return OfflineDataset(
         np.random.default_rng(0).normal(size=(n, 2)),

@@ -246,8 +246,9 @@ def test_eval_callback_with_a_real_environment(name: str, dataset: OfflineDatase
     )
     agent = make_agent(name, dataset).learn(25, callback=callback)
     log = np.load(tmp_path / "evaluations.npz")
-    assert log["timesteps"].tolist() == [10, 20]
-    assert log["results"].shape == (2, 2)
+    able = agent.stage_steps[STAGES[name][-1]] > 15  # of 25 steps, so that the last stage has begun at the tenth
+    assert log["timesteps"].tolist() == ([10, 20] if able else [20])
+    assert log["results"].shape == (1 + able, 2)
     assert np.isfinite(log["results"]).all()
     best = type(agent).load(tmp_path / "best_model.zip")
     assert best.num_timesteps in (10, 20)

@@ -88,10 +88,12 @@ def test_saturated_actions_stay_in_a_box_with_unround_bounds(bounds: tuple[float
 
 
 def test_action_dimension_that_never_moves(name: str) -> None:
-    """A joint that is fixed at 2: the box is inferred as that of the data."""
+    """A joint that is fixed at 2, also in the box."""
     rng = np.random.default_rng(0)
     actions = np.stack([rng.uniform(-3, 3, 60), np.full(60, 2.0)], 1)
-    data = OfflineDataset(rng.normal(size=(60, 3)), actions, np.zeros(60), np.zeros(60), np.arange(60) % 20 == 19)
+    box = spaces.Box(np.array([-3, 2], np.float32), np.array([3, 2], np.float32))
+    arrays = rng.normal(size=(60, 3)), actions, np.zeros(60), np.zeros(60), np.arange(60) % 20 == 19
+    data = OfflineDataset(*arrays, action_space=box)
     action = make_agent(name, data).learn(10).predict(np.zeros(3))[0]
     assert np.isfinite(action).all()
     assert action[1] == 2

@@ -6,10 +6,12 @@ import dataclasses
 import io
 import json
 import math
+import pydoc
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import stub
 from pydantic import ValidationError
 
 from conftest import AGENTS, make_agent, saved
@@ -90,3 +92,35 @@ def test_agents_saved_with_whole_numbers_load(dataset: OfflineDataset) -> None:
     blob = saved(agent)
     assert b'"kl_weight": 1,' in blob
     assert LDCQ.load(io.BytesIO(blob)).settings.kl_weight == 1.0
+
+
+# -- help and completion ---------------------------------------------------------------------------------------------
+
+
+def test_help_has_a_line_for_every_setting(name: str) -> None:
+    settings = AGENTS[name][0].presets()["paper"]
+    text = pydoc.render_doc(type(settings), renderer=pydoc.plaintext)
+    lines = text.partition("Settings:\n")[2].partition("Methods defined here")[0].splitlines()
+    fields = dataclasses.fields(settings)
+    assert [line.split(":")[0].strip(" |") for line in lines[: len(fields)]] == [field.name for field in fields]
+    assert all(f" = {field.default!r}" in line for field, line in zip(fields, lines, strict=False))
+    assert max(map(len, text.splitlines())) < 200, "no line is a signature of all settings"
+
+
+def test_help_tells_what_stands_beside_a_setting() -> None:
+    text = str(type(LDCQ.presets()["fast"]).__doc__)
+    assert "    horizon: int = 30  # H, environment steps per latent [C]\n" in text
+    assert "noise_scale: float = 1.0  # standard deviation of the noise that candidates start from; above" in text
+    assert "bootstrap_exponent: int | None = None  # of the discount; None is H\n" in text
+    assert "Literal['diffusion', 'gaussian'] = 'diffusion'" in text
+    assert "# actor_penalty" not in text
+
+
+def test_editors_complete_every_setting() -> None:
+    text = stub.FILE.read_text()
+    for agent in {cls for cls, _ in AGENTS.values()}:
+        own = text.partition(f"class {agent.__name__}(")[2].partition("\nclass ")[0]
+        for field in dataclasses.fields(agent.presets()["fast"]):
+            assert f" {field.name}: " in own
+        assert " seed: int | None = None," in own
+    assert text == stub.text(), "the settings changed: run python tests/common/stub.py"

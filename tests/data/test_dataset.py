@@ -217,8 +217,9 @@ def test_inferred_spaces() -> None:
     assert np.isinf(data.observation_space.high).all()
     raw = arrays()
     raw["actions"] = raw["actions"] * 8
-    wide = OfflineDataset(**raw).action_space
-    assert (wide.low.tolist(), wide.high.tolist()) == ([-4], [4])
+    with pytest.raises(ValueError, match=r"Actions reach from -4 to 4, .*Pass env=.*action_space=gymnasium.spaces.Box"):
+        OfflineDataset(**raw)
+    assert OfflineDataset(**raw, action_space=spaces.Box(-9, 9, (1,))).action_space.high.tolist() == [9]
 
 
 def test_unequal_lengths_name_both() -> None:
