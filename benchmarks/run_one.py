@@ -33,6 +33,7 @@ import claims
 import provenance
 from files import write_json
 from ld_agents.data.replay import replay_check
+from ld_agents.data.storage import NOT_WRITABLE
 from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
@@ -313,13 +314,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
     parser.add_argument("--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments")
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
-    parser.add_argument("--claimed", action="store_true", help=argparse.SUPPRESS)  # the suite has passed on the lock
+    # the suite with this process id has passed on the lock, and takes its runs along when it ends
+    parser.add_argument("--claimed", type=int, metavar="PID", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     import_modules(options.imports)
     what = canonical_spec(options.agent), canonical_spec(options.dataset)
     run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
-    with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
-        run_and_write(run, options.out, options.plans)
+    if options.claimed:
+        claims.end_with(options.claimed)
+    try:
+        with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
+            run_and_write(run, options.out, options.plans)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise SystemExit(f"stopped: {error}. The same command goes on from the last checkpoint") from None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -20,7 +21,28 @@ from ld_agents.data.storage import is_local
 from ld_agents.evaluation.environments import has_new_contacts
 from ld_agents.evaluation.scores import D4RL_TASKS
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _naming_the_source(load: Callable[P, R]) -> Callable[P, R]:
+    """Errors of data tell which file or id they are of."""
+
+    @functools.wraps(load)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return load(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            source = args[0] if args else kwargs.get("source")
+            if not isinstance(source, str | Path) or str(source) in str(error):
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{source}: {error}") from None
+
+    return named
+
+
+@_naming_the_source
 def load_dataset(source: Any, *, goal: Goal = "relabel", download: bool = True) -> OfflineDataset:
     """Load a dataset by its Minari id, from a file, or from arrays.
 
@@ -90,7 +112,7 @@ def _warn_of_another_simulator(info: DatasetInfo) -> None:
             f"{info.id} was recorded on mujoco {info.mujoco}, and this is mujoco {installed}: contacts changed in "
             "3.5.0, so the environment is another simulator than that of the data, and scores do not compare with "
             "those made there. Record the data again, or install a version of the data's side.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
