@@ -230,7 +230,7 @@ def _cached(data: Path, files: dict[Path, os.stat_result], read: Callable[[], Ar
     key = np.frombuffer(stamp.digest(), dtype=np.uint8)
     cache = data.parent / _CACHE_NAME
     # No cache, or one that is damaged in whatever way, is written again below.
-    with contextlib.suppress(ValueError, KeyError, OSError):
+    with contextlib.suppress(ValueError, KeyError):
         stored = read_npz(cache)
         if np.array_equal(stored.pop("key"), key):
             return stored

@@ -21,6 +21,8 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
         ValueError: no whole npz file, or an array that is none, or claims more numbers than are stored.
     """
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) < len(archive.infolist()):

@@ -60,7 +60,7 @@ def what_is_loaded(folder: Path, source: str) -> tuple[Any, ...]:
         if info.eval_env is not None:
             info.eval_env.make().close()
     except (ValueError, TypeError, FileNotFoundError) as error:
-        named = "evaluation environment" if "evaluation environment" in str(error) else local
+        named = "environment" if "environment" in str(error) else local
         if wrong := what_is_wrong(error, named):
             raise RuntimeError(wrong) from error
         raise ValueError from error
