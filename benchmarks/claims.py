@@ -1,10 +1,14 @@
-"""Processes that do runs: a run is claimed by a lock that dies with its process, and processes die with the suite."""
+"""Processes that do runs: a run is claimed by a lock that dies with its process, and processes die with the suite.
+
+python benchmarks/claims.py PID SCRIPT ...      run a script as long as the process PID lives
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -80,3 +84,9 @@ def dying_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return bind
+
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))  # before the script imports what takes seconds
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

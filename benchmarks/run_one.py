@@ -314,14 +314,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
     parser.add_argument("--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments")
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
-    # the suite with this process id has passed on the lock, and takes its runs along when it ends
-    parser.add_argument("--claimed", type=int, metavar="PID", help=argparse.SUPPRESS)
+    parser.add_argument("--claimed", action="store_true", help=argparse.SUPPRESS)  # the suite has passed on the lock
     options = parser.parse_args(arguments)
     import_modules(options.imports)
     what = canonical_spec(options.agent), canonical_spec(options.dataset)
     run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
-    if options.claimed:
-        claims.end_with(options.claimed)
     try:
         with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
             run_and_write(run, options.out, options.plans)

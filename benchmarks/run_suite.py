@@ -141,7 +141,8 @@ def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes] | None:
         return None
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
-    command = [sys.executable, str(RUN_ONE), f"--out={out}", f"--claimed={os.getpid()}", *settings, *options]
+    program = [sys.executable, claims.__file__, str(os.getpid()), str(RUN_ONE)]
+    command = [*program, f"--out={out}", "--claimed", *settings, *options]
     try:
         with log.open("wb") as stream:
             # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.

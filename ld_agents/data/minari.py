@@ -290,11 +290,11 @@ def _assemble(
         part's name, [E, .], NaN where unknown; ``ends`` [E]. Achieved goals are float64, as rewards are computed from
         them.
     """
-    main, recorded = data / "main_data.hdf5", metadata.get("episodes_sha256")
-    if recorded is not None and main.is_file() and digest(main) != recorded:
+    main, recorded = data / "main_data.hdf5", [metadata.get(f"episodes_{name}") for name in ("bytes", "sha256")]
+    if any(recorded) and main.is_file() and (main.stat().st_size != recorded[0] or digest(main) != recorded[1]):
         raise ValueError(
-            f"{main} is not what was recorded: its checksum differs. Delete {data.parent} and make {dataset_id} again, "
-            'or, if it was changed on purpose, delete "episodes_sha256" from metadata.json.'
+            f"{main} is not what was recorded: its size or checksum differs. Delete {data.parent} and make it "
+            'again, or, if it was changed on purpose, delete "episodes_bytes" and "episodes_sha256" from metadata.json.'
         )
     repair = "Repair or leave out the episode (dataset.filter_episodes) and store the dataset again."
     # name -> number of axes and type

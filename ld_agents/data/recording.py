@@ -301,8 +301,9 @@ def store(
     unfinished.mkdir()
     storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec)
     storage.update_episodes(buffers())
-    about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
-    about["episodes_sha256"] = digest(unfinished / "data" / "main_data.hdf5")  # HDF5 itself does not notice damage
+    about: dict[str, Any] = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
+    main = unfinished / "data" / "main_data.hdf5"
+    about |= {"episodes_bytes": main.stat().st_size, "episodes_sha256": digest(main)}  # HDF5 notices no damage itself
     storage.update_metadata(about | {"eval_env_spec": eval_env_spec} | metadata())
     namespace, target = parse_dataset_id(dataset_id)[0], dataset_folder(dataset_id)
     if namespace is not None and namespace not in minari.namespace.list_local_namespaces():

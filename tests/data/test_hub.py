@@ -91,13 +91,17 @@ def test_links_out_of_the_folder_are_not_followed(stored: Path, tmp_path: Path) 
 def test_episodes_that_changed_since_they_were_recorded_are_told(stored: Path) -> None:
     file, main = stored / "metadata.json", stored / "main_data.hdf5"
     metadata = json.loads(file.read_text())
-    file.write_text(json.dumps(metadata | {"episodes_sha256": storage.digest(main)}))
+    recorded = {"episodes_bytes": main.stat().st_size, "episodes_sha256": storage.digest(main)}
+    file.write_text(json.dumps(metadata | recorded))
     assert load_dataset(FLAT).n_steps == 5
     content = bytearray(main.read_bytes())
     place = content.find(episode(5, False).rewards[2].tobytes())
     content[place] ^= 1
     main.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is not what was recorded: its checksum differs. Delete .* make test/flat"):
+    with pytest.raises(
+        ValueError,
+        match=r"not what was recorded: its size or checksum differs. Delete .*test/flat-v0 and make it again",
+    ):
         load_dataset(FLAT)
     file.write_text(json.dumps(metadata))
     assert load_dataset(FLAT).n_steps == 5

@@ -39,8 +39,8 @@ def write_all(folder: Path) -> None:
     write_others(folder)
     shutil.copytree(folder / FLAT, folder / SEALED)
     metadata = folder / SEALED / "data" / "metadata.json"
-    sha256 = digest(metadata.with_name("main_data.hdf5"))
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"episodes_sha256": sha256}))
+    main = metadata.with_name("main_data.hdf5")
+    with_changes(metadata, {"episodes_bytes": main.stat().st_size, "episodes_sha256": digest(main)})
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     load_dataset(FLAT)  # writes the cache
 
@@ -106,7 +106,8 @@ def environments(planted: Path) -> st.SearchStrategy[dict[str, Any]]:
 def metadata(planted: Path) -> st.SearchStrategy[dict[str, Any]]:
     """Changes to metadata.json."""
     written = environments(planted).map(json.dumps)
-    fields = st.dictionaries(st.sampled_from((*READ_FIELDS, *KEPT_FIELDS, "episodes_sha256")), values, max_size=3)
+    names = (*READ_FIELDS, *KEPT_FIELDS, "episodes_bytes", "episodes_sha256")
+    fields = st.dictionaries(st.sampled_from(names), values, max_size=3)
     return fields | st.fixed_dictionaries({"eval_env_spec": written}) | st.fixed_dictionaries({"env_spec": written})
 
 

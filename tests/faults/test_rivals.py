@@ -172,7 +172,7 @@ def test_two_suites_do_each_run_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prctl", [True, False])
 def test_a_killed_suite_leaves_no_process(tmp_path: Path, prctl: bool) -> None:
     process = suite(tmp_path, agent="goal_seeker:GoalSeeker[pause=0.2,steps=200]", prctl=prctl)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # of a busy machine
     while len(children := runs_in(tmp_path)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -188,7 +188,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     """In a gradient step that takes a minute: the first interrupt has to wait for it, the second does not."""
     process = suite(tmp_path, agent="goal_seeker:GoalSeeker[pause=60]", seeds="0")
     log = tmp_path / "logs"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # of a busy machine
     while not any("learning, 0 of" in path.read_text() for path in log.glob("*.log")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
