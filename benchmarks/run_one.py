@@ -33,6 +33,7 @@ import claims
 import provenance
 from files import write_json
 from ld_agents.data.replay import replay_check
+from ld_agents.data.storage import NOT_WRITABLE
 from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
@@ -318,8 +319,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import_modules(options.imports)
     what = canonical_spec(options.agent), canonical_spec(options.dataset)
     run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
-    with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
-        run_and_write(run, options.out, options.plans)
+    try:
+        with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
+            run_and_write(run, options.out, options.plans)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise SystemExit(f"stopped: {error}. The same command goes on from the last checkpoint") from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ runs, and interrupted ones resume from their checkpoints; a second Ctrl-C ends a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 POLL_SECONDS = 0.5
+FULL_BYTES = 1 << 20  # fewer are left on a full disk
 RUN_BYTES = 32 << 20  # what a run may write: model, two checkpoints, log
 STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interrupted
 
@@ -82,7 +84,9 @@ def check_place(out: Path, runs: int) -> None:
         (out / ".write_test").unlink()
         free = shutil.disk_usage(out).free
     except OSError as error:
-        raise SystemExit(f"cannot write to {out}: {error}; give another --out or make room") from None
+        raise SystemExit(
+            f"cannot write to {out}: {os.strerror(error.errno or 0)}; give another --out or make room"
+        ) from None
     if free < runs * RUN_BYTES:
         raise SystemExit(
             f"{out} has {free >> 20:,} MiB free, {runs} runs may need {runs * RUN_BYTES >> 20:,} (model, two "
@@ -137,7 +141,8 @@ def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes] | None:
         return None
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
-    command = [sys.executable, str(RUN_ONE), f"--out={out}", "--claimed", *settings, *options]
+    program = [sys.executable, claims.__file__, str(os.getpid()), str(RUN_ONE)]
+    command = [*program, f"--out={out}", "--claimed", *settings, *options]
     try:
         with log.open("wb") as stream:
             # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
@@ -162,12 +167,17 @@ def why_failed(code: int, files: Files) -> str | None:
     if code < 0:
         hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
         return f"killed by signal {-code} ({signal.Signals(-code).name}){hint}"
-    return last_line(files.log) or f"ended with exit code {code} and no output"
+    if line := last_line(files.log):
+        return line
+    full = shutil.disk_usage(files.log.parent).free < FULL_BYTES
+    hint = f"; the disk of {files.log.parent} is full: make room and run the same command again" if full else ""
+    return f"ended with exit code {code} and no output{hint}"
 
 
 def keep_failure(run: Run, out: Path, reason: str) -> None:
-    """Write down why a run failed, for the tables; its result takes the place of that."""
-    write_json(Files(out, run.name).failure, dataclasses.asdict(run) | {"reason": reason})
+    """Write down why a run failed, for the tables, unless the disk is full; its result takes the place of that."""
+    with contextlib.suppress(OSError):
+        write_json(Files(out, run.name).failure, dataclasses.asdict(run) | {"reason": reason})
 
 
 def done_elsewhere(run: Run, out: Path, since: float) -> str | Literal[False] | None:
@@ -238,12 +248,15 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                 if len(alive) == jobs:
                     break
                 options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
-                if (reason := done_elsewhere(run, out, began)) is not False:
-                    ended[run] = reason
-                elif (process := start(run, out, *options)) is not None:
-                    alive[run] = process
-                else:
-                    continue
+                try:
+                    if (reason := done_elsewhere(run, out, began)) is not False:
+                        ended[run] = reason
+                    elif (process := start(run, out, *options)) is not None:
+                        alive[run] = process
+                    else:
+                        continue
+                except OSError as error:  # the disk is full by now, say
+                    ended[run] = f"cannot be started: {error}"
                 waiting.remove(run)
             time.sleep(POLL_SECONDS)
             for run in [run for run, process in alive.items() if process.poll() is not None]:
@@ -348,7 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
     if any((out / "runs").glob("*.json")):
-        print(report.build(out))
+        try:
+            print(report.build(out))
+        except OSError as error:
+            print(f"the tables are not written: {error}; then: python benchmarks/report.py {out}")
     for run, reason in failures.items():
         print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
     if failures:

@@ -228,7 +228,11 @@ class StagedTraining(BaseAlgorithm):
         """Raises DivergedError if weights or optimizers hold what must not be saved."""
         optimizers = {name: value for name, value in self.training_state().items() if ".optimizer." in name}
         if (bad := bad_weight(self.policy, self.max_weight) or bad_tensor(optimizers)) is not None:
-            raise DivergedError(f"{type(self).__name__} has diverged and is not saved: {bad}. Lower the learning rate.")
+            begun = [f" in stage {stage} by gradient step {step}" for stage, step in self.stage_steps.items() if step]
+            raise DivergedError(
+                f"{type(self).__name__} diverged{begun[-1] if begun else ''} and is not saved: {bad}. Lower the "
+                "learning rate. What was saved before is good."
+            )
 
     def dump_logs(self) -> None:
         """Writes the losses of the last gradient step to the log; SB3's `LogEveryNTimesteps` calls it."""

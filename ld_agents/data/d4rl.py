@@ -101,7 +101,7 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                 warnings.warn(
                     f"{path} has no 'timeouts': only terminals end an episode, so windows may run across resets. If "
                     "the episodes have a known length, build OfflineDataset from arrays with the timeouts filled in.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         # AntMaze is recorded on after the terminals at its goal
         ends = episode_ends(terminals & (kind != "antmaze"), timeouts)

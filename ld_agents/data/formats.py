@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ld_agents.data import hdf5
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import episode_ends
 
 Array = NDArray[Any]
@@ -28,11 +29,11 @@ def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Give the path of one of OGBench's npz files.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = ("observations", "actions", "terminals", "valids", "next_observations", "rewards", "masks")
-            found = {name: np.asarray(file[name]) for name in names if name in file.files}
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable npz file ({error}). {_AGAIN}") from None
+        found = read_npz(
+            path, ("observations", "actions", "terminals", "valids", "next_observations", "rewards", "masks")
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}. {_AGAIN}") from None
     if missing := [name for name in ("observations", "actions", "terminals") if name not in found]:
         raise ValueError(f"{path} has no {missing[0]!r}, which OGBench's files have. {_AGAIN}")
     if len({len(array) for array in found.values()}) > 1 or not len(found["terminals"]):
@@ -50,7 +51,7 @@ def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
         warnings.warn(
             f"{path} has no rewards (OGBench's goals are set by its environments), so all are 0 here. To learn from "
             "rewards, compute them for your goal and pass the arrays to OfflineDataset.",
-            stacklevel=3,
+            stacklevel=4,
         )
     rewards = found.get("rewards", np.zeros(len(marks), np.float32))[kept]
     terminals = (found["masks"] == 0 if "masks" in found else np.zeros_like(marks))[kept]
@@ -102,6 +103,11 @@ def _read(file: Any, path: Path, name: str, axes: int, dtype: Any = np.float32) 
     return hdf5.read_array(item, dtype, f"{path}: {name!r}", _AGAIN)
 
 
+def _number(file: Any, path: Path, name: str, dtype: Any) -> Array:
+    _open(file, path, name)
+    return _read(file, path, name, 0, dtype)
+
+
 def _robomimic(file: Any, path: Path, env: Any) -> OfflineDataset:
     """Each demo is an episode; the vectors of `obs` are concatenated in alphabetical order."""
     demos = sorted(_open(file, path, "data"), key=lambda name: int(name.rpartition("_")[2]))
@@ -109,7 +115,7 @@ def _robomimic(file: Any, path: Path, env: Any) -> OfflineDataset:
     shapes = {key: _open(file, path, f"{obs}/{key}").shape for key in sorted(_open(file, path, obs))}
     keys = tuple(key for key, shape in shapes.items() if len(shape) == 2)
     if others := sorted(set(shapes) - set(keys)):
-        warnings.warn(f"{path}: {', '.join(others)} are no vectors and are left out.", stacklevel=4)
+        warnings.warn(f"{path}: {', '.join(others)} are no vectors and are left out.", stacklevel=5)
     columns: dict[str, list[Array]] = {name: [] for name in ("actions", "rewards", "dones", "obs", "next_obs")}
     for demo in demos:
         columns["actions"].append(_read(file, path, f"data/{demo}/actions", 2))
@@ -129,7 +135,7 @@ def _robomimic(file: Any, path: Path, env: Any) -> OfflineDataset:
             warnings.warn(
                 f"{path}: with rewards other than 0 and 1, its dones may mark ends that are no terminals, so none is "
                 "taken for one. If they are, pass the arrays to OfflineDataset.",
-                stacklevel=4,
+                stacklevel=5,
             )
         terminals[:] = False
     terminals &= joined["rewards"] > 0
@@ -160,10 +166,10 @@ def _mdp_dataset(file: Any, path: Path, env: Any) -> OfflineDataset:
         raise ValueError(f"{path} holds tuples of observations. Pass the part that you need to OfflineDataset.")
     columns: dict[str, list[Array]] = {"observations": [], "actions": [], "rewards": []}
     terminated = []
-    for i in range(int(_open(file, path, "num_episodes")[()])):
+    for i in range(int(_number(file, path, "num_episodes", np.int64))):
         for name, pieces in columns.items():
             pieces.append(_read(file, path, f"{name}_{i}", 2))
-        terminated.append(bool(_open(file, path, f"terminated_{i}")[()]))
+        terminated.append(bool(_number(file, path, f"terminated_{i}", bool)))
     lengths = [len(rewards) for rewards in columns["rewards"]]
     return _from_mdp(path, {name: np.concatenate(pieces) for name, pieces in columns.items()}, lengths, terminated, env)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 # What gzip makes of a long run of equal numbers. An array that claims more is damaged, or made to fill the memory.
-_BEST_COMPRESSION = 1100
-_SMALL = 1_000_000  # bytes
+BEST_COMPRESSION = 1100
+SMALL = 1_000_000  # bytes
 _COPY = "Copy the data into one file (h5py) and try again."
 
 
@@ -78,7 +78,7 @@ def _problem(item: Any, axes: int, again: str) -> str:
     if len(shape) != axes:
         return f"has shape {shape}, but {axes} axes are expected. {again}"
     chunk = layout.get_chunk() if layout.get_layout() == h5d.CHUNKED else (0,)
-    if item.dtype.itemsize * max(math.prod(shape), math.prod(chunk)) > max(_SMALL, _BEST_COMPRESSION * stored):
+    if item.dtype.itemsize * max(math.prod(shape), math.prod(chunk)) > max(SMALL, BEST_COMPRESSION * stored):
         return f"has shape {shape}, but only {stored} bytes of it are stored. {again}"
     return ""
 

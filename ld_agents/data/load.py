@@ -54,7 +54,13 @@ def load_dataset(
         ValueError: the data are malformed, the message names the episode and what to do; or start_noise was given for
             data that gymnasium-robotics' AntMaze does not evaluate.
     """
-    data = _load(source, goal, download, env)
+    try:
+        data = _load(source, goal, download, env)
+    except (TypeError, ValueError) as error:
+        if not isinstance(source, str | Path) or str(source) in str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{source}: {error}") from None  # errors of data tell which file or id they are of
     if start_noise:
         spec = data.info.eval_env
         if spec is None or not spec.id.startswith("AntMaze_") or start_noise < 0:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
-import logging
 import math
+import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from ld_agents.data import hdf5
+from ld_agents.data import hdf5, hub
 from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import Recording
-from ld_agents.data.storage import dataset_folder, is_local, whole
+from ld_agents.data.storage import dataset_folder, digest, is_local, whole
 from ld_agents.evaluation.eval_env import EvalEnvSpec, hub_environment
 from ld_agents.evaluation.scores import REFERENCE_SCORES, family
 
@@ -30,6 +31,7 @@ _CACHE_NAME = ".ld-agents-arrays.npz"
 _CACHE_FORMAT = 3
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _LARGEST_SPACE = 1_000_000  # numbers
+_LARGEST_METADATA = 64 << 20  # bytes
 
 
 def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
@@ -49,11 +51,14 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
         TypeError: observations or actions that are no flat vectors of numbers.
     """
     if not is_local(dataset_id):
-        _download(dataset_id, download)
+        hub.download(dataset_id, download)
     data = dataset_folder(dataset_id) / "data"
+    files = _checked_files(data)
     metadata = _read_metadata(dataset_id, data)
     observation_space, action_space = _checked_spaces(dataset_id, metadata)
-    arrays = _cached(data, lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space))
+    arrays = _cached(
+        data, files, lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space)
+    )
     timeouts = np.zeros(len(arrays["rewards"]), dtype=bool)
     timeouts[arrays["ends"] - 1] = True
     keys = [key for key in _GOAL_KEYS if key in arrays]
@@ -111,52 +116,12 @@ def _mujoco(metadata: dict[str, Any], ours: dict[str, Any]) -> str | None:
 # -- finding the data ----------------------------------------------------------------------------------------------
 
 
-def _download(dataset_id: str, allowed: bool) -> None:
-    import minari
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    missing = f"The dataset {dataset_id} is not in {get_dataset_path()}"
-    if dataset_id.startswith("ld-agents/"):
-        raise FileNotFoundError(f"{missing}. Make it: python benchmarks/make_datasets.py {dataset_id}")
-    get_it = (
-        f"Run `minari download {dataset_id}` on a machine that reaches the hub and copy the folder, or set "
-        f"MINARI_DATASETS_PATH to the folder that holds it."
-    )
-    if not allowed:
-        raise FileNotFoundError(f"{missing}, and download=False. Call with download=True, or: {get_it}")
-    # The hub's client retries for half a minute and logs every try; one message at the end is enough.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("huggingface_hub.utils.logging")
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        minari.download_dataset(dataset_id)
-    except ImportError as error:
-        raise ImportError(_install(dataset_id, error)) from error
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise FileNotFoundError(
-            f"{missing}, and Minari's hub did not deliver it ({type(error).__name__}: {reason}). Check the id with "
-            f"`minari list remote`. {get_it}"
-        ) from None
-    finally:
-        logger.setLevel(level)
-    if not is_local(dataset_id):
-        raise FileNotFoundError(f"{missing}, although Minari reported no error. {get_it}")
-
-
-def _install(dataset_id: str, error: ImportError) -> str:
-    return (
-        f"Reading {dataset_id} needs a package that is not installed ({error}); the data are whole. Minari's formats "
-        'and its hub need: pip install "minari[arrow,hdf5,hf]" Pillow'
-    )
-
-
 def _read_metadata(dataset_id: str, data: Path) -> dict[str, Any]:
     # Minari's own reader builds the environment that the file names when a space is missing; this one never does.
     file, again = data / "metadata.json", f"Delete {data.parent} and fetch {dataset_id} again."
     try:
+        if file.stat().st_size > _LARGEST_METADATA:
+            raise ValueError(f"larger than {_LARGEST_METADATA >> 20} MiB")
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}). {again}") from None
@@ -180,7 +145,7 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
                 raise ValueError(f"it claims more than {_LARGEST_SPACE:,} numbers")
             found.append(deserialize_space(description))
         except ImportError as error:
-            raise ImportError(_install(dataset_id, error)) from error
+            raise ImportError(hub.needs_package(dataset_id, error)) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The {name} of {dataset_id} cannot be read ({reason}). {again}") from None
@@ -203,7 +168,7 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
             warnings.warn(
                 f"The observations of {dataset_id} hold {', '.join(map(repr, others))} too, which are left out: only "
                 f"{', '.join(_GOAL_KEYS)} are read. If you need them, take them with Minari and {instead}",
-                stacklevel=4,
+                stacklevel=5,
             )
     for box in _parts(observation_space).values():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
@@ -239,21 +204,36 @@ def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def _cached(data: Path, read: Callable[[], Arrays]) -> Arrays:
+def _checked_files(data: Path) -> dict[Path, os.stat_result]:
+    """All that lies in a dataset's folder: files and folders of it alone, and not too many to be read."""
+    found, again = {}, f"Delete {data.parent} and fetch it again."
+    for file in data.rglob("*"):
+        try:
+            status, place = file.stat(), file.resolve()
+        except (OSError, RuntimeError) as error:  # in Python 3.11 a loop of links is a RuntimeError
+            raise ValueError(f"{file} cannot be read ({error}). {again}") from None
+        if not place.is_relative_to(data.resolve()):
+            raise ValueError(f"{file} is a link out of its folder, to {place}. Copy what is to be read into {data}.")
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"{file} is neither a file nor a folder. {again}")
+        found[file] = status
+        if len(found) > hub.MAX_FILES:
+            raise ValueError(f"{data} holds more than {hub.MAX_FILES:,} files. {again}")
+    return found
+
+
+def _cached(data: Path, files: dict[Path, os.stat_result], read: Callable[[], Arrays]) -> Arrays:
     """All episodes as flat arrays, from the cache where it fits the files."""
     stamp = hashlib.sha256(f"format {_CACHE_FORMAT}\n".encode())
-    for file in sorted(data.rglob("*")):
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error}). Delete {data.parent} and fetch it again.") from None
+    for file, status in sorted(files.items()):
         stamp.update(f"{file.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode())
     key = np.frombuffer(stamp.digest(), dtype=np.uint8)
     cache = data.parent / _CACHE_NAME
     # No cache, or one that is damaged in whatever way, is written again below.
-    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
-        if np.array_equal(stored["key"], key):
-            return dict(stored)
+    with contextlib.suppress(ValueError, KeyError):
+        stored = read_npz(cache)
+        if np.array_equal(stored.pop("key"), key):
+            return stored
     arrays = read()
     # A read-only folder only means that the next load visits every episode again.
     with contextlib.suppress(OSError), whole(cache) as unfinished, open(unfinished, "wb") as out:
@@ -292,7 +272,7 @@ def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, A
                 found[name] = np.asarray(episode[part][key] if key else episode[part])
             yield found
     except ImportError as error:
-        raise ImportError(_install(dataset_id, error)) from error
+        raise ImportError(hub.needs_package(dataset_id, error)) from error
     except Exception as error:
         raise ValueError(
             f"{dataset_id} cannot be read ({type(error).__name__}: {error}). Delete {data.parent} and fetch or make it "
@@ -310,6 +290,12 @@ def _assemble(
         part's name, [E, .], NaN where unknown; ``ends`` [E]. Achieved goals are float64, as rewards are computed from
         them.
     """
+    main, recorded = data / "main_data.hdf5", [metadata.get(f"episodes_{name}") for name in ("bytes", "sha256")]
+    if any(recorded) and main.is_file() and (main.stat().st_size != recorded[0] or digest(main) != recorded[1]):
+        raise ValueError(
+            f"{main} is not what was recorded: its size or checksum differs. Delete {data.parent} and make it "
+            'again, or, if it was changed on purpose, delete "episodes_bytes" and "episodes_sha256" from metadata.json.'
+        )
     repair = "Repair or leave out the episode (dataset.filter_episodes) and store the dataset again."
     # name -> number of axes and type
     wanted: dict[str, tuple[int, Any]] = {"actions": (2, np.float32), "rewards": (1, np.float32)}

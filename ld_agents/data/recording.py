@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ld_agents.data.storage import dataset_folder, is_local, whole
+from ld_agents.data.storage import dataset_folder, digest, is_local, whole
 
 Array = NDArray[Any]
 
@@ -301,7 +301,9 @@ def store(
     unfinished.mkdir()
     storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec)
     storage.update_episodes(buffers())
-    about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
+    about: dict[str, Any] = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
+    main = unfinished / "data" / "main_data.hdf5"
+    about |= {"episodes_bytes": main.stat().st_size, "episodes_sha256": digest(main)}  # HDF5 notices no damage itself
     storage.update_metadata(about | {"eval_env_spec": eval_env_spec} | metadata())
     namespace, target = parse_dataset_id(dataset_id)[0], dataset_folder(dataset_id)
     if namespace is not None and namespace not in minari.namespace.list_local_namespaces():

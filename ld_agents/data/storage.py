@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -13,17 +17,27 @@ def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to. It becomes `path` when the block ends, and is removed if it fails.
 
     What is there after a crash or power cut is the old file or the new one: the disk has the content before the name.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
         if os.name == "posix":
             _to_disk(path.parent)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        # the error of a write names no file
+        what = f"{error.strerror}; nothing is lost that was there before. Make room or choose another folder for it"
+        raise OSError(error.errno, what, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:
@@ -32,6 +46,12 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def dataset_folder(dataset_id: str) -> Path:

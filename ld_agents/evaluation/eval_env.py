@@ -122,6 +122,8 @@ class EvalEnvSpec:
             for name, arguments in self.wrappers:
                 if name not in WRAPPERS:
                     raise ValueError(f"a dataset may not name the wrapper {name}, and without it this is another task")
+                if refused := sorted(key for key, value in arguments.items() if not _harmless(key, value)):
+                    raise ValueError(f"a dataset may not give {name} {', '.join(refused)}")
                 env = getattr(gym.wrappers, name)(env, **arguments)
         except Exception as error:
             raise ValueError(
@@ -139,11 +141,21 @@ class EvalEnvSpec:
         return env if self.goal is None else FixedGoal(env, self.goal)
 
 
-_TEXTS = ("maze_map", "reward_type", "tasks", "tasks_to_complete")  # arguments that take names of things, not of files
+# arguments of environments and wrappers that take names of things, not of files
+_TEXTS = (
+    *("maze_map", "reward_type", "tasks", "tasks_to_complete"),
+    *("filter_keys", "padding_type", "dtype", "dict_time_key", "stats_key"),
+)
+_COUNTS = ("frame_skip", "stack_size", "delay", "skip")  # each costs time or memory
 
 
 def _harmless(key: str, value: Any) -> bool:
-    """Whether an argument that data name is a number, or up to 10,000 of them, or may be a text and is no path."""
+    """Whether an argument that data name is a number, or up to 10,000 of them, or may be a text and is no path.
+
+    Counts are at most 1,000.
+    """
+    if key in _COUNTS and not (isinstance(value, int) and value <= 1000):
+        return False
     values, found = [value], 0
     while values:
         value, found = values.pop(), found + 1

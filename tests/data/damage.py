@@ -1,23 +1,33 @@
-"""Kinds of damage to a folder of good data: what `test_damaged_data.py` loads. All of it comes from fixed seeds."""
+"""Kinds of damage to the structure of good data: all are loaded by `test_damaged_data.py`, some by the campaign."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from minari.data_collector import EpisodeBuffer
+from good_data import FLAT, GOALS, d4rl_arrays, write_d4rl
 
-from ld_agents.data.load import load_dataset
+import ld_agents
 
 # A name, a function that damages a copy of good data in a folder of its own and returns what to load, and what must
 # come of it: LOADED, REFUSED, or EITHER.
 Case = tuple[str, Callable[[Path], str], str]
 LOADED, REFUSED, EITHER = "loaded", "refused", "either"
+OURS = str(Path(ld_agents.__file__).parent)
+# A sentence, or a part of one, that begins with what to do.
+WHAT_TO_DO = re.compile(
+    r"[.,;] (or )?(call|check|choose|clip|copy|delete|download|drop|flatten|give|import|install|leave|make|pass|repair|"
+    r"replace|reshape|store|take|use|write)\b",
+    re.IGNORECASE,
+)
 ABSURD: tuple[Any, ...] = (
     None,
     -1,
@@ -35,62 +45,18 @@ ABSURD: tuple[Any, ...] = (
 )
 
 
-# -- good data -----------------------------------------------------------------------------------------------------
-
-
-def d4rl_arrays(width: int = 11, actions: int = 3) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    n = 21
-    return {
-        "observations": rng.normal(size=(n, width)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (n, actions)).astype(np.float32),
-        "rewards": rng.normal(size=n).astype(np.float32),
-        "terminals": np.arange(n) == 6,
-        "timeouts": np.isin(np.arange(n), (13, 20)),
-        "next_observations": rng.normal(size=(n, width)).astype(np.float32),
-    }
-
-
-def write_d4rl(path: Path, skip: tuple[str, ...] = (), packed: bool = True, **settings: Any) -> h5py.File:
-    """An open file with the arrays of `d4rl_arrays`."""
-    file = h5py.File(path, "w", **settings)
-    for name, array in d4rl_arrays().items():
-        if name not in skip:
-            file.create_dataset(name, data=array, compression="gzip" if packed else None)
-    return file
-
-
-def episode(steps: int, goals: bool) -> EpisodeBuffer:
-    rng = np.random.default_rng(steps)
-    observations: Any = rng.normal(size=(steps + 1, 4))
-    if goals:
-        place = rng.uniform(-1, 1, (steps + 1, 2))
-        observations = {"observation": observations, "achieved_goal": place, "desired_goal": np.ones_like(place)}
-    return EpisodeBuffer(
-        observations=observations,
-        actions=rng.uniform(-1, 1, (steps, 2)).astype(np.float32),  # type: ignore[arg-type]
-        rewards=rng.normal(size=steps),  # type: ignore[arg-type]
-        terminations=np.zeros(steps, bool),  # type: ignore[arg-type]
-        truncations=np.arange(steps) == steps - 1,  # type: ignore[arg-type]
-        infos=None,
-    )
-
-
-FLAT, GOALS = "test/flat-v0", "test/pointmaze-v0"
-
-
-# -- damage to bytes -----------------------------------------------------------------------------------------------
-
-
-def with_bytes(source: Path, change: Callable[[bytearray], bytearray]) -> Callable[[Path], str]:
-    """Damage the bytes of a D4RL file."""
-
-    def make(folder: Path) -> str:
-        path = folder / "data.hdf5"
-        path.write_bytes(change(bytearray(source.read_bytes())))
-        return str(path)
-
-    return make
+def what_is_wrong(error: Exception, source: str) -> str:
+    """With the way in which loading failed; empty for one clear error of our own with the file and what to do."""
+    text = f"{type(error).__name__}: {error}"
+    if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(OURS):
+        return f"raised elsewhere: {text}"
+    if error.__context__ is not None and not error.__suppress_context__:
+        return f"shows another traceback: {text}"
+    if "memory" in text or "allocate" in text:
+        return f"asked for more memory than there is: {text}"
+    if source not in text:
+        return f"names no file: {text}"
+    return "" if WHAT_TO_DO.search(text) else f"says not what to do: {text}"
 
 
 def in_set(good: Path, name: str, file: str, change: Callable[[bytearray], bytearray]) -> Callable[[Path], str]:
@@ -101,57 +67,6 @@ def in_set(good: Path, name: str, file: str, change: Callable[[bytearray], bytea
         path = folder / name / file
         path.write_bytes(change(bytearray(path.read_bytes())))
         return name
-
-    return make
-
-
-def cut(share: float) -> Callable[[bytearray], bytearray]:
-    return lambda content: content[: int(share * len(content))]
-
-
-def flip(seed: int, first: int | None = None) -> Callable[[bytearray], bytearray]:
-    """Flip bits of one to eight bytes, among the first ones if `first` is given: there HDF5 keeps its structure."""
-
-    def change(content: bytearray) -> bytearray:
-        rng = np.random.default_rng(seed)
-        for place in rng.integers(0, min(first or len(content), len(content)), rng.integers(1, 9)):
-            content[place] ^= int(rng.integers(1, 256))
-        return content
-
-    return change
-
-
-def damaged_bytes(good: Path) -> Iterator[Case]:
-    # A file that is cut short is refused; where the cut only takes the end, what is lost may be unused.
-    cuts = [(float(share), REFUSED if share < 0.9 else EITHER) for share in np.linspace(0, 0.999, 20)]
-    for kind in ("packed", "plain"):
-        source = good / f"{kind}.hdf5"
-        for share, wanted in cuts:
-            yield f"{kind} cut at {share:.3f}", with_bytes(source, cut(share)), wanted
-        for seed in range(45):
-            yield f"{kind} flip {seed}", with_bytes(source, flip(seed, (None, 2_000, 10_000)[seed % 3])), EITHER
-    for name, flips in ((FLAT, 40), (GOALS, 10)):
-        for file in ("data/main_data.hdf5", "data/metadata.json"):
-            for share, wanted in cuts[:: 2 if name == FLAT else 5]:
-                yield f"{name}/{file} cut at {share:.3f}", in_set(good, name, file, cut(share)), wanted
-            for seed in range(flips):
-                yield (
-                    f"{name}/{file} flip {seed}",
-                    in_set(good, name, file, flip(seed, (None, 3_000)[seed % 2])),
-                    EITHER,
-                )
-    for seed in range(10):
-        yield f"cache flip {seed}", in_cache(good, flip(seed)), LOADED
-        yield f"cache cut {seed}", in_cache(good, cut(seed / 10)), LOADED
-
-
-def in_cache(good: Path, change: Callable[[bytearray], bytearray]) -> Callable[[Path], str]:
-    def make(folder: Path) -> str:
-        shutil.copytree(good / FLAT, folder / FLAT)
-        load_dataset(FLAT)
-        cache = folder / FLAT / ".ld-agents-arrays.npz"
-        cache.write_bytes(change(bytearray(cache.read_bytes())))
-        return FLAT
 
     return make
 
@@ -357,6 +272,8 @@ def damaged_folders(good: Path) -> Iterator[Case]:
     yield "a space of 1,500 dictionaries", with_metadata(good, FLAT, {"observation_space": deep}), REFUSED
     for kind in ("no hdf5", "hdf5 is a folder", "a dangling symlink", "a loop of symlinks", "a missing episode"):
         yield kind, damaged_folder(good, kind), REFUSED
+    for kind in ("a link out of the folder", "a pipe"):
+        yield kind, damaged_folder(good, kind), REFUSED
     for kind in ("an extra file", "symlinked data"):
         yield kind, damaged_folder(good, kind), LOADED
 
@@ -387,9 +304,13 @@ def damaged_folder(good: Path, kind: str) -> Callable[[Path], str]:
                 file.move("episode_1", "episode_one")
         elif kind == "an extra file":
             (data / "notes.txt").write_text("mine")
-        elif kind == "symlinked data":
-            main.rename(folder / "main_data.hdf5")
-            main.symlink_to(folder / "main_data.hdf5")
+        elif kind in ("symlinked data", "a link out of the folder"):
+            place = (data if kind == "symlinked data" else folder) / "elsewhere.hdf5"
+            main.rename(place)
+            main.symlink_to(place)
+        elif kind == "a pipe":
+            main.unlink()
+            os.mkfifo(main)
         return FLAT
 
     return make

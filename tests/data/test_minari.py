@@ -18,6 +18,7 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
+from ld_agents.data import hub
 from ld_agents.data import minari as source
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
@@ -242,6 +243,7 @@ def test_missing_data_give_one_message(monkeypatch: pytest.MonkeyPatch, minari_f
         levels.append(logging.getLogger("huggingface_hub.utils._http").getEffectiveLevel())
         raise ConnectionError("name or service not known\nTraceback ...")
 
+    monkeypatch.setattr(hub, "size", lambda _: (2, 1000))
     monkeypatch.setattr(minari, "download_dataset", unreachable)
     with pytest.raises(FileNotFoundError) as caught:
         load_dataset("test/gone-v0")
@@ -256,6 +258,7 @@ def test_missing_data_give_one_message(monkeypatch: pytest.MonkeyPatch, minari_f
 
 
 def test_a_download_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "size", lambda _: (2, 1000))
     monkeypatch.setattr(minari, "download_dataset", lambda name: store([episode(3)], name))
     assert load_dataset("test/late-v0").n_steps == 3
 

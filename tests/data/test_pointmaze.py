@@ -20,6 +20,7 @@ import pytest
 from ld_agents.data import pointmaze
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.data.storage import digest
 from ld_agents.evaluation.mazes import MAZES, cell_center, maze_map
 
 robotics = pytest.importorskip("gymnasium_robotics")
@@ -422,3 +423,10 @@ def test_the_path_that_datasets_of_version_0_1_name_still_imports() -> None:
     from ld_agents.sources import pointmaze
 
     assert pointmaze.FixedGoal is FixedGoal
+
+
+def test_recorded_episodes_have_a_checksum(folder: Path, data: OfflineDataset) -> None:
+    data_folder = folder / SMALL / "data"
+    metadata = json.loads((data_folder / "metadata.json").read_text())
+    assert metadata["episodes_bytes"] == (data_folder / "main_data.hdf5").stat().st_size
+    assert metadata["episodes_sha256"] == digest(data_folder / "main_data.hdf5")

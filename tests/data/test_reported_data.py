@@ -17,6 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from test_minari import BOX, edit_metadata, episode, store
 
 from ld_agents import BC, DatasetInfo, OfflineDataset, load_dataset
+from ld_agents.data import hub
 from ld_agents.data.minari import read_minari
 from ld_agents.evaluation.environments import has_new_contacts
 from ld_agents.evaluation.eval_env import EvalEnvSpec
@@ -278,6 +279,7 @@ def test_a_hub_client_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: Any) -> None:
         raise ImportError("No module named 'huggingface_hub'")
 
+    monkeypatch.setattr(hub, "size", lambda _: (2, 1000))
     monkeypatch.setattr(minari, "download_dataset", fail)
     with pytest.raises(ImportError, match=r"huggingface_hub.*pip install"):
         load_dataset("me/absent-v0")

@@ -45,6 +45,29 @@ def test_a_planted_model_is_never_compiled(tmp_path: Path) -> None:
         spec.make()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("FrameStackObservation", {"stack_size": 10**9}),
+        ("DelayObservation", {"delay": 10**9}),
+        ("MaxAndSkipObservation", {"skip": 10**9}),
+        ("FilterObservation", {"filter_keys": ["../x"]}),
+        ("TimeLimit", {"max_episode_steps": "evil.xml"}),
+    ],
+)
+def test_arguments_of_wrappers_are_bounded(name: str, arguments: dict[str, Any]) -> None:
+    spec = EvalEnvSpec("Pendulum-v1", wrappers=((name, arguments),))
+    with pytest.raises(ValueError, match=f"may not give {name} {next(iter(arguments))}.*Make the environment yourself"):
+        spec.make()
+
+
+def test_a_count_of_an_environment_is_bounded() -> None:
+    with pytest.raises(ValueError, match="cannot be built with frame_skip"):
+        EvalEnvSpec("Hopper-v5", {"frame_skip": 10**9}).make()
+    stacked = EvalEnvSpec("Pendulum-v1", wrappers=(("FrameStackObservation", {"stack_size": 3}),)).make()
+    assert stacked.observation_space.shape == (3, 3)
+
+
 def test_numbers_and_names_of_tasks_are_taken() -> None:
     spec = EvalEnvSpec("Hopper-v5", {"forward_reward_weight": 2.0, "healthy_z_range": [0.5, 9.0]}, 7)
     env = spec.make()
