@@ -44,7 +44,7 @@ class OfflineAlgorithm(StagedTraining):
     Args:
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
         dataset: an `OfflineDataset`, or whatever `load_dataset` takes.
-        preset: "fast" (minutes on a CPU) or "paper" (published sizes). None: "paper" on a GPU, else "fast".
+        preset: one of `presets()`: "fast" (on a CPU), "paper" (published sizes). None: "paper" on a GPU, else "fast".
         family: the benchmark family whose settings (`family_settings`) go on top of the preset. "auto": that of the
             dataset's name, if it has one; None: no family's.
         seed: of weights, training and acting. None draws one.
