@@ -80,7 +80,7 @@ from ld_agents.diffusion.guidance import contrastive_loss, exponential_loss, sup
 from ld_agents.diffusion.guided_sampler import SCHEDULE, TAU_MIN
 from ld_agents.latent_diffuser_policy import LOG_STD_MIN, LatentDiffuserPolicy
 from ld_agents.latent_diffuser_settings import ENERGY_GUIDED, ENERGY_SETTINGS, FAMILIES, PRESETS, LatentDiffuserSettings
-from ld_agents.networks.critics import descend, polyak_update
+from ld_agents.networks.critics import clip_norm, descend, polyak_update
 from ld_agents.networks.window_values import expectile_loss, n_step_targets
 
 # of the network that predicts mean and standard deviation of R at a state: ours
@@ -238,8 +238,15 @@ class LatentDiffuser(OfflineAlgorithm):
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         optimizer.param_groups[0]["betas"] = (0.9, 0.95)
         decayed = [module.weight for module in vae.modules() if isinstance(module, nn.Linear)]
+
+        @torch.no_grad()
+        def clip_and_decay(gradients: tuple[Tensor, ...]) -> None:
+            clip_norm(gradients, s.gradient_clip)
+            if s.weight_decay:  # decoupled, as in AdamW
+                torch._foreach_mul_(decayed, 1 - optimizer.param_groups[0]["lr"] * s.weight_decay)
+
         for step in self.remaining_steps("vae"):
-            learning_rate = self._set_learning_rate(optimizer, s.vae_learning_rate, "vae", step)
+            self._set_learning_rate(optimizer, s.vae_learning_rate, "vae", step)
             tokens, inside = self.windows(
                 self.window_starts[self.random_indices(len(self.window_starts), s.vae_batch_size)]
             )
@@ -248,13 +255,7 @@ class LatentDiffuser(OfflineAlgorithm):
                 losses = vae.losses(tokens, inside, epsilon)
             weighted = [getattr(s, f"{name}_weight", 1.0) * value for name, value in losses.items()]
             loss = torch.stack(weighted).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, s.gradient_clip, foreach=True)
-            if s.weight_decay:  # decoupled, as in AdamW
-                with torch.no_grad():
-                    torch._foreach_mul_(decayed, 1 - learning_rate * s.weight_decay)
-            optimizer.step()
+            descend(optimizer, loss, clip_and_decay)
             yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         latents = self._encode(self._some_starts(s.scale_states, "whitening")).flatten(0, 1)
         self.policy.latent_mean.copy_(latents.mean(0))
@@ -436,14 +437,10 @@ class LatentDiffuser(OfflineAlgorithm):
     def _descend(
         self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module, average: nn.Module, step: int
     ) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         online, target = tuple(network.parameters()), tuple(average.parameters())
         polyak_update(online, target, max(self.settings.average_rate, 9 / (10 + step)))
 
-    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> float:
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, peak: float, stage: str, step: int) -> None:
         cosine = self.settings.learning_rates == "cosine"
-        learning_rate = peak * self.cosine_decay(stage, step) if cosine else peak
-        self.set_learning_rate(optimizer, learning_rate)
-        return learning_rate
+        self.set_learning_rate(optimizer, peak * self.cosine_decay(stage, step) if cosine else peak)

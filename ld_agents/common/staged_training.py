@@ -148,11 +148,9 @@ class StagedTraining(BaseAlgorithm):
         self._show_progress = progress_bar
         self._prepare_data(self.dataset)
         callback.on_training_start(locals(), globals())
-        stages = self.stages()
+        stages = [s for s in self.stages() if self.stage_steps[s.name] < self.stage_budget[s.name]]
         self._check_memory(stages)
         for stage in stages:
-            if self.stage_steps[stage.name] >= self.stage_budget[stage.name]:
-                continue
             if not self._run_stage(stage, callback, log_interval):
                 break
             if stage is not stages[-1]:
