@@ -3,9 +3,11 @@
     python benchmarks/report.py                  all of results/ and the README
     python benchmarks/report.py results/quick    the tables and figures of one suite
     python benchmarks/report.py --check          say what differs from its run files, and fail if anything does
+    python benchmarks/report.py results/maze2d --add my_scores.csv --out my_report    your scores beside the suite's
+    python benchmarks/report.py results/maze2d --latex                                table.tex as well
 
-Same files in, byte-identical tables out. What is no longer made is deleted. Raw returns are normalized here; published
-numbers keep columns of their own.
+Each suite gets tables, figures and a report.html. Same files in, byte-identical tables out. What is no longer made is
+deleted. Raw returns are normalized here; published numbers keep columns of their own.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import pandas as pd
 
 import timing
 from files import write_text
-from reporting import aggregates, datasets_table, figures, overview, simulators, tables
+from reporting import aggregates, datasets_table, figures, latex, overview, simulators, tables
+from reporting.added_scores import with_added
+from reporting.page import suite_page
 from reporting.runs import digest, frame, read_failures, read_runs
 from suites import ALL_AGENTS
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_KEPT = ("quick", "smoke")  # suites whose results are not part of the repository
+NOT_KEPT = ("first", "quick", "smoke")  # suites whose results are not part of the repository
 # Runs that belong to two suites are stored with one; the other's tables show them too.
 SHARED_RUNS = {"maze2d": ("guidance", "LatentDiffuser")}
 # Checks of pages that are not made from run files: each returns a list of problems.
@@ -40,10 +44,12 @@ BLOCK = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 class Pages:
     """What run files and records say, by path: texts, and figures with the hash of their run files.
 
-    `folders` hold nothing else; `problems` are run files that could not be read.
+    `folders` hold nothing else; `problems` are run files that could not be read. `uncommitted` are files that the
+    repository does not keep, which are therefore not compared.
     """
 
     made: dict[Path, str | tuple[figures.Drawing, str]] = field(default_factory=dict)
+    uncommitted: dict[Path, Callable[[], str]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -66,6 +72,9 @@ class Pages:
                 write_text(path, page)
             elif with_figures:
                 figures.save(*page, path)
+        for path, text in self.uncommitted.items():
+            if with_figures:
+                write_text(path, text())
         for path in self.leftovers():
             path.unlink()
 
@@ -105,19 +114,36 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     return frame(runs), [f"skipped {line}" for line in skipped]
 
 
-def add_suite(pages: Pages, folder: Path) -> str:
-    """Add a suite's tables and figures to the pages; returns its table for the terminal.
+def add_suite(
+    pages: Pages, folder: Path, out: Path | None = None, added: Path | None = None, with_latex: bool = False
+) -> str:
+    """Add a suite's tables, figures and page to the pages; returns its table for the terminal.
+
+    Args:
+        pages: what is added to.
+        folder: has the suite's run files in `runs/`.
+        out: where tables, figures and page go; the folder itself by default, where what no run makes is deleted.
+        added: a CSV file of scores that did not run here; see `added_scores.with_added`.
+        with_latex: whether the page has a LaTeX table beside it.
 
     Raises:
-        SystemExit: when the folder holds no valid run.
+        SystemExit: when the folder holds no valid run, or the scores cannot be taken.
     """
     runs, skipped = suite_runs(folder)
     pages.problems += skipped
+    title = folder.resolve().name
+    if out is None:
+        pages.folders += [folder / "tables", folder / "figures"]
+    folder = out or folder
+    if added is not None:
+        try:
+            runs = with_added(runs, added)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
     numbers, texts = tables.score_tables(runs)
     failures = read_failures(folder)
     texts = tables.with_failures(texts, failures)
     groups, source = aggregates.aggregate(runs), digest(runs)
-    pages.folders += [folder / "tables", folder / "figures"]
     pages.made |= {
         folder / "tables" / "table.md": tables.table_markdown(texts, runs, failures),
         folder / "tables" / "table.csv": tables.table_csv(numbers),
@@ -126,6 +152,9 @@ def add_suite(pages: Pages, folder: Path) -> str:
     }
     for name, draw in figures.drawings(runs, numbers, groups).items():
         pages.made[folder / "figures" / name] = draw, source
+    pages.uncommitted[folder / "report.html"] = lambda: suite_page(title, runs, numbers, texts, groups, failures)
+    if with_latex:
+        pages.uncommitted[folder / "table.tex"] = lambda: latex.latex(runs)
     return tables.table_terminal(texts, runs)
 
 
@@ -163,14 +192,23 @@ def with_block(readme: str, block: str) -> str:
     return found
 
 
-def build(folder: Path, with_figures: bool = True, strict: bool = False) -> str:
-    """Write FOLDER/tables and FOLDER/figures from the run files in FOLDER/runs; returns the table for the terminal.
+def build(
+    folder: Path,
+    with_figures: bool = True,
+    strict: bool = False,
+    out: Path | None = None,
+    added: Path | None = None,
+    with_latex: bool = False,
+) -> str:
+    """Write tables, figures and page of the run files in FOLDER/runs; returns the table for the terminal.
+
+    `out`, `added` and `with_latex` as in `add_suite`.
 
     Raises:
-        SystemExit: when the folder holds no valid run.
+        SystemExit: when the folder holds no valid run, or the scores cannot be taken.
     """
     pages = Pages()
-    table = add_suite(pages, folder)
+    table = add_suite(pages, folder, out, added, with_latex)
     pages.write(with_figures, strict)
     return table
 
@@ -186,7 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="*", type=Path, help="folders with runs/ (default: everything in results/)")
     parser.add_argument("--check", action="store_true", help="write nothing; compare what is there with the run files")
     parser.add_argument("--strict", action="store_true", help="stop where a run file cannot be read, and write nothing")
+    parser.add_argument("--add", type=Path, metavar="CSV", help="scores of your own: agent,dataset,seed,score")
+    parser.add_argument("--out", type=Path, help="where the tables of one suite go (default: its folder)")
+    parser.add_argument("--latex", action="store_true", help="write table.tex, too, with the best cells in bold")
     options = parser.parse_args(arguments)
+    if (options.add or options.out) and (len(options.folders) != 1 or not options.out):
+        raise SystemExit("--add needs one suite and --out: report.py results/maze2d --add my_scores.csv --out mine")
+    if options.latex and not options.folders:
+        raise SystemExit("--latex needs a suite: report.py results/maze2d --latex")
     if options.check:
         problems = check(ROOT)
         print(*problems, sep="\n\n")
@@ -197,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return min(1, len(problems))
     for folder in options.folders:
-        print(build(folder, strict=options.strict))
+        print(build(folder, True, options.strict, options.out, options.add, options.latex))
     if not options.folders:
         all_pages(ROOT).write(strict=options.strict)
     return 0

@@ -97,6 +97,7 @@ class Progress(BaseCallback):
     def _on_training_start(self) -> None:
         self._resumed_at = self._saved_at = time.perf_counter()
         self._stages = len(self.model.stage_seconds)
+        self._told = self.model.num_timesteps, self.learn_seconds
 
     def _on_step(self) -> bool:
         done = self.model.num_timesteps / self.record["total_steps"]
@@ -107,7 +108,7 @@ class Progress(BaseCallback):
             self._resumed_at = time.perf_counter()
         if int(20 * done) > self._announced:
             self._announced = int(20 * done)
-            print(f"learning, {100 * done:.0f} % of {self.record['total_steps']:,} gradient steps", flush=True)
+            self._announce(done)
         stages = len(self.model.stage_seconds)
         if self.stop_requested or stages != self._stages or time.perf_counter() - self._saved_at > CHECKPOINT_SECONDS:
             self._stages = stages
@@ -116,6 +117,16 @@ class Progress(BaseCallback):
             print("stopped; the checkpoint is saved", flush=True)
             raise SystemExit(128 + signal.SIGTERM)
         return True
+
+    def _announce(self, done: float) -> None:
+        """Progress, speed since the last such line, and the time that is left at this speed."""
+        steps, seconds = self.model.num_timesteps, self.learn_seconds + time.perf_counter() - self._resumed_at
+        speed = (steps - self._told[0]) / max(seconds - self._told[1], 1e-9)
+        total, self._told = self.record["total_steps"], (steps, seconds)
+        left = datetime.timedelta(seconds=round(max(0, total - steps) / speed))
+        print(
+            f"learning, {100 * done:.0f} % of {total:,} gradient steps, {speed:,.0f} steps/s, {left} left", flush=True
+        )
 
     def _on_training_end(self) -> None:
         self.save()

@@ -1,6 +1,7 @@
 """Train and evaluate a grid of agents, datasets and seeds, each run in a process of its own; then print the table.
 
-    python benchmarks/run_suite.py                                   suite `quick`
+    python benchmarks/run_suite.py                                   suite `first`: a table within five minutes
+    python benchmarks/run_suite.py --full                            suite `quick`: the same maze with full trainings
     python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
     python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours, no registration needed
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
 import os
@@ -26,12 +28,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 import claims
 import report
 from files import write_json
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from live_table import live_table
 from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 from suites import SUITES, Suite
 
@@ -219,13 +224,13 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
     """Do the runs, `jobs` at a time; returns the reasons of those that failed.
 
     Several suites on one folder share the runs: each is done by the process that holds its lock.
-    Shows a progress bar on a terminal; elsewhere, a line for each run that ends and one a minute about the others.
+    Shows a live table on a terminal; elsewhere, a line for each run that ends and one a minute about the others.
 
     Raises:
         KeyboardInterrupt: after every running process has saved its checkpoint and ended.
     """
     waiting, alive, failures = list(runs), dict[Run, subprocess.Popen[bytes]](), dict[Run, str]()
-    interrupted = False
+    interrupted, console = False, Console()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         # No exception, which could come when a process has started and is not in `alive` yet.
@@ -233,15 +238,24 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
         if interrupted:
             for process in alive.values():
                 process.kill()
+            console.show_cursor()  # which the live table has hidden
             os._exit(128 + signum)
         interrupted = True
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    terminal = sys.stdout.isatty()
-    bar = tqdm(total=len(runs), unit="run", disable=not terminal, file=sys.stdout, dynamic_ncols=True)
     started, began = time.monotonic(), time.time()
     told = started
+
+    def clock() -> str:
+        return str(datetime.timedelta(seconds=round(time.monotonic() - started)))
+
+    def drawn() -> Table:
+        return live_table(runs, out, alive, failures, clock(), console.height - 4)
+
+    live = Live(get_renderable=drawn, console=console, refresh_per_second=2) if sys.stdout.isatty() else None
     try:
+        if live:
+            live.start()
         while (waiting or alive) and not interrupted:
             ended: dict[Run, str | None] = {}
             for run in list(waiting):
@@ -265,25 +279,24 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                     keep_failure(run, out, reason)
                 else:
                     Files(out, run.name).failure.unlink(missing_ok=True)
-            clock = f"[{tqdm.format_interval(time.monotonic() - started)}]"
             for run, reason in ended.items():
                 if reason:
                     failures[run] = reason
                 outcome = f"FAILED, {reason}" if reason else last_line(Files(out, run.name).log)
                 done = len(runs) - len(waiting) - len(alive)
-                bar.write(f"{clock} {done}/{len(runs)} {title(run)}: {outcome}", file=sys.stdout)
-                bar.update()
-            news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
-            bar.set_postfix_str(news)
-            if not terminal and time.monotonic() - told > 60:
+                if not live:
+                    print(f"[{clock()}] {done}/{len(runs)} {title(run)}: {outcome}", flush=True)
+            if not live and time.monotonic() - told > 60:
                 told = time.monotonic()
-                print(clock, news, flush=True)
+                news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
+                print(f"[{clock()}] {news}", flush=True)
         if interrupted:
             print("\nstopping; the runs save their checkpoints; Ctrl-C again ends them at once", flush=True)
             raise KeyboardInterrupt
     finally:
         stop(alive.values())
-        bar.close()
+        if live:
+            live.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return failures
@@ -309,13 +322,14 @@ def suite_from(options: argparse.Namespace) -> Suite:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=sorted(SUITES), default="quick")
+    parser.add_argument("--suite", choices=sorted(SUITES), help="default: first, or quick where options change it")
+    parser.add_argument("--full", action="store_const", const="quick", dest="suite", help="the same as --suite quick")
     parser.add_argument(
         "--agents", nargs="+", metavar="SPEC", help="LDCQ, LDCQ[prior=gaussian], my_module:MyAgent, ..."
     )
     parser.add_argument("--datasets", nargs="+", metavar="ID", help="Minari ids or paths of D4RL .hdf5 files")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N")
-    parser.add_argument("--preset", help="fast, paper, or default (the agent's own choice)")
+    parser.add_argument("--preset", help="minutes (some agents), fast, paper, or default (the agent's own choice)")
     parser.add_argument("--budget", type=float, help="share of the preset's gradient steps; 1 is all of them")
     parser.add_argument("--episodes", type=int, help="evaluation episodes of each run")
     parser.add_argument(
@@ -327,6 +341,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side (default: all cores)")
     options = parser.parse_args(arguments)
+    # `first` has a preset that few agents have: other agents and budgets start from `quick`.
+    changed = options.agents or options.datasets or options.preset or options.budget is not None or options.cpu_bf16
+    options.suite = options.suite or ("quick" if changed else "first")
     if options.jobs < 1 or (options.budget is not None and options.budget <= 0):
         parser.error("--jobs must be at least 1 and --budget above 0")
     return options
@@ -342,7 +359,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = grid(suite)
     missing = [run for run in runs if not is_finished(run, out)]
     finished = len(runs) - len(missing)
-    print(f"suite {options.suite}: {len(runs)} runs, {finished} finished before, results in {out}", flush=True)
+    print(
+        f"suite {options.suite}: {len(runs)} runs, {finished} finished before, preset {suite.preset}, results in {out}",
+        flush=True,
+    )
 
     failures: dict[Run, str] = {}
     try:
@@ -363,12 +383,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any((out / "runs").glob("*.json")):
         try:
             print(report.build(out))
+            print(f"\nReport: {out / 'report.html'}")
         except OSError as error:
             print(f"the tables are not written: {error}; then: python benchmarks/report.py {out}")
     for run, reason in failures.items():
         print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed; run the same command again to retry them")
+    elif options.suite == "first":
+        print("These were short trainings for a first look. Full ones, half an hour on two cores:")
+        print("python benchmarks/run_suite.py --full")
     return 1 if failures else 0
 
 

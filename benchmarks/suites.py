@@ -76,6 +76,14 @@ FAMILIES["core"] = [tuple(filter(CORE.search, sum(source, ()))) for source in zi
 SEEDS = (0, 1, 2, 3, 4)
 
 SUITES: dict[str, Suite] = {
+    # A first look within five minutes on two cores, data included: short trainings on a tenth of the data.
+    "first": Suite(
+        agents=("LDCQ", "LDCQ[prior=gaussian]", "IQL", "BC"),
+        datasets=("ld-agents/pointmaze/umaze-100k-v0",),
+        seeds=(0, 1),
+        preset="minutes",
+        episodes=20,
+    ),
     "quick": Suite(
         agents=("LDCQ", "LDCQ[prior=gaussian]", "BC"),
         datasets=("ld-agents/pointmaze/umaze-v0",),

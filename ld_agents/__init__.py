@@ -13,6 +13,7 @@ from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
+from ld_agents.offline_evaluation import OfflineEstimate, evaluate_offline
 
 try:
     __version__ = version("ld_agents")
@@ -30,8 +31,10 @@ __all__ = [
     "Evaluation",
     "LatentDiffuser",
     "OfflineDataset",
+    "OfflineEstimate",
     "ReBRAC",
     "check_dataset",
     "evaluate",
+    "evaluate_offline",
     "load_dataset",
 ]

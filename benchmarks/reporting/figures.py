@@ -18,7 +18,8 @@ from matplotlib import colors, patheffects, pyplot
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path as MplPath
 from PIL import Image
 
 from ld_agents.data.storage import whole
@@ -60,6 +61,7 @@ STYLE: Any = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # names come from run files, and a dollar sign in one is no formula
 }
 PROTOCOL_NAMES = {ENV: "environment's return", FIRST_CONTACT: "first contact"}
 UNKNOWN = (np.nan,) * 3  # estimate of an agent without runs
@@ -119,9 +121,9 @@ def drawn_from(path: Path) -> str | None:
 # Scores
 
 
-def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
+def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame, protocols: Sequence[str] = PROTOCOLS) -> Figure:
     """Means with intervals and the single runs, a panel per dataset and protocol."""
-    protocols = [protocol for protocol in PROTOCOLS if runs[protocol].notna().any()]
+    protocols = [protocol for protocol in protocols if runs[protocol].notna().any()]
     datasets = list(by_dataset(runs))
     heights = [0.75 + 0.42 * len(members) for _, members in datasets]
     size = (1.8 + 4.2 * len(protocols), 0.9 + sum(heights))
@@ -220,9 +222,9 @@ def first_plans(cell: pd.DataFrame) -> Plans | None:
     return next((run["plans"] for run in cell["file"] if run["plans"]), None)
 
 
-def plans(title: str, plans_of: Mapping[str, Plans]) -> Figure:
+def plans(title: str, plans_of: Mapping[str, Plans], chosen: str = "black") -> Figure:
     """A row per start state: the maze with the agents' trajectories, then, for each agent, the simulated paths of its
-    candidates around the start, colored by their value, the chosen one in bold.
+    candidates around the start, colored by their value, the chosen one in bold, which the title calls `chosen`.
     """
     first = next(iter(plans_of.values()))
     shown = {label: plan for label, plan in plans_of.items() if _positions(plan) == _positions(first)}
@@ -253,7 +255,7 @@ def plans(title: str, plans_of: Mapping[str, Plans]) -> Figure:
     bar = figure.colorbar(lines, ax=axes, shrink=0.5, pad=0.01, ticks=[0, 1])
     bar.ax.set_yticklabels(["lowest value", "highest value"])
     horizons = " or ".join(map(str, sorted({plan["horizon"] for plan in shown.values()})))
-    wrapped_title(figure, f"{title}: simulated paths of candidates, {horizons} steps; black: the chosen one")
+    wrapped_title(figure, f"{title}: simulated paths of candidates, {horizons} steps; {chosen}: the chosen one")
     return figure
 
 
@@ -265,9 +267,12 @@ def draw_maze(axis: Axes, plan: Plans) -> None:
     """Walls and goal; the maze's center is the origin, row 0 of the map is at the top."""
     maze, cell = np.array(plan["maze_map"]), plan["cell_size"]
     height, width = (extent * cell / 2 for extent in maze.shape)
-    for i, j in np.argwhere(maze == 1):
-        corner = (j * cell - width, height - (i + 1) * cell)
-        axis.add_patch(Rectangle(corner, cell, cell, facecolor="#b9bec4", edgecolor="#b9bec4", linewidth=0.5))
+    squares = [
+        [(x, y), (x + cell, y), (x + cell, y + cell), (x, y + cell), (x, y)]
+        for x, y in ((j * cell - width, height - (i + 1) * cell) for i, j in np.argwhere(maze == 1))
+    ]
+    walls = MplPath.make_compound_path(*(MplPath(square, closed=True) for square in squares))
+    axis.add_patch(PathPatch(walls, facecolor="#b9bec4", edgecolor="#b9bec4", linewidth=0.5))
     axis.plot(*plan["goal"], "*", color="#CC0000", markersize=14, markeredgecolor="white", zorder=5)
     zoom(axis, (-width, -height), (width, height))
     axis.set(aspect="equal", xticks=[], yticks=[])

@@ -122,14 +122,15 @@ def frame(runs: Sequence[RunFile]) -> pd.DataFrame:
 
     `env` and `first contact` are the run's mean scores, `success` the percentage of solved episodes, NaN where they
     are undefined. `label` names the agent in tables and figures, with preset and budget where an agent has several.
-    `file` is the run file itself, which curves and plans are drawn from.
+    `file` is the run file itself, which curves and plans are drawn from. `added` is false: no run here is someone
+    else's score (`added_scores.py`).
     """
     table = pd.DataFrame([_row(run) for run in runs])
     table = table.drop_duplicates(["dataset", "agent", "preset", "budget_share", "seed"], ignore_index=True)
     setting = table["preset"] + ", " + table["budget"]
     several = setting.groupby(table["agent"]).transform("nunique") > 1
     table["label"] = table["agent"].where(~several, table["agent"] + " (" + setting + ")")
-    return table.sort_values(["dataset", "label", "seed"], ignore_index=True, kind="stable")
+    return table.assign(added=False).sort_values(["dataset", "label", "seed"], ignore_index=True, kind="stable")
 
 
 def _row(run: RunFile) -> dict[str, Any]:

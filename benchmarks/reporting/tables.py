@@ -48,8 +48,8 @@ D4RL's own data. Data that are `regenerated` follow D4RL's recipe, a `stand-in` 
 """
 
 
-def number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1f}".replace("-0.0", "0.0")
+def number(value: float, digits: int = 1) -> str:
+    return "–" if math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def bracketed(estimate: Estimate) -> str:
@@ -92,10 +92,10 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 row |= published if measure == ENV else {}
                 numbers.append(setting | row | {"label": label, "is_policy": False})
             row = {"dataset": dataset, "made by": run["provenance"], "agent": label, "preset": run["preset"]}
-            row |= {"budget": f"{run['budget']} = {run['gradient_steps']:,} steps", "seeds": len(cell)}
+            row |= {"budget": "–" if run["added"] else f"{run['budget']} = {run['gradient_steps']:,} steps"}
             row |= {measure: bracketed(estimate) for measure, estimate in estimates.items()}
-            row |= {"ms per action": f"{costs['ms_per_action']:.2f}", "minutes": f"{costs['minutes']:.1f}"}
-            texts.append(row | {"episodes": run["episodes"]} | published)
+            row |= {"ms per action": number(costs["ms_per_action"], 2), "minutes": number(costs["minutes"])}
+            texts.append(row | {"seeds": len(cell), "episodes": run["episodes"]} | published)
         for name, episodes, means in references.policies(next(iter(members.values()))):
             setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
             for measure, mean in means.items():
@@ -166,6 +166,7 @@ def _short(text: str, width: int) -> str:
 
 def describe(runs: pd.DataFrame) -> str:
     """What the numbers of a table are: scale, seeds, episodes."""
+    runs = runs[~runs["added"]]
     seeds = sorted(set(runs.groupby(["dataset", "label"]).size()))
     return (
         f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint with a 95 % stratified bootstrap "
@@ -176,11 +177,12 @@ def describe(runs: pd.DataFrame) -> str:
 
 def notes(runs: pd.DataFrame) -> list[str]:
     """What a reader must know before comparing rows: mixtures, missing intervals, missing scales and their defects."""
-    lines = []
+    added = ", ".join(sorted(set(runs[runs["added"]]["label"])))
+    lines = [f"{added}: scores that were added, not measured here"] if added else []
     defects: dict[str, list[str]] = {}
     single = []
     for dataset, members in by_dataset(runs):
-        of_data = runs[runs["dataset"] == dataset]
+        of_data = runs[(runs["dataset"] == dataset) & ~runs["added"]]
         first = next(iter(members.values())).iloc[0]
         if first["raw_because"] is not None:
             lines.append(f"{dataset}: raw returns, because {first['raw_because']}")

@@ -91,4 +91,5 @@ class BCSettings:
 
 PAPER = BCSettings()
 FAST = dataclasses.replace(PAPER, steps=20_000)  # a minute on one core
-PRESETS = {"fast": FAST, "paper": PAPER}
+MINUTES = dataclasses.replace(PAPER, steps=5_000)  # for a first look on a small maze
+PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}

@@ -200,7 +200,8 @@ class IQLSettings:
 
 PAPER = IQLSettings()
 FAST = dataclasses.replace(PAPER, steps=30_000)  # four minutes on one core
-PRESETS = {"fast": FAST, "paper": PAPER}
+MINUTES = dataclasses.replace(PAPER, steps=5_000)  # for a first look on a small maze
+PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 
 # The paper's appendix B and the authors' code; Maze2D, which they do not have, as in [C].
 FAMILY: dict[str, dict[str, Any]] = {

@@ -41,7 +41,8 @@ class OfflineAlgorithm(ActingAgent):
     Args:
         policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
         dataset: an `OfflineDataset`, or whatever `load_dataset` takes.
-        preset: "fast" (minutes on a CPU), which None is too, or "paper" (published sizes: days, on a GPU).
+        preset: one of `presets()`, such as "fast" (minutes on a CPU), which None is too, and "paper" (published sizes:
+            days, on a GPU).
         family: the benchmark family whose settings (`family_settings`) go on top of the preset. "auto": that of the
             dataset's name, if it has one; None: no family's.
         seed: of weights, training and acting. None draws one.

@@ -48,6 +48,7 @@ _JITTER = 0.1
 BUILT_IN: dict[str, tuple[str, int, int]] = {
     **{f"ld-agents/pointmaze/{maze}-v0": (maze, 1_000_000, 100) for maze in MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
+    "ld-agents/pointmaze/umaze-100k-v0": ("umaze", 100_000, 20),
 }
 
 

@@ -122,6 +122,7 @@ def test_grid_and_replacements() -> None:
 
 def test_bfloat16_is_a_setting_of_every_agent() -> None:
     options = run_suite.parse(["--agents", "BC", "LDCQ[prior=gaussian]", "m:A[]", "--cpu-bf16"])
+    assert options.suite == "quick"
     found = [specs.parse_spec(run.agent) for run in run_suite.grid(run_suite.suite_from(options))[::3]]
     assert found == [
         ("BC", {"cpu_bf16": True}),
@@ -130,10 +131,23 @@ def test_bfloat16_is_a_setting_of_every_agent() -> None:
     ]
 
 
+def test_the_suite_without_options_is_the_first_one() -> None:
+    suite = run_suite.suite_from(run_suite.parse([]))
+    assert suite == SUITES["first"]
+    assert len(run_suite.grid(suite)) == 8
+    assert run_suite.check_agents(run_suite.grid(suite)) == {}, "its agents have its preset"
+    assert run_suite.suite_from(run_suite.parse(["--seeds", "5", "--jobs", "1"])).preset == "minutes"
+    assert run_suite.parse(["--full"]).suite == "quick"
+    # agents of one's own need not have that preset
+    for given in (["--agents", "m:A"], ["--datasets", "x.hdf5"], ["--budget", "0.1"], ["--preset", "paper"]):
+        assert run_suite.parse(given).suite == "quick"
+        assert run_suite.parse(["--suite", "first", *given]).suite == "first"
+
+
 def test_suites_are_sound() -> None:
     families = {"maze2d", "antmaze", "locomotion", "adroit", "kitchen"}
     benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari", "-d4rl")}
-    assert {"quick", "smoke"} | benchmarks <= set(SUITES)
+    assert {"first", "quick", "smoke"} | benchmarks <= set(SUITES)
     for name, suite in SUITES.items():
         assert len({run.name for run in run_suite.grid(suite)}) == len(run_suite.grid(suite))
         assert max(suite.seeds) < 100, "seeds from 100 on are for tuning"
@@ -223,6 +237,8 @@ def test_failures_stay_alone_and_a_second_call_does_what_is_missing(
         in text
     )
     assert "2 of 3 runs failed" in text
+    assert f"Report: {out / 'report.html'}" in text
+    assert "this agent always fails" in (out / "report.html").read_text()
     rows = [line.split() for line in text.splitlines() if line.startswith("pointmaze/umaze-10k-v0")]
     assert {row[1]: row[3] for row in rows if row[3] == "failed"} == {raising: "failed", killed: "failed"}
     (row,) = (row for row in rows if row[1] == good)
