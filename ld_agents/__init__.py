@@ -11,9 +11,12 @@ from ld_agents.data.check import DatasetReport, check_dataset
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
+from ld_agents.hub import push_to_hub
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
+from ld_agents.loading import load, load_from_hub
 from ld_agents.offline_evaluation import OfflineEstimate, evaluate_offline
+from ld_agents.zoo import pretrained
 
 try:
     __version__ = version("ld_agents")
@@ -36,5 +39,9 @@ __all__ = [
     "check_dataset",
     "evaluate",
     "evaluate_offline",
+    "load",
     "load_dataset",
+    "load_from_hub",
+    "pretrained",
+    "push_to_hub",
 ]

@@ -15,8 +15,14 @@ from ld_agents.data.dataset import OfflineDataset as OfflineDataset
 from ld_agents.data.load import load_dataset as load_dataset
 from ld_agents.evaluation.rollouts import Evaluation as Evaluation
 from ld_agents.evaluation.rollouts import evaluate as evaluate
+from ld_agents.hub import push_to_hub as push_to_hub
 from ld_agents.latent_diffuser import LatentDiffuser as _LatentDiffuser
 from ld_agents.ldcq import LDCQ as _LDCQ
+from ld_agents.loading import load as load
+from ld_agents.loading import load_from_hub as load_from_hub
+from ld_agents.offline_evaluation import OfflineEstimate as OfflineEstimate
+from ld_agents.offline_evaluation import evaluate_offline as evaluate_offline
+from ld_agents.zoo import pretrained as pretrained
 
 __version__: str
 __all__: list[str]
