@@ -22,8 +22,8 @@ environment with each version.
 Contacts changed in 3.5.0: the same actions from the same state lead elsewhere by more than 0.01 within one step of the
 first contact. Below, the policies that record each task's best data act on either side, with the same seeds. Each cell
 is the mean return of {episodes} episodes with its 95 % interval. *Rise at 3.5.0*: by how many points of D4RL's scale
-the mean rises from the last version before 3.5.0 to the first one after, with a 95 % interval; bold where that leaves
-out 0, which chance does in one row of twenty.
+the mean rises from the last version before 3.5.0 to the first one after, with a 95 % interval, for which the two count
+as independent; bold where it leaves out 0, as chance makes one row of twenty do. Here {bold} of {rows} rows are bold.
 
 """
 NORMAL_95 = 1.96
@@ -47,7 +47,8 @@ def page(file: Path) -> str:
         row["rise at 3.5.0"] = _rise(task, before, after) if before and after else "–"
         rows.append(row)
     episodes = " or ".join(map(str, sorted({entry["episodes"] for entry in tasks.values()})))
-    return HEAD.format(episodes=episodes) + markdown(pd.DataFrame(rows))
+    bold = sum(row["rise at 3.5.0"].startswith("**") for row in rows)
+    return HEAD.format(episodes=episodes, bold=bold, rows=len(rows)) + markdown(pd.DataFrame(rows))
 
 
 def _error(entry: Entry) -> float:

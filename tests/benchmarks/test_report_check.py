@@ -90,6 +90,7 @@ def test_the_page_of_simulators(repository: Path) -> None:
     assert antmaze[2:] == ["–", "0.75 [0.67, 0.83]", "–", "0.80 [0.72, 0.88]", "–"]  # 3.11.0 was not measured
     assert pen[0] == "pen"
     assert "of 101 episodes" in text
+    assert "Here 1 of 3 rows are bold" in text
 
 
 def test_readme_block(repository: Path) -> None:
