@@ -84,7 +84,9 @@ def _check_run(run: RunFile) -> None:
         if key == "episodes" or key.endswith("_return"):
             float(measured[key]), int(measured["episodes"])
     versions = (run["dataset"]["replay_check"] or {}).get("versions", {})
-    hash((versions.get("mujoco"), run["versions"]["mujoco"]))  # they are compared, and stand in sets
+    hash(versions.get("mujoco"))  # it is compared, and stands in sets
+    if not isinstance(run["versions"]["mujoco"], str | None):
+        raise ValueError("'versions.mujoco' is not a string")
     names = {"agent": run["agent"], "preset": run["preset"]}
     names |= {f"dataset.{key}": run["dataset"][key] for key in ("id", "hash", "provenance")}
     for key, name in names.items():

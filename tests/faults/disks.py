@@ -60,7 +60,7 @@ def full(folder: Path, free: int, real: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(folder: Path, real: bool) -> Iterator[None]:
-    """A folder that cannot be written to; where it is not `real`, by its modes, which root ignores."""
+    """A folder that cannot be written to; where it is not `real`, by its modes or, as root ignores them, a limit."""
     if real:
         change: Callable[[int], int] = lambda flag: ctypes.CDLL(None).mount(  # noqa: E731
             b"tmpfs", str(folder).encode(), b"tmpfs", _MS_REMOUNT | flag, f"size={SIZE}".encode()
@@ -75,7 +75,8 @@ def read_only(folder: Path, real: bool) -> Iterator[None]:
     for place in places:
         place.chmod(0o555)
     try:
-        yield
+        with full(folder, 0, False) if os.access(folder, os.W_OK) else contextlib.nullcontext():
+            yield
     finally:
         for place in places:
             place.chmod(0o755)

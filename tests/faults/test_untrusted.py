@@ -109,6 +109,7 @@ def test_text_of_run_files_is_escaped(tmp_path: Path) -> None:
         json.dumps({**a_run(), "peak_memory_mb": 10**400}),
         json.dumps({**a_run(), "first_contact": [1e308, 1, 1, 1]}),
         json.dumps({**a_run(), "versions": {"mujoco": "3", "gymnasium-robotics": "1"}}),
+        json.dumps({**a_run(), "versions": {**a_run()["versions"], "mujoco": 10**400}}),
         "\0\1\2",
         "",
     ],
@@ -120,6 +121,13 @@ def test_a_bad_run_file_is_named_and_skipped(content: str, tmp_path: Path, capsy
     assert "skipped evil.json: " in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"skipped evil\.json(.|\n)*nothing is written"):
         report.main([str(folder), "--strict"])
+
+
+def test_runs_of_machines_without_mujoco_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = a_run()
+    folder = write_runs(tmp_path, [run, {**a_run(seed=1), "versions": {**run["versions"], "mujoco": None}}])
+    assert "LDCQ" in report.build(folder, with_figures=False)
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_files_are_bounded_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
