@@ -42,58 +42,58 @@ class LatentDiffuserSettings:
     steps_per_token: EnvironmentSteps = 1  # of the VAE's Transformers [TAP]
     latent_dim: LatentDim = 16  # Z [LDCQ]
     latent_space: bool = True  # False: the same planner on raw actions
-    width: Width = 512  # [TAP], as the next four
-    blocks: Layers = 4
-    heads: Layers = 4
-    dropout: Fraction = 0.1
-    decoder: Literal["shared", "separate"] = "shared"
+    width: Width = 512  # of the VAE's Transformers [TAP], as the next four
+    blocks: Layers = 4  # of each of the VAE's Transformers
+    heads: Layers = 4  # of attention
+    dropout: Fraction = 0.1  # of the VAE
+    decoder: Literal["shared", "separate"] = "shared"  # one for all parts of a step, or one each
     return_inputs: Literal["trunk", "step"] = "trunk"  # of the return module; "step": the data's own Q(s, a)
     return_targets: Literal["data", "bootstrapped", "expectile"] = "data"  # see `window_values.py`
     return_average_rate: Fraction = 0.02  # of the averaged Q or V behind the window; ours
     action_decoder: Literal["plan", "state"] = "plan"  # "state": sees the state that each action is taken in
-    denoiser_width: Width = 64  # [DIF] with the multipliers of Decision Diffuser
-    denoiser_multipliers: Widths = (1, 2, 4)
-    denoiser_blocks: Layers = 2
-    denoiser_activation: Literal["mish", "silu"] = "mish"
-    energy_hidden: Width = 512  # [CEP]
-    energy_layers: Layers = 4
+    denoiser_width: Width = 64  # channels at the first level [DIF], with the multipliers of Decision Diffuser
+    denoiser_multipliers: Widths = (1, 2, 4)  # of the width, by level
+    denoiser_blocks: Layers = 2  # per level
+    denoiser_activation: Literal["mish", "silu"] = "mish"  # of the denoiser
+    energy_hidden: Width = 512  # units of the energy's layers [CEP]
+    energy_layers: Layers = 4  # of the energy
     # of the time's features, in cycles per unit of tau [CEP]
     energy_frequency_scale: Annotated[float, Field(ge=0, le=1e3)] = 30.0
 
     # data
-    discount: Fraction = 0.99  # [TAP]
+    discount: Fraction = 0.99  # per environment step [TAP]
     terminal_reward: Real | None = None  # in place of the reward at a terminal
-    normalize_observations: bool = True  # [TAP]
+    normalize_observations: bool = True  # by mean and deviation of the data [TAP]
     standardize: bool = True  # actions, rewards and returns-to-go [TAP]
 
     # stage 1
-    state_weight: NonNegative = 1.0  # [TAP], as the next three
-    action_weight: NonNegative = 5.0
-    reward_weight: NonNegative = 1.0
-    return_weight: NonNegative = 1.0
+    state_weight: NonNegative = 1.0  # of the states' error in the VAE's loss [TAP], as the next three
+    action_weight: NonNegative = 5.0  # of the actions' error
+    reward_weight: NonNegative = 1.0  # of the rewards' error
+    return_weight: NonNegative = 1.0  # of the returns' error
     kl_weight: NonNegative = 1e-3  # ours; the paper says weak
-    vae_learning_rate: Fraction = 2e-4  # [TAP], as the rest of the stage
-    vae_batch_size: BatchSize = 512
+    vae_learning_rate: Fraction = 2e-4  # Adam's [TAP], as the rest of the stage
+    vae_batch_size: BatchSize = 512  # windows
     vae_steps: GradientSteps = 97_656  # 50 epochs of a million windows
-    weight_decay: Fraction = 0.1
-    gradient_clip: NonNegative = 1.0
+    weight_decay: Fraction = 0.1  # decoupled
+    gradient_clip: NonNegative = 1.0  # largest norm
     learning_rates: Literal["constant", "cosine"] = "constant"  # of all stages
 
     # the stage of values, with return_inputs="step" alone
     expectile: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of V; IQL's on AntMaze
     value_learning_rate: Fraction = 3e-4  # IQL's
     value_batch_size: BatchSize = 256  # steps; IQL's, as the next
-    value_steps: GradientSteps = 1_000_000
+    value_steps: GradientSteps = 1_000_000  # gradient steps
 
     # stage 2
     prior_windows: Count | None = None  # windows that are encoded for it; None is all
-    prior_learning_rate: Fraction = 2e-4  # [DIF]
-    prior_batch_size: BatchSize = 512
-    prior_steps: GradientSteps = 500_000
+    prior_learning_rate: Fraction = 2e-4  # Adam's [DIF]
+    prior_batch_size: BatchSize = 512  # windows
+    prior_steps: GradientSteps = 500_000  # gradient steps
     average_rate: Fraction = 1e-3  # of the averaged weights; 5e-3 in [DIF], none in [CEP]
 
     # stage 3
-    guidance: Guidance = "exact"
+    guidance: Guidance = "exact"  # how plans follow the values; see `guidance.py`
     energy_loss: Literal["contrastive", "exponential"] = "contrastive"  # both are exact; see `guidance.py`
     weights: Weights = "independent"  # of the contrastive loss; "softmax" in [CEP]
     # largest weight in either loss; the log says what share of them it cuts. None is exact
@@ -105,16 +105,16 @@ class LatentDiffuserSettings:
     scale_states: Count = 50_000  # states at which R is standardized
     support_states: Count | None = 200_000  # None is all; all in [CEP]
     support_size: Candidates = 16  # M, per set [CEP]
-    energy_learning_rate: Fraction = 3e-4  # [CEP]
+    energy_learning_rate: Fraction = 3e-4  # Adam's [CEP]
     energy_batch_size: BatchSize = 256  # states [CEP]
-    energy_steps: GradientSteps = 1_000_000  # [CEP]
+    energy_steps: GradientSteps = 1_000_000  # gradient steps [CEP]
 
     # acting
     guidance_scale: NonNegative = 1.0  # only 1 is exact
     solver: VPSolver = "dpm++2m"  # "dpm++2s" in [CEP]
     solver_grid: Literal["log-snr", "time"] = "log-snr"  # "time" in [CEP]
     solver_steps: SamplerSteps = 15  # network evaluations [CEP]
-    n_candidates: Candidates = 1
+    n_candidates: Candidates = 1  # plans, of which the best is taken
     exec_horizon: EnvironmentSteps = 1  # environment steps between plans [TAP]
 
     def __post_init__(self) -> None:

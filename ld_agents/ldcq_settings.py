@@ -30,48 +30,48 @@ class LDCQSettings:
     """Settings of LDCQ. Defaults: the paper where it says, else the released code [C] or its fork's scripts [F]."""
 
     # sizes [C]
-    latent_dim: LatentDim = 16  # paper
+    latent_dim: LatentDim = 16  # Z, numbers in a latent; paper
     horizon: EnvironmentSteps = 30  # H, environment steps per latent [C]
-    vae_hidden: Width = 256
-    encoder: Literal["gru", "mlp"] = "gru"
-    decoder: Literal["autoregressive", "joint"] = "autoregressive"
-    denoiser_hidden: Width = 256
-    denoiser_widths: Widths = (128, 32, 16, 8)
-    critic_hidden: Width = 256
-    critic_latent_hidden: Width = 128
-    n_critics: Annotated[int, Field(ge=2, le=16)] = 2  # paper
+    vae_hidden: Width = 256  # units of the VAE's layers
+    encoder: Literal["gru", "mlp"] = "gru"  # network over the steps of a window
+    decoder: Literal["autoregressive", "joint"] = "autoregressive"  # action dimensions in turn or at once
+    denoiser_hidden: Width = 256  # units of the denoiser's embeddings
+    denoiser_widths: Widths = (128, 32, 16, 8)  # of its U-Net's levels
+    critic_hidden: Width = 256  # units of the critics' state branch
+    critic_latent_hidden: Width = 128  # units of their latent branch
+    n_critics: Annotated[int, Field(ge=2, le=16)] = 2  # whose minimum is taken; paper
 
     # where the paper and the released code differ; the code's values are in RELEASED_CODE
     prior: Literal["diffusion", "gaussian"] = "diffusion"  # "gaussian": the paper's ablation, section 5.2
-    windows_past_terminals: bool = True
-    next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"
+    windows_past_terminals: bool = True  # point 1 of the agent's differences
+    next_state: Literal["s_{t+H}", "s_{t+H-1}"] = "s_{t+H}"  # where Q-learning looks after a window
     bootstrap_exponent: EnvironmentSteps | None = None  # of the discount; None is H
     reward_discount: Fraction = 0.995  # within a window
     reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
     success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
     # None: 1 / standard deviation of the discounted returns-to-go in the data
     reward_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    importance_weights: Literal["per-sample", "averaged"] = "per-sample"
-    schedule: Literal["rescaled", "released"] = "rescaled"
-    learning_rates: Literal["cosine", "released"] = "released"
-    redraw_at_predicted_state: bool = False
+    importance_weights: Literal["per-sample", "averaged"] = "per-sample"  # of prioritized replay
+    schedule: Literal["rescaled", "released"] = "rescaled"  # of the noise
+    learning_rates: Literal["cosine", "released"] = "released"  # how they fall in a stage
+    redraw_at_predicted_state: bool = False  # as the code's maze2d: the best of a second draw
     acting_critics: Literal["online", "averaged"] = "online"  # "averaged": the target networks
     sample_actions: bool = False  # also with deterministic=True, with noise that repeats
     exec_horizon: EnvironmentSteps = 10  # environment steps between decisions: H in the paper, 10 in the code's mazes
 
     # stage 1
-    kl_weight: NonNegative = 0.05  # paper
-    vae_learning_rate: Fraction = 5e-5  # [C]
-    vae_batch_size: BatchSize = 128  # [C]
+    kl_weight: NonNegative = 0.05  # beta of the VAE; paper
+    vae_learning_rate: Fraction = 5e-5  # Adam's [C]
+    vae_batch_size: BatchSize = 128  # windows [C]
     vae_steps: GradientSteps = 760_000  # 100 epochs of a million windows [F]
     decoded_steps: EnvironmentSteps | None = None  # steps per window in the action likelihood; None is all
-    standardize_latents: bool = False  # [C]
-    normalize_observations: bool = False  # [C]
+    standardize_latents: bool = False  # to mean 0 and deviation 1 over the data [C]
+    normalize_observations: bool = False  # by mean and deviation of the data [C]
 
     # stage 2
     diffusion_steps: SamplerSteps = 500  # T; DIAR's table, same pipeline
-    prior_learning_rate: Fraction = 1e-4  # [C]
-    prior_batch_size: BatchSize = 128  # [F]
+    prior_learning_rate: Fraction = 1e-4  # Adam's [C]
+    prior_batch_size: BatchSize = 128  # windows [F]
     prior_steps: GradientSteps = 3_400_000  # 450 epochs of a million windows [F]
 
     # candidates, for stage 3 and acting
@@ -81,17 +81,17 @@ class LDCQSettings:
     # standard deviation of the noise that candidates start from; above 1 draws more widely
     noise_scale: Annotated[float, Field(ge=0, le=10)] = 1.0
     candidates_stored: Candidates = 500  # per s_{t+H} [F]
-    candidates_per_target: Candidates = 500  # [F]
-    candidates_acting: Candidates = 500  # [F]
+    candidates_per_target: Candidates = 500  # of these, seen by one target [F]
+    candidates_acting: Candidates = 500  # drawn for a decision [F]
 
     # stage 3
-    discount: Fraction = 0.995  # [C]
+    discount: Fraction = 0.995  # per environment step [C]
     q_windows: Count | None = None  # windows in the replay buffer; None is all
-    q_learning_rate: Fraction = 5e-4  # [F]; 1e-3 in effect in [C]
-    q_batch_size: BatchSize = 128  # [C]
+    q_learning_rate: Fraction = 5e-4  # Adam's [F]; 1e-3 in effect in [C]
+    q_batch_size: BatchSize = 128  # windows [C]
     q_steps: GradientSteps = 1_500_000  # 200 epochs of a million windows [F]
-    target_rate: Fraction = 0.005  # [C]
-    priority_alpha: Fraction = 0.7  # [F]
+    target_rate: Fraction = 0.005  # by which target networks follow [C]
+    priority_alpha: Fraction = 0.7  # exponent of the priorities [F]
 
     def __post_init__(self) -> None:
         if len(self.denoiser_widths) < 2:

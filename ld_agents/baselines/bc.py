@@ -80,13 +80,13 @@ class BC(OfflineAlgorithm):
 class BCSettings:
     """Settings of BC, from CORL's configurations of `any_percent_bc`."""
 
-    hidden: Widths = (256, 256)
-    learning_rate: Fraction = 3e-4
-    batch_size: BatchSize = 256
-    normalize_observations: bool = True
+    hidden: Widths = (256, 256)  # units of the actor's layers
+    learning_rate: Fraction = 3e-4  # Adam's
+    batch_size: BatchSize = 256  # transitions
+    normalize_observations: bool = True  # by mean and deviation of the data
     best_fraction: Fraction = 1.0  # of the recordings that are cloned
     return_discount: Fraction = 0.99  # of the returns that episodes are chosen by
-    steps: GradientSteps = 1_000_000
+    steps: GradientSteps = 1_000_000  # gradient steps
 
 
 PAPER = BCSettings()

@@ -273,21 +273,21 @@ class CQLSettings:
     conservative_weight: NonNegative = 10.0  # alpha
     n_actions: Annotated[int, Field(ge=1, le=1000)] = 10  # N of each of three kinds
     target_action_gap: Real | None = None  # tau of the Lagrange version; None: alpha is fixed
-    max_target_backup: bool = False
+    max_target_backup: bool = False  # targets take the best of the sampled actions
     gap_floor: Real | None = None  # no gap counts as less
     cloning_steps: GradientSteps = 0  # gradient steps at the start; 40,000 in [A]
     hidden: Widths = (256, 256, 256)  # of the actor
-    critic_hidden: Widths = (256, 256, 256)
+    critic_hidden: Widths = (256, 256, 256)  # of the critics
     orthogonal_critics: bool = True  # first weights; False in [A]
     actor_learning_rate: Fraction = 3e-5  # 1e-4 in [A]
-    critic_learning_rate: Fraction = 3e-4
-    batch_size: BatchSize = 256
-    discount: Fraction = 0.99
-    target_rate: Fraction = 0.005
+    critic_learning_rate: Fraction = 3e-4  # Adam's
+    batch_size: BatchSize = 256  # transitions
+    discount: Fraction = 0.99  # per environment step
+    target_rate: Fraction = 0.005  # by which target networks follow
     normalize_observations: bool = True  # False in [A]
-    reward_scale: Real = 1.0
+    reward_scale: Real = 1.0  # factor of the rewards
     reward_shift: Real = 0.0  # added to the scaled reward
-    steps: GradientSteps = 1_000_000
+    steps: GradientSteps = 1_000_000  # gradient steps
 
 
 PAPER = CQLSettings()

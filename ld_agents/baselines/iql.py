@@ -188,14 +188,14 @@ class IQLSettings:
     hidden: Widths = (256, 256)  # of all networks
     actor_learning_rate: Fraction = 3e-4  # falls to 0 over the budget, as a cosine
     critic_learning_rate: Fraction = 3e-4  # of the critics and V
-    batch_size: BatchSize = 256
-    discount: Fraction = 0.99
-    target_rate: Fraction = 0.005
+    batch_size: BatchSize = 256  # transitions
+    discount: Fraction = 0.99  # per environment step
+    target_rate: Fraction = 0.005  # by which target networks follow
     normalize_observations: bool = True  # [C]; False in [A]
-    reward_scale: Real = 1.0
+    reward_scale: Real = 1.0  # factor of the rewards
     reward_shift: Real = 0.0  # added to the scaled reward
     normalize_rewards: bool = False  # to returns that span 1000; see `scaled_rewards`
-    steps: GradientSteps = 1_000_000
+    steps: GradientSteps = 1_000_000  # gradient steps
 
 
 PAPER = IQLSettings()

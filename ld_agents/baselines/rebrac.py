@@ -93,9 +93,9 @@ class ReBRACSettings(TD3BCSettings):
     alpha: NonNegative = 1.0  # fixed: the penalty has a weight of its own
     actor_penalty: NonNegative = 0.003  # beta_1
     critic_penalty: NonNegative = 0.001  # beta_2
-    hidden: Widths = (256, 256, 256)
-    critic_layer_norm: bool = True
-    normalize_observations: bool = False
+    hidden: Widths = (256, 256, 256)  # of actor and critics
+    critic_layer_norm: bool = True  # in the critics' layers
+    normalize_observations: bool = False  # by mean and deviation of the data
 
 
 PAPER = ReBRACSettings()

@@ -160,19 +160,19 @@ class TD3BCSettings:
 
     alpha: NonNegative = 2.5  # weight of the critic in the actor's loss
     hidden: Widths = (256, 256)  # of actor and critics
-    critic_layer_norm: bool = False
-    actor_learning_rate: Fraction = 3e-4
-    critic_learning_rate: Fraction = 3e-4
-    batch_size: BatchSize = 256
-    discount: Fraction = 0.99
-    target_rate: Fraction = 0.005
+    critic_layer_norm: bool = False  # in the critics' layers
+    actor_learning_rate: Fraction = 3e-4  # Adam's
+    critic_learning_rate: Fraction = 3e-4  # Adam's
+    batch_size: BatchSize = 256  # transitions
+    discount: Fraction = 0.99  # per environment step
+    target_rate: Fraction = 0.005  # by which target networks follow
     target_noise: Annotated[float, Field(ge=0, le=2)] = 0.2  # standard deviation; actions are in [-1, 1]
-    target_noise_clip: Annotated[float, Field(ge=0, le=2)] = 0.5
+    target_noise_clip: Annotated[float, Field(ge=0, le=2)] = 0.5  # largest size of it
     actor_delay: Count = 2  # gradient steps of the critics per step of actor and targets
-    normalize_observations: bool = True
-    reward_scale: Real = 1.0
+    normalize_observations: bool = True  # by mean and deviation of the data
+    reward_scale: Real = 1.0  # factor of the rewards
     reward_shift: Real = 0.0  # added to the scaled reward
-    steps: GradientSteps = 1_000_000
+    steps: GradientSteps = 1_000_000  # gradient steps
 
 
 PAPER = TD3BCSettings()

@@ -166,14 +166,22 @@ class OfflinePolicy(BasePolicy):
         return (array[0] if single else array), state
 
     def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
-        """One stateless decision in torch alone, for tracing and export. Shapes [n, S] -> [n, A]."""
-        # TorchScript cannot read the bits of a number, so in a trace all states share their noise
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        """One stateless decision in torch alone, for tracing and export. Shapes [n, S] -> [n, A].
+
+        Raises:
+            RuntimeError: traced or exported, of an agent that holds plans: the graph would repeat one plan.
+        """
+        # neither TorchScript nor ONNX can read the bits of a number, so in a graph all states share their noise
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+        if traced:
             keys = torch.zeros(len(observation), dtype=torch.int64, device=observation.device)
         else:
             keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
         starts = np.ones(len(observation), bool)
-        return self.unscale(self.act(self.normalize(observation.float()), keys, None, starts, deterministic)[0])
+        actions, state = self.act(self.normalize(observation.float()), keys, None, starts, deterministic)
+        if traced and state:
+            raise RuntimeError("This agent holds plans, which a traced policy cannot. Export it: agent.export(path).")
+        return self.unscale(actions)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """SB3's inner call: one stateless decision for a batch of observations."""

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from conftest import Drift, Trained, seen_by
 from ld_agents import LDCQ
@@ -96,6 +97,46 @@ def test_rl_zoo3_push_to_hub(zoo: Script, tmp_path: Path, monkeypatch: pytest.Mo
     assert LDCQ.load(pushed / "ldcq-Drawn-v0").num_timesteps == 40
     assert np.isfinite(json.loads((pushed / "results.json").read_text())["mean_reward"])
     assert "LDCQ" in (pushed / "README.md").read_text()
+
+
+# -- Stable-Baselines3's guide to exporting models -------------------------------------------------------------------
+
+
+class OnnxableSB3Policy(torch.nn.Module):
+    """As it stands in the guide."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: torch.Tensor) -> Any:
+        return self.policy(observation, deterministic=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", ["BC", "IQL"])
+def test_the_guide_to_onnx(name: str, dynamo: bool, trained: Trained, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    agent = trained(name)
+    observations = seen_by(agent, 2)
+    example = torch.randn(1, *agent.observation_space.shape)  # type: ignore[misc]
+    path = str(tmp_path / "policy.onnx")
+    torch.onnx.export(OnnxableSB3Policy(agent.policy), (example,), path, input_names=["input"], dynamo=dynamo)
+    session = onnxruntime.InferenceSession(path)
+    for row in observations:
+        actions = session.run(None, {"input": row[None]})[0]
+        np.testing.assert_allclose(actions, agent.predict(row[None], deterministic=True)[0], atol=1e-5)
+
+
+def test_an_agent_that_holds_plans_is_not_traced_in_silence(trained: Trained) -> None:
+    for name in ("LDCQ", "LatentDiffuser"):
+        agent = trained(name)
+        with (
+            torch.no_grad(),
+            pytest.raises(RuntimeError, match=r"holds plans.*agent.export"),
+        ):
+            torch.jit.trace(agent.policy.eval(), torch.from_numpy(seen_by(agent, 2)), check_trace=False)
 
 
 def test_the_zoo_loads_with_these_arguments(trained: Trained, tmp_path: Path) -> None:
