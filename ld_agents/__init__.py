@@ -10,8 +10,11 @@ from ld_agents.baselines.td3_bc import TD3BC
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
+from ld_agents.hub import push_to_hub
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
+from ld_agents.loading import load, load_from_hub
+from ld_agents.zoo import pretrained
 
 try:
     __version__ = version("ld_agents")
@@ -30,5 +33,9 @@ __all__ = [
     "OfflineDataset",
     "ReBRAC",
     "evaluate",
+    "load",
     "load_dataset",
+    "load_from_hub",
+    "pretrained",
+    "push_to_hub",
 ]

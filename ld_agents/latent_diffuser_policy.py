@@ -252,13 +252,14 @@ class LatentDiffuserPolicy(OfflinePolicy):
     def _unstandardized(self, x: Tensor, part: slice) -> Tensor:
         return x * self.token_std[part] + self.token_mean[part]
 
-    def propose_plans(self, observations: Tensor, n: int, guided: bool = True) -> Plans:
+    def propose_plans(self, observations: Tensor, n: int, guided: bool = True, keys: Tensor | None = None) -> Plans:
         """Plans that an episode could begin with here, guided or from the prior alone. Shape [m, S] -> m times n.
 
-        The first `n_candidates` are those that an episode that begins here chooses from.
+        The first `n_candidates` are those that an episode that begins here chooses from, or in the middle of one a
+        decision whose noise keys [m] are given.
         """
         with torch.inference_mode():
-            keys = observation_keys(observations, self.noise_seed, 0)
+            keys = observation_keys(observations, self.noise_seed, 0) if keys is None else keys
             states = self.normalize(observations)
             first = min(n, self.settings.n_candidates)
             blocks = [keyed_normal(keys, (k, *self.latent_shape), i) for i, k in enumerate((first, n - first))]

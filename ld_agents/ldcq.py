@@ -179,11 +179,11 @@ class LDCQPolicy(OfflinePolicy):
     def _raw(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std + self.latent_mean
 
-    def propose(self, observations: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """An episode's first candidates and their Q in the units of the rewards. Shapes [n, S] -> [n, K, Z], [n, K]."""
+    def propose(self, observations: Tensor, n: int | None = None, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Candidates, an episode's first or those of noise keys [n]; their Q in units of reward. [n, K, Z], [n, K]."""
         with torch.inference_mode():
-            keys, states = observation_keys(observations, self.noise_seed, 0), self.normalize(observations)
-            shape = (n or self.settings.candidates_acting, self.settings.latent_dim)
+            keys, s = (observation_keys(observations, self.noise_seed, 0) if keys is None else keys), self.settings
+            states, shape = self.normalize(observations), (n or s.candidates_acting, s.latent_dim)
             latents = self.draw_latents(states, lambda k: keyed_normal(keys, shape, k))
             return latents, self.score(states[:, None], latents) / self.reward_scale
 

@@ -2,7 +2,7 @@
 
 `agent.json` describes the agent, `weights.safetensors` holds its networks, `training.safetensors` what `learn` needs to
 resume; the first has the SHA-256 of the others. Reading executes nothing from the file, and needs no more memory than
-the file's own size.
+the file's own size, or twice that where matrices are stored in half precision.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from torch import Tensor
@@ -31,8 +32,16 @@ def write(
     description: dict[str, Any],
     weights: dict[str, Tensor],
     training: dict[str, Tensor],
+    *,
+    half: bool = False,
 ) -> None:
-    """Writes the three members to a file, atomically, or to a stream. A path without suffix gets ".zip"."""
+    """Writes the three members to a file, atomically, or to a stream. A path without suffix gets ".zip".
+
+    With `half`, matrices are stored in float16, and read as float32 again; vectors cost little and stay as they are.
+    """
+    if half:
+        weights = {name: value.half() if _is_matrix(value) else value for name, value in weights.items()}
+        description = {**description, "half": True}
     tensors = {
         "weights.safetensors": safetensors.torch.save(weights),
         "training.safetensors": safetensors.torch.save(training),
@@ -50,15 +59,20 @@ def write(
         unfinished.write_bytes(buffer.getbuffer())
 
 
+def find(path: str | pathlib.Path) -> pathlib.Path | None:
+    """The file at a path, which may lack ".zip"; None if there is none."""
+    path = pathlib.Path(path)
+    candidates = path, path.with_name(f"{path.name}.zip")  # also of bc.v1, as in SB3
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
 def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Returns the three members of a saved agent, checked before they are unpacked."""
     if isinstance(path, str | pathlib.Path):
-        path = pathlib.Path(path)
-        if not path.is_file() and path.with_name(f"{path.name}.zip").is_file():  # also of bc.v1, as in SB3
-            path = path.with_name(f"{path.name}.zip")
-        if not path.is_file():
-            path = _with_suffix(path)
-            raise FileNotFoundError(f"There is no saved agent at {path}.")
+        found = find(path)
+        if found is None:
+            raise FileNotFoundError(f"There is no saved agent at {_with_suffix(path)}.")
+        path = found
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -99,7 +113,13 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
     for name, content in contents.items():
         if sums and (not isinstance(sums, dict) or hashlib.sha256(content).hexdigest() != sums.get(name)):
             raise ValueError(f"{source_name(path)}: {name} is not what agent.json belongs to. Copy or save it again.")
+    if description.get("half") is True:
+        weights = {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
     return description, weights, training
+
+
+def _is_matrix(value: Tensor) -> bool:
+    return value.ndim > 1 and value.dtype == torch.float32
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Any) -> None:

@@ -307,6 +307,7 @@ class OfflineAlgorithm(StagedTraining):
                 "torch": torch.__version__,
                 "stable_baselines3": stable_baselines3.__version__,
             },
+            **({"inference_only": True} if self.policy.inference_only else {}),
         }
         # of a module under torch.compile the names begin with _orig_mod
         state = self.policy.state_dict().items()
@@ -373,6 +374,8 @@ class OfflineAlgorithm(StagedTraining):
             # shapes are compared before any memory is taken for them
             with torch.device("meta"):
                 agent.policy = agent._make_policy()
+            if description.get("inference_only") is True:
+                agent.policy.drop(agent.policy.state_dict().keys() - weights.keys())
             agent_file.check_tensors(weights, agent.policy.state_dict(), path)
             optimizers = {name: value for name, value in training.items() if ".optimizer." in name}
             if (bad := bad_tensor(weights | optimizers)) is not None:
@@ -435,6 +438,8 @@ class OfflineAlgorithm(StagedTraining):
                 raise OverflowError(f"{steps} of {self.stage_budget[name]} steps of the stage {name} are done")
 
     def _attach(self, dataset: OfflineDataset) -> None:
+        if self.policy.inference_only:
+            raise ValueError("This file holds what acting needs and no more. Load it without a dataset, or train anew.")
         if dataset.content_hash != self._dataset_identity.get("hash"):
             raise ValueError(
                 f"This agent was trained on {self._dataset_identity.get('id')} "

@@ -1,7 +1,7 @@
 """How every agent acts: Stable-Baselines3's `predict` on flat observations, dictionaries and batches."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -45,6 +45,7 @@ class OfflinePolicy(BasePolicy):
         self.action_dim = int(np.prod(action_space.shape))
         self.noise_seed = seed
         self.noise_calls = 0
+        self.inference_only = False
         self.register_buffer("observation_mean", torch.zeros(state_dim))
         self.register_buffer("observation_std", torch.ones(state_dim))
 
@@ -64,6 +65,13 @@ class OfflinePolicy(BasePolicy):
         Returns:
             actions [n, A], and what the next call needs to know; None if that is nothing, not even a key for its noise.
         """
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Removes weights that acting does not need, by their names in `state_dict`. The agent can no longer learn."""
+        for name in names:
+            module, _, weight = name.rpartition(".")
+            delattr(self.get_submodule(module), weight)
+        self.inference_only = True
 
     def hold(
         self,

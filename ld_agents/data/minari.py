@@ -73,6 +73,13 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
     )
 
 
+def local_info(dataset_id: str) -> DatasetInfo | None:
+    """What the metadata of a local dataset tell about it; None if it is not on this machine."""
+    if not is_local(dataset_id):
+        return None
+    return _info(dataset_id, _read_metadata(dataset_id, dataset_folder(dataset_id) / "data"))
+
+
 def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
     """What the metadata tell about the data; values of the wrong kind count as missing."""
     ours = metadata.get("ld_agents")

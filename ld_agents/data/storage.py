@@ -52,6 +52,24 @@ def dataset_folder(dataset_id: str) -> Path:
     return Path(get_dataset_path(dataset_id))
 
 
+def is_minari_id(name: str) -> bool:
+    """Whether a name has the form of a Minari id."""
+    try:
+        dataset_folder(name)
+    except ValueError:
+        return False
+    return True
+
+
+def local_datasets() -> list[str]:
+    """Ids of the datasets in the local Minari folder."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    root = Path(get_dataset_path())
+    found = (file.parents[1].relative_to(root) for file in root.rglob("data/metadata.json"))
+    return sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+
+
 def is_local(dataset_id: str) -> bool:
     """Whether the dataset lies in the local Minari folder."""
     return (dataset_folder(dataset_id) / "data" / "metadata.json").is_file()

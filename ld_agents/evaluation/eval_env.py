@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from ld_agents.evaluation import environments
 from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
-from ld_agents.evaluation.scores import TASKS, family
+from ld_agents.evaluation.scores import D4RL_TASKS, TASKS, d4rl_name, family
 
 GOAL_RADIUS = 0.45  # meters, of gymnasium-robotics' mazes
 FIXED_GOAL_ENTRY_POINTS = (
@@ -208,6 +208,15 @@ def file_environment(task: str) -> EvalEnvSpec | None:
 def _registered(task: str) -> EvalEnvSpec:
     name = ENVIRONMENTS[task]
     return EvalEnvSpec(name, max_episode_steps=environments.find(name).max_episode_steps)
+
+
+def environment_of(dataset_id: str) -> EvalEnvSpec | None:
+    """Evaluation environment of a dataset that ld_agents makes, or of a D4RL file, from its name; None for others."""
+    if dataset_id.startswith("ld-agents/") and dataset_id in TASKS:
+        task = TASKS[dataset_id]
+        return evaluation_spec(task.removeprefix("maze2d-")) if family(task) == "maze2d" else _registered(task)
+    name = d4rl_name(dataset_id)
+    return None if name is None else file_environment(D4RL_TASKS[name])
 
 
 def hub_environment(dataset_id: str, named: EvalEnvSpec | None) -> EvalEnvSpec | None:

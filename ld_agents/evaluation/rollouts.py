@@ -50,6 +50,20 @@ class Evaluation:
     predict_ms: dict[str, float]
     seconds: float
 
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean return, from 10,000 resamples of the episodes."""
+        draws = np.random.default_rng(0).integers(len(self.returns), size=(10_000, len(self.returns)))
+        low, high = np.percentile(np.array(self.returns)[draws].mean(1), [2.5, 97.5])
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        """Mean return with its interval, share of successes and mean length, in one line."""
+        n, (low, high) = len(self.returns), self.interval()
+        told = [success for success in self.successes if success is not None]
+        success = f", success {100 * np.mean(told):.0f} %" if told else ""
+        interval = f" [{low:.4g}, {high:.4g}] (95 % interval of {n} episodes)" if n > 1 else " (1 episode)"
+        return f"mean return {np.mean(self.returns):.4g}{interval}{success}, mean length {np.mean(self.lengths):.4g}"
+
 
 def episode_seed(seed: int, episode: int) -> int:
     """The seed of the reset of episode number `episode` (from 0): at least 2**31, so it is never a training seed."""
