@@ -7,13 +7,11 @@ has what is around them: settings, acting, saving.
 import dataclasses
 import io
 import pathlib
-import platform
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import stable_baselines3
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -301,11 +299,6 @@ class OfflineAlgorithm(StagedTraining):
                 "stage_seconds": self.stage_seconds,
                 "noise_calls": self.policy.noise_calls,
                 "generator_device": self.device.type,
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "stable_baselines3": stable_baselines3.__version__,
             },
             **({"inference_only": True} if self.policy.inference_only else {}),
         }
