@@ -94,6 +94,7 @@ def test_eval_elsewhere(screen: str) -> None:
 def test_play(screen: str, agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str | None] = []
     monkeypatch.setattr(Screen, "render", lambda self: shown.append(self.render_mode))
+    monkeypatch.setenv("DISPLAY", ":0")
     path = agent.with_name("bc.zip")
     maze_agent("BC").save(path)
     run("play", path, "--env", screen, "--episodes", 2)
