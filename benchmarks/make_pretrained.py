@@ -39,6 +39,7 @@ def make(name: str, source: Path, episodes: int, folder: Path) -> zoo.Card:
     """
     trained = zoo.load_file(source, device="cpu")
     identity, settings = trained._dataset_identity, trained.config()["settings"]
+    chosen = {key: settings[key] for key, origin in trained.settings_origin.items() if origin != "preset"}
     info = local_info(identity["id"])
     if info is None:
         raise ValueError(f"{identity['id']} is not on this machine; its replay check and reference scores are needed.")
@@ -58,7 +59,7 @@ def make(name: str, source: Path, episodes: int, folder: Path) -> zoo.Card:
         dataset_hash=identity["hash"],
         seed=int(trained.seed or 0),
         preset=trained.preset,
-        settings={key: settings[key] for key, origin in trained.settings_origin.items() if origin != "preset"},
+        settings=json.loads(json.dumps(chosen)),  # tuples as the manifest returns them
         returns=[round(value, 4) for value in outcome.returns],
         evaluation_seed=EVALUATION_SEED,
         reference_scores=list(info.reference_scores) if passed and info.reference_scores else None,

@@ -35,7 +35,8 @@ Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
 
 
 def _print(*what: Any) -> None:
-    Console(soft_wrap=True).print(*what, highlight=False)
+    width = None if sys.stdout.isatty() else 200  # of tables that go into a file or a pipe
+    Console(soft_wrap=True, width=width).print(*what, highlight=False)
 
 
 def _maker(agent: OfflineAlgorithm, env: str | None) -> Any:

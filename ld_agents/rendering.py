@@ -156,7 +156,12 @@ def play(agent: Any, make_env: MakeEnv, n_episodes: int = 1, *, seed: int = 0) -
         make_env: makes the environment from a render mode, such as `dataset.make_eval_env`.
         n_episodes: number of episodes.
         seed: the episodes are those of `evaluate` with this seed.
+
+    Raises:
+        RuntimeError: there is no display.
     """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise RuntimeError("There is no display for a window. Record a video instead: ld-agents video AGENT agent.mp4")
     with contextlib.closing(make_env("human")) as env:
         for _ in episodes(agent, env, n_episodes, seed=seed):
             pass

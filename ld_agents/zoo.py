@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -114,6 +113,9 @@ def load_file(path: Any, **options: Any) -> OfflineAlgorithm:
 def eval_env_spec(agent: OfflineAlgorithm) -> EvalEnvSpec:
     """The evaluation environment of the dataset that an agent learned from. The data need not be on this machine.
 
+    Example:
+        ld_agents.evaluate(agent, eval_env_spec(agent).make, 10, seed=0)
+
     Raises:
         ValueError: it is not known.
     """
@@ -127,11 +129,6 @@ def eval_env_spec(agent: OfflineAlgorithm) -> EvalEnvSpec:
             "id of a registered environment, or a function that makes it."
         )
     return spec
-
-
-def make_eval_env(agent: OfflineAlgorithm, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """A new evaluation environment for an agent; `render_mode` is Gymnasium's. See `eval_env_spec`."""
-    return eval_env_spec(agent).make(render_mode)
 
 
 def scores(agent: OfflineAlgorithm, returns: Any) -> NDArray[np.float64] | None:

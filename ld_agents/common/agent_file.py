@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pathlib
+import platform
 import zipfile
 from typing import Any
 
@@ -17,6 +18,7 @@ import safetensors.torch
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
+from stable_baselines3 import __version__ as SB3_VERSION
 from torch import Tensor
 
 from ld_agents.data.storage import whole
@@ -47,9 +49,12 @@ def write(
         "training.safetensors": safetensors.torch.save(training),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in tensors.items()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "stable_baselines3": SB3_VERSION}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("agent.json", json.dumps({"format": _FORMAT, **description, "sha256": sums}, indent=1))
+        archive.writestr(
+            "agent.json", json.dumps({"format": _FORMAT, **description, "versions": versions, "sha256": sums}, indent=1)
+        )
         for name, content in tensors.items():
             archive.writestr(name, content)
     if not isinstance(path, str | pathlib.Path):

@@ -7,13 +7,11 @@ has what is around them: settings and saving; acting and evaluation are in `acti
 import dataclasses
 import io
 import pathlib
-import platform
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
@@ -235,11 +233,6 @@ class OfflineAlgorithm(ActingAgent):
                 "stage_seconds": self.stage_seconds,
                 "noise_calls": self.policy.noise_calls,
                 "generator_device": self.device.type,
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "stable_baselines3": stable_baselines3.__version__,
             },
             **({"inference_only": True} if self.policy.inference_only else {}),
         }

@@ -9,7 +9,11 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import huggingface_hub
+import pytest
 
 COMMIT = "a" * 40
 
@@ -25,8 +29,9 @@ class Hub:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Hub]:
-    hub = Hub()
+def serving(cache: Path) -> Iterator[Hub]:
+    """The hub that huggingface_hub talks to inside the block, as HF_ENDPOINT and HF_HUB_CACHE would tell it."""
+    hub, constants = Hub(), huggingface_hub.constants
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -92,7 +97,14 @@ def serving() -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield hub
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "ENDPOINT", hub.url)
+            patch.setattr(
+                constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+            )
+            patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+            patch.setenv("HF_TOKEN", "x")
+            yield hub
     finally:
         server.shutdown()
         server.server_close()

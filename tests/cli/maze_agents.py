@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
+
 import numpy as np
 
-from conftest import AGENTS, make_agent
+from conftest import AGENTS, make_agent, saved
 from ld_agents import DatasetInfo, OfflineDataset
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
@@ -25,6 +28,11 @@ def noise(dataset_id: str = MAZE, n: int = 200) -> OfflineDataset:
     )
 
 
+@functools.cache
+def _trained(name: str) -> bytes:
+    return saved(make_agent(name, noise()).learn(40))
+
+
 def maze_agent(name: str = "LDCQ") -> OfflineAlgorithm:
-    assert name in AGENTS
-    return make_agent(name, noise()).learn(40)
+    """A trained copy, by its name in `AGENTS`."""
+    return AGENTS[name][0].load(io.BytesIO(_trained(name)), dataset=noise())

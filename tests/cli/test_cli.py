@@ -11,7 +11,6 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
-import huggingface_hub
 import numpy as np
 import pytest
 import typer.main
@@ -53,7 +52,8 @@ def screen() -> Iterator[str]:
 def commands() -> dict[str, Any]:
     group = typer.main.get_command(cli.app)
     found: dict[str, Any] = dict(group.commands)  # type: ignore[attr-defined]
-    return {**found, **{f"data {name}": command for name, command in found.pop("data").commands.items()}}
+    of_data = found.pop("data").commands
+    return found | {f"data {name}": command for name, command in of_data.items()}
 
 
 def test_commands() -> None:
@@ -94,6 +94,7 @@ def test_eval_elsewhere(screen: str) -> None:
 def test_play(screen: str, agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str | None] = []
     monkeypatch.setattr(Screen, "render", lambda self: shown.append(self.render_mode))
+    monkeypatch.setenv("DISPLAY", ":0")
     path = agent.with_name("bc.zip")
     maze_agent("BC").save(path)
     run("play", path, "--env", screen, "--episodes", 2)
@@ -128,10 +129,8 @@ def test_export(agent: Path, tmp_path: Path) -> None:
     assert (tmp_path / "policy.onnx").stat().st_size > 1000
 
 
-def test_push_and_pull(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+def test_push_and_pull(agent: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "cache") as hub:
         assert f"{hub.url}/me/agent" in run("push", agent, "me/agent", "--episodes", 1)
         assert b"| mean return |" in hub.files["README.md"]
         run("pull", "me/agent", tmp_path / "pulled.zip")

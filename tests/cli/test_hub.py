@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from agent_blobs import members
 from hub_stub import Hub, serving
@@ -19,11 +18,8 @@ from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as stub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", stub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "x")
+def server(tmp_path: Path) -> Iterator[Hub]:
+    with serving(tmp_path / "cache") as stub:
         yield stub
 
 

@@ -118,7 +118,8 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         rendering.plans_picture(maze_agent(), Screen, tmp_path / "p.png")
 
 
-def test_play_shows_each_step() -> None:
+def test_play_shows_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
     made: list[Screen] = []
 
     def make(mode: str) -> Screen:
@@ -128,3 +129,11 @@ def test_play_shows_each_step() -> None:
     rendering.play(maze_agent("BC"), make, 2)
     assert made[0].render_mode == "human"
     assert made[0].rendered == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems need no DISPLAY")
+def test_play_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match="Record a video instead"):
+        rendering.play(maze_agent("BC"), Screen)

@@ -59,18 +59,10 @@ def test_wheel_stays_small() -> None:
     assert sum(card.bytes for card in CARDS) < 12e6
 
 
-def test_damaged_shipped_agent_is_refused(tmp_path: Path) -> None:
-    make_small_zoo(tmp_path)
-    assert zoo.pretrained_file("tiny", tmp_path) == tmp_path / "tiny.zip"
-    assert zoo.pretrained_file("other", tmp_path) is None
-    (tmp_path / "tiny.zip").write_bytes((tmp_path / "tiny.zip").read_bytes()[:-1])
-    with pytest.raises(ValueError, match="Install ld_agents again"):
-        zoo.pretrained_file("tiny", tmp_path)
-
-
 # ---------------------------------------------------------------- load
 
 
+@pytest.mark.parametrize("name", ["LDCQ", "BC"])
 def test_load_finds_the_class(name: str, trained: Trained, tmp_path: Path) -> None:
     agent = trained(name)
     agent.save(tmp_path / "agent.zip")
@@ -152,15 +144,13 @@ def test_scores_need_a_check_or_a_card(folder: Path, monkeypatch: pytest.MonkeyP
 
 def make_small_zoo(folder: Path) -> zoo.Card:
     """One shipped agent in a folder: a tiny LDCQ."""
-    source = folder / "trained" / "agent.zip"
-    maze_agent().save(source)
-    info = noise().info
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_pretrained, "local_info", lambda _: info)
-        return make_pretrained.make("tiny", source, 2, folder)
+        patch.setattr(make_pretrained, "local_info", lambda _: noise().info)
+        maze_agent().save(folder / "trained" / "agent.zip")
+        return make_pretrained.make("tiny", folder / "trained" / "agent.zip", 2, folder)
 
 
-def test_make_writes_file_and_card(tmp_path: Path) -> None:
+def test_make_writes_file_and_card_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make_small_zoo(tmp_path)
     assert zoo.pretrained(tmp_path) == [card]
     assert json.loads((tmp_path / "manifest.json").read_text())["tiny"]["sha256"] == card.sha256
@@ -173,9 +163,16 @@ def test_make_writes_file_and_card(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.returns, card.returns, atol=1e-4)
     assert str(card).startswith(f"tiny: LDCQ on {MAZE}, D4RL score {card.score:.1f} [")
 
+    # a damaged file is not loaded
+    assert zoo.pretrained_file("tiny", tmp_path) == tmp_path / "tiny.zip"
+    assert zoo.pretrained_file("other", tmp_path) is None
+    whole = (tmp_path / "tiny.zip").read_bytes()
+    (tmp_path / "tiny.zip").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="Install ld_agents again"):
+        zoo.pretrained_file("tiny", tmp_path)
+    (tmp_path / "tiny.zip").write_bytes(whole)
 
-def test_a_failed_evaluation_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small_zoo(tmp_path)
+    # an evaluation that fails changes nothing
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def fail(*_: object, **__: object) -> None:

@@ -45,6 +45,7 @@ def test_acts_as_before_and_no_longer_learns(name: str, trained: Trained, tmp_pa
 @pytest.mark.parametrize("name", TRAINING)
 def test_keeps_what_acting_reads(name: str, trained: Trained) -> None:
     agent = trained(name)
+    changed = type(agent).load(io.BytesIO(saved(agent)))
     kept, everything = acting_weights(agent), set(weights(agent))
     dropped = everything - kept
     prefixes = {prefix for prefix in TRAINING[name] if any(key.startswith(prefix) for key in everything)}
@@ -52,7 +53,6 @@ def test_keeps_what_acting_reads(name: str, trained: Trained) -> None:
     for prefix in prefixes:
         assert not {key for key in kept if key.startswith(prefix)}, prefix
     # nothing that was dropped changes an action
-    changed = type(agent).load(io.BytesIO(saved(agent)))
     with torch.no_grad():
         for key, value in changed.policy.state_dict().items():
             if key in dropped:
