@@ -37,6 +37,7 @@ class PlanningPolicy(OfflinePolicy):
         super().__init__(*spaces, **kwargs)
         self._made_for: object = None
         self._made: Program | None = None
+        self._tensors: list[Tensor] = []
         self.speed_up(None)
 
     @property
@@ -118,11 +119,14 @@ class PlanningPolicy(OfflinePolicy):
 
     def _program(self) -> Program:
         """The program of a plan; made anew when weights have changed."""
-        made_for = (self.settings, [(id(t), t._version) for t in (*self.parameters(), *self.buffers())])
-        if self._made is None or self._made_for != made_for:
+        if self._made is None or self._made_for != self._versions():
+            self._tensors = [*self.parameters(), *self.buffers()]
             with torch.inference_mode(False), torch.no_grad():
-                self._made, self._made_for = self._make_program(), made_for
+                self._made, self._made_for = self._make_program(), self._versions()
         return self._made
+
+    def _versions(self) -> object:
+        return self.settings, [tensor._version for tensor in self._tensors]
 
     def example(self, n: int) -> tuple[Tensor, Tensor]:
         """States and noise to trace a plan with. A first plan computes what no trace may, like the solver's steps."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +143,17 @@ def test_what_is_not_exported(dataset: OfflineDataset, tmp_path: Path, monkeypat
 # ---------------------------------------------------------------- speed_up
 
 
+def members(agent: OfflineAlgorithm) -> dict[str, bytes]:
+    """Of the saved file, which itself holds the time."""
+    with zipfile.ZipFile(io.BytesIO(saved(agent))) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 @pytest.mark.parametrize("name", ["LDCQ", "LatentDiffuser"])
 def test_faster_plans_are_the_same(dataset: OfflineDataset, name: str) -> None:
     """They follow weights that change, are not saved, and can be given up again."""
     agent = make_agent(name, dataset, **SHORT).learn()
-    file, observations = saved(agent), [seen_by(agent, n) for n in (1, 6)]
+    file, observations = members(agent), [seen_by(agent, n) for n in (1, 6)]
 
     def actions() -> list[Any]:
         return [agent.predict(o, deterministic=True)[0] for o in observations]
@@ -154,7 +162,7 @@ def test_faster_plans_are_the_same(dataset: OfflineDataset, name: str) -> None:
     agent.speed_up()
     assert agent.policy.fast == "onnxruntime"
     fast = actions()
-    assert saved(agent) == file
+    assert members(agent) == file
     with torch.no_grad():
         for parameter in agent.policy.vae.parameters():
             parameter *= 1.2
