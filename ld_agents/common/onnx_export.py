@@ -37,24 +37,19 @@ A planner plans where `step` is 0 alone; in other calls only the action is compu
 `next_step` returns to 0 after `exec_horizon` steps. The same noise gives the same actions.
 """
 
-import importlib
 import json
-import logging
 import pathlib
-from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_policy import OfflinePolicy
-from ld_agents.common.planning_policy import PlanningPolicy, Program
+from ld_agents.common.onnx_graph import Function, required, traced
+from ld_agents.common.planning_policy import PlanningPolicy
 from ld_agents.data.storage import whole
-
-if TYPE_CHECKING:
-    from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 
 class ONNXExport:
@@ -62,7 +57,7 @@ class ONNXExport:
 
     policy: Any
 
-    def export(self: "OfflineAlgorithm", path: str | pathlib.Path) -> None:  # type: ignore[misc]
+    def export(self: Any, path: str | pathlib.Path) -> None:
         """Writes one step of acting as an ONNX graph; ld_agents/common/onnx_export.py says how to act with it.
 
         Args:
@@ -90,7 +85,7 @@ class ONNXExport:
             "dataset": self._dataset_identity,
             "ld_agents_version": version("ld-agents"),
         }
-        _required("onnx").helper.set_model_props(model, {"ld_agents": json.dumps(about)})
+        required("onnx").helper.set_model_props(model, {"ld_agents": json.dumps(about)})
         with whole(path if path.suffix else path.with_suffix(".onnx")) as unfinished:
             unfinished.write_bytes(model.SerializeToString())
 
@@ -135,7 +130,7 @@ class _ActorStep(nn.Module):
 
     def model(self) -> Any:
         inputs = self.example()
-        return _traced(self, inputs, ["action"], list(inputs))
+        return traced(self, inputs, ["action"], list(inputs))
 
     def example(self) -> dict[str, Tensor]:
         """Inputs of two environments."""
@@ -162,13 +157,14 @@ class _PlannerStep(_ActorStep):
 
     def model(self) -> Any:
         """The graph of `forward`, whose `planned` comes from the graph of a plan where one is due."""
-        onnx, inputs = _required("onnx"), self.example()
-        planning = _traced(_Plan(self.policy, self.policy.normalize), inputs, ["new_plan"], ["observation", "noise"])
+        onnx, inputs = required("onnx"), self.example()
+        plan_of = Function(self.policy, lambda seen, noise: self.policy.plan_of(self.policy.normalize(seen), noise))
+        planning = traced(plan_of, inputs, ["new_plan"], ["observation", "noise"])
         planning = onnx.compose.add_prefix(planning, "plan/", rename_inputs=False, rename_outputs=False).graph
         plan = torch.zeros(2, *self.policy.plan_shape)
         inputs |= {"planned": plan, "plan": plan.clone(), "step": torch.zeros(2, dtype=torch.int64)}
         names = ["observation", "planned", "plan", "step", *(["action_noise"] if self._stochastic else [])]
-        acting = _traced(self, inputs, ["action", "next_plan", "next_step"], names)
+        acting = traced(self, inputs, ["action", "next_plan", "next_step"], names)
         node, graph = onnx.helper.make_node, onnx.helper.make_graph
         held = onnx.helper.make_tensor_value_info("held_plan", onnx.TensorProto.FLOAT, ["n", *plan.shape[1:]])
         holding = graph([node("Identity", ["plan"], ["held_plan"])], "hold", [], [held])
@@ -195,63 +191,3 @@ class _PlannerStep(_ActorStep):
         plan = torch.where(due, planned, plan)
         actions = self.policy.action_of(plan, step, self.policy.normalize(observation), action_noise)
         return self.in_space(actions), plan, (step + 1) % self.policy.settings.exec_horizon
-
-
-class _Plan(nn.Module):
-    def __init__(self, policy: PlanningPolicy, normalize: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.policy, self.normalize = policy, normalize
-
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        return self.policy.plan_of(self.normalize(observation), noise)
-
-
-def plan_session(policy: PlanningPolicy) -> Program:
-    """Plans of the policy's present weights through ONNX Runtime, on as many threads as torch uses now."""
-    onnxruntime = _required("onnxruntime")
-    policy.set_training_mode(False)
-    states, noise = policy.example(2)
-    example = {"observation": states, "noise": noise}
-    model = _traced(_Plan(policy, lambda states: states), example, ["plan"], list(example))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def program(states: Tensor, noise: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"observation": states.numpy(), "noise": noise.numpy()})[0])
-
-    return program
-
-
-def _traced(module: nn.Module, example: dict[str, Tensor], outputs: list[str], inputs: Sequence[str]) -> Any:
-    """The ONNX model of a module, for any number of environments. `inputs` are its arguments, named as in `example`."""
-    _required("onnx")
-    _required("onnxscript")
-    n = torch.export.Dim("n")
-    last = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of packages that the exporter knows and nobody here needs
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                kwargs={name: example[name] for name in inputs},
-                dynamo=True,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes={name: {0: n} for name in inputs},
-                verbose=False,
-            )
-    finally:
-        logging.disable(last)
-    assert program is not None
-    model = program.model_proto
-    for value in (*model.graph.input, *model.graph.output):  # an input without use would keep its example's size
-        value.type.tensor_type.shape.dim[0].dim_param = "n"
-    return model
-
-
-def _required(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"ONNX graphs need {module}: pip install 'ld-agents[onnx]'.") from error

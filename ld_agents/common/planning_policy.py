@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ld_agents.common import onnx_graph
 from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_policy import OfflinePolicy, State
 
@@ -137,9 +138,8 @@ class PlanningPolicy(OfflinePolicy):
 
     def _make_program(self) -> Program:
         if self.fast == "onnxruntime":
-            from ld_agents.common.onnx_export import plan_session
-
-            return plan_session(self)
+            self.set_training_mode(False)
+            return onnx_graph.session(self, self.plan_of, self.example(2))
         self.example(1)
         graphs: dict[str, Any] = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}  # CUDA graphs
         program = torch.compile(self.plan_of, fullgraph=True, dynamic=False, **graphs)
