@@ -3,6 +3,7 @@
     python benchmarks/time_agents.py                                    # this tree alone
     python benchmarks/time_agents.py --against 7ba881a --against HEAD   # and commits of this repository
     python benchmarks/time_agents.py --d3rlpy ~/d3rlpy/bin/python       # and d3rlpy, in an environment of its own
+    python benchmarks/time_agents.py --only act --out /tmp/acting      # a part of it, elsewhere
     python benchmarks/time_agents.py --render                           # rewrite the pages from the stored numbers
     python benchmarks/time_agents.py --latents latent_diffuser.zip ld-agents/pointmaze/large-v0
 
@@ -28,11 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--d3rlpy", metavar="PYTHON", help="an interpreter that has d3rlpy, to time that too")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each version")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--only", choices=("train", "act", "memory", "start"), help="a part of it; needs --out")
     parser.add_argument("--render", action="store_true", help="measure nothing, rewrite the pages")
     parser.add_argument("--latents", nargs=2, metavar=("FILE", "DATASET"), help="how exact guidance is, instead")
     options = parser.parse_args(arguments)
     if options.repetitions < 1:
         parser.error("--repetitions must be at least 1")
+    if options.only and options.out == RESULTS:
+        parser.error("--only measures a part of the page: say with --out which other folder it goes to")
     if options.latents and (options.against or options.d3rlpy or options.render):
         parser.error("--latents measures how exact guidance is, without --against, --d3rlpy or --render")
     torch.set_num_threads(1)
@@ -43,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file, dataset = options.latents
         print(atomic.measure(file, dataset, options.out))
     else:
-        print(speed.measure(options.against, options.d3rlpy, options.repetitions, options.out, speed.SIZES))
+        timed = (options.against, options.d3rlpy, options.repetitions, options.out, speed.SIZES, options.only)
+        print(speed.measure(*timed))
     return 0
 
 

@@ -1,15 +1,14 @@
 """How LatentDiffuser acts: draws plans, takes the best, executes its first actions (points 8 to 13 of the agent)."""
 
+import contextlib
 import copy
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
-from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.planning_policy import Noise, PlanningPolicy, chosen
 from ld_agents.diffusion import guided_sampler
 from ld_agents.diffusion.guidance import EnergyNet, Guidance, posterior_mean_gradient
 from ld_agents.diffusion.guided_sampler import Fixed, SamplerSteps, sampler_steps
@@ -32,7 +31,7 @@ class Plans(NamedTuple):
     returns: Tensor  # [n, K], R
 
 
-class LatentDiffuserPolicy(OfflinePolicy):
+class LatentDiffuserPolicy(PlanningPolicy):
     """Plans at a state by guided sampling, executes the plan's first actions, plans again.
 
     Latents are whitened outside the VAE: prior and energy see mean 0 and standard deviation 1 per channel.
@@ -106,40 +105,44 @@ class LatentDiffuserPolicy(OfflinePolicy):
                 nn.SiLU(),
                 nn.Linear(_SCALE_HIDDEN, 2),
             )
-        self.speed_up()
         self._fixed_key: object = None
+        self._fixed_value: Fixed
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State]:
-        """Executes each environment's plan for `exec_horizon` steps.
+    @property
+    def plan_shape(self) -> tuple[int, ...]:
+        of_state = self.settings.action_decoder == "state"
+        return self.settings.exec_horizon, self.vae.width if of_state else self.action_dim
 
-        `deterministic` makes the noise of a plan repeatable, which is all the randomness there is.
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.settings.n_candidates, *self.latent_shape
 
-        state: what `plan` returned, flattened; how many of its steps are still to come [n].
-        """
-        length, of_state = self.settings.exec_horizon, self.settings.action_decoder == "state"
-        size = self.vae.width if of_state else self.action_dim
-        now = (states, keys, state, episode_start)
-        plans, executed, state = self.hold(lambda *of_rows: self.plan(*of_rows).flatten(1), length * size, length, now)
-        actions = plans.unflatten(1, (length, size))[np.arange(len(plans)), executed]
-        if of_state:
+    def check_traceable(self) -> None:
+        if self.settings.guidance == "posterior-mean":
+            raise ValueError(
+                "Posterior-mean guidance differentiates while it samples: its plans are not compiled and not exported. "
+                "Train with guidance='exact'."
+            )
+
+    def action_of(self, plans: Tensor, steps: Tensor, states: Tensor, noise: Tensor | None) -> Tensor:
+        """The plan's next action. Its noise is all the randomness there is."""
+        actions = chosen(plans, steps)
+        if self.settings.action_decoder == "state":
             actions = self._unstandardized(self.vae.actions(actions, states), slice(self.action_dim))
-        return actions, state
+        return actions
 
-    def plan(self, states: Tensor, keys: Tensor) -> Tensor:
+    def plan_from(self, states: Tensor, noise: Noise) -> Tensor:
         """What is executed of a plan: its first actions, or what they are decoded from once their state is seen.
 
-        Shapes [n, S], [n] noise keys -> [n, exec_horizon, A], scaled to [-1, 1], or with `action_decoder="state"`
+        Shapes [n, S], [n, K, N, Z] -> [n, exec_horizon, A], scaled to [-1, 1], or with `action_decoder="state"`
         [n, exec_horizon, width].
         """
-        s, n = self.settings, len(states)
-        noise = keyed_normal(keys, (s.n_candidates, *self.latent_shape))  # [n, K, N, Z]
-        latents = self.draw_latents(states, noise.flatten(0, 1))  # [n K, N, Z]
+        s = self.settings
+        latents = self.draw_latents(states, noise(0).flatten(0, 1))  # [n K, N, Z]
         if s.n_candidates > 1:
             decoded = self.decode(latents, states.repeat_interleave(s.n_candidates, 0))
-            best = self.plan_returns(decoded).view(n, s.n_candidates).argmax(1)
-            latents = latents[torch.arange(n, device=states.device) * s.n_candidates + best]
+            best = self.plan_returns(decoded).view(-1, s.n_candidates).argmax(1)
+            latents = chosen(latents.unflatten(0, (-1, s.n_candidates)), best)
         # the decoder is causal: what comes later in the plan does not change its first steps
         latents = latents[:, : -(-s.exec_horizon // s.steps_per_latent)]
         if s.action_decoder == "state":
@@ -152,32 +155,27 @@ class LatentDiffuserPolicy(OfflinePolicy):
         Shapes [n, S], noise [n K, N, Z] -> [n K, N, Z]. What depends on the state is computed once for all K. The loop
         has fixed shapes, and nothing is read back from the device.
         """
-        s, n = self.settings, len(start)
+        s, n_each = self.settings, start.shape[0] // states.shape[0]
         guidance: Guidance = s.guidance if guided and s.guidance_scale else "none"
-        steps, signal, noise = self._steps()
         # what autograd is to run through must not come from inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            # compiled for each size of the batch, so there are to be few sizes
-            size = 1 << (n - 1).bit_length() if self.compiled else n
-            rows = torch.arange(size, device=states.device).clamp(max=n - 1)
-            owner = rows // (n // len(states))
-            start, states = start[rows], states.clone()
+        inference = contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False)
+        with inference, torch.no_grad():
+            start, states = start.clone(), states.clone()
             fixed = self._fixed()
-            dtype = fixed.time_terms[0].dtype
-            state_terms = [term.to(dtype)[owner] for term in self.denoiser_average.state_terms(states)]
+            steps, signal, noise = fixed.steps
+            state_terms = [term.repeat_interleave(n_each, 0) for term in self.denoiser_average.state_terms(states)]
             terms = guided_sampler.sums(state_terms, fixed.time_terms)
             energy_terms = None
             if guidance in ENERGY_GUIDED:
-                energy_terms = self.energy_average.state_terms(states).to(dtype)[owner]
-            networks = guided_sampler.compiled_evaluate() if self.compiled else guided_sampler.evaluate
+                energy_terms = self.energy_average.state_terms(states).repeat_interleave(n_each, 0)
 
             def evaluate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
                 if guidance != "posterior-mean":
-                    return networks(x, fixed, terms[k], energy_terms, fixed.energy_time_terms[k])
+                    return guided_sampler.evaluate(x, fixed, terms[k], energy_terms, fixed.energy_time_terms[k])
                 return posterior_mean_gradient(
                     x,
-                    lambda z: fixed.denoiser.denoise(z.to(dtype), fixed.dense, terms[k]).float(),
-                    lambda z: s.inverse_temperature * self.standard_returns(z, states[owner]),
+                    lambda z: fixed.denoiser.denoise(z, fixed.dense, terms[k]),
+                    lambda z: s.inverse_temperature * self.standard_returns(z, states.repeat_interleave(n_each, 0)),
                     signal[k],
                     noise[k],
                 )
@@ -186,17 +184,7 @@ class LatentDiffuserPolicy(OfflinePolicy):
                 epsilon, gradient = evaluate(x, k)
                 return x0_from_noise(x, epsilon, signal[k], noise[k], gradient, s.guidance_scale)
 
-            return sample(denoise, steps, start, lambda _: start)[:n]
-
-    def speed_up(self, *, compile: bool = False, precision: Literal["fp32", "bf16"] = "fp32") -> None:
-        """How plans are computed from now on; says nothing about what is learned, and is not saved.
-
-        Args:
-            compile: let `torch.compile` make one program of the networks in the sampling loop; on a GPU, a CUDA graph.
-                Takes a while at the first plan of each size. Posterior-mean guidance is never compiled.
-            precision: of the two networks in the loop; the latents themselves stay in float32.
-        """
-        self.compiled, self.precision = compile, precision
+            return sample(denoise, steps, start, lambda _: start)
 
     def _steps(self) -> SamplerSteps:
         s = self.settings
@@ -204,12 +192,13 @@ class LatentDiffuserPolicy(OfflinePolicy):
 
     def _fixed(self) -> Fixed:
         """What sampling needs of weights and solver alone; computed again only when one of them has changed."""
+        if torch.compiler.is_compiling():  # of weights that do not change: `example` has computed it
+            return self._fixed_value
         denoiser, energy = self.denoiser_average, getattr(self, "energy_average", None)
         parameters = [*denoiser.parameters(), *(energy.parameters() if energy else ())]
-        key = (self.settings, self.precision, self.device, [(id(p), p._version) for p in parameters])
+        key = (self.settings, self.device, [(id(p), p._version) for p in parameters])
         if self._fixed_key != key:
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            self._fixed_value = guided_sampler.fix(denoiser, energy, self._steps(), dtype)
+            self._fixed_value = guided_sampler.fix(denoiser, energy, self._steps())
             self._fixed_key = key
         return self._fixed_value
 

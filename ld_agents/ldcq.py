@@ -46,19 +46,17 @@ standardized latents, Q-learning on a random subset of the windows, candidates t
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.memory import half_precision, half_precision_bytes
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
+from ld_agents.common.planning_policy import Noise, PlanningPolicy, chosen
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.data.returns import returns_to_go
 from ld_agents.diffusion.sampling import Diffuser, NoiseSchedule, SolverStep, linear_schedule, sample, solver_steps
@@ -68,7 +66,7 @@ from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
 
-class LDCQPolicy(OfflinePolicy):
+class LDCQPolicy(PlanningPolicy):
     """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps.
 
     Latents are standardized outside the VAE if the agent standardizes them: prior and critics see z with mean 0 and
@@ -98,7 +96,6 @@ class LDCQPolicy(OfflinePolicy):
         self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
-        self.program: Callable[[Tensor, Tensor], Tensor] | None = None  # a compiled plan
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
         self.register_buffer("latent_std", torch.ones(s.latent_dim))
         self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
@@ -108,42 +105,38 @@ class LDCQPolicy(OfflinePolicy):
         s = self.settings
         return solver_steps(_schedule(s), s.solver, s.solver_steps, extra_steps=s.extra_steps)
 
-    def choose_latent(self, states: Tensor, keys: Tensor) -> Tensor:
-        """The candidate with the highest score. Shapes [n, S], [n] noise keys -> [n, Z]."""
-        best = self._best(states, keys)
+    @property
+    def plan_shape(self) -> tuple[int, ...]:
+        return (self.settings.latent_dim,)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.settings.candidates_acting, self.settings.latent_dim
+
+    @property
+    def noise_streams(self) -> list[int]:
+        return [0, _REDRAW] if self.settings.redraw_at_predicted_state else [0]
+
+    def check_traceable(self) -> None:
+        if self.settings.prior == "diffusion" and any(step.s for step in self.steps):
+            raise ValueError(
+                f"Plans of the solver {self.settings.solver!r}, which draws noise at each of its {len(self.steps)} "
+                "steps, are not compiled and not exported. Use 'dpm++2m' or 'ddim'."
+            )
+
+    def plan_from(self, states: Tensor, noise: Noise) -> Tensor:
+        """The candidate with the highest score. Shapes [n, S], [n, K, Z] of each sampler step -> [n, Z]."""
+        best = self._best(states, noise)
         if self.settings.redraw_at_predicted_state:  # as the released maze2d evaluation: the best of a second draw
             predicted = self.vae.predict_final_state(states, self._raw(best)).mean
-            best = self._best(predicted, keys, stream=1 << 16)
+            best = self._best(predicted, lambda k: noise(_REDRAW + k))
         return best
 
-    def _best(self, states: Tensor, keys: Tensor, stream: int = 0) -> Tensor:
-        shape = (self.settings.candidates_acting, self.settings.latent_dim)
-        if self.program is None:
-            return self.best_candidate(states, lambda k: keyed_normal(keys, shape, stream + k))
-        rows = torch.arange(1 << (len(states) - 1).bit_length(), device=states.device).clamp_(max=len(states) - 1)
-        return self.program(states[rows], keyed_normal(keys[rows], shape, stream))[: len(states)]
-
-    def best_candidate(self, states: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        """Draws candidates, scores them, takes the best. Shapes [n, S], [n, K, Z] of each sampler step -> [n, Z]."""
+    def _best(self, states: Tensor, noise: Noise) -> Tensor:
         latents = self.draw_latents(states, noise)
-        return latents[torch.arange(len(states), device=states.device), self.score(states[:, None], latents).argmax(1)]
+        return chosen(latents, self.score(states[:, None], latents).argmax(1))
 
-    def speed_up(self, *, compile: bool = True) -> None:
-        """How plans are computed from now on; says nothing about what is learned, and is not saved.
-
-        Args:
-            compile: `torch.compile` makes one program of a plan. Needs a C++ compiler, and a minute at the first plan
-                of each size: of the environments that plan at once, rounded up to a power of two.
-
-        Raises:
-            ValueError: the solver draws noise at every step; its long chain is not compiled.
-        """
-        if compile and any(step.s for step in self.steps):
-            raise ValueError(f"Plans of the solver {self.settings.solver!r} are not compiled. Use 'dpm++2m' or 'ddim'.")
-        plan = lambda states, start: self.best_candidate(states, lambda _: start)  # noqa: E731
-        self.program = torch.compile(plan, fullgraph=True, dynamic=False) if compile else None
-
-    def draw_latents(self, states: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+    def draw_latents(self, states: Tensor, noise: Noise) -> Tensor:
         """Candidates from the prior, given the noise [n, K, Z] of each sampler step. Shapes [n, S] -> [n, K, Z]."""
         s = self.settings
         start = noise(0) * s.noise_scale
@@ -153,27 +146,22 @@ class LDCQPolicy(OfflinePolicy):
         with torch.no_grad():
             state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
             all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
-            time_terms = [[(factor[k], offset[k]) for factor, offset in all_terms] for k in range(len(self.steps))]
-            return sample(lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k]), self.steps, start, noise)
+            by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in all_terms]
+            time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
+            entry = self.denoiser.entry()
+            denoise = lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], entry)  # noqa: E731
+            return sample(denoise, self.steps, start, noise)
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
         """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
         critics = self.target_critics if self.settings.acting_critics == "averaged" else self.critics
         return torch.stack([critic(states, latents) for critic in critics]).amin(0)
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State]:
-        """Holds each environment's latent for `exec_horizon` steps.
+    def samples_actions(self, deterministic: bool) -> bool:
+        return self.settings.sample_actions or not deterministic
 
-        state: latents [n, Z], steps that they are still held [n].
-        """
-        s = self.settings
-        now = (states, keys, state, episode_start)
-        latents, _, state = self.hold(self.choose_latent, s.latent_dim, s.exec_horizon, now)
-        mean = deterministic and not s.sample_actions
-        epsilon = None if mean else keyed_normal(keys, (self.action_dim,), stream=1 << 17)
-        return self.vae.action.act(states, self._raw(latents), epsilon), state
+    def action_of(self, plans: Tensor, steps: Tensor, states: Tensor, noise: Tensor | None) -> Tensor:
+        return self.vae.action.act(states, self._raw(plans), noise)
 
     def _raw(self, latents: Tensor) -> Tensor:
         return latents * self.latent_std + self.latent_mean
@@ -444,6 +432,9 @@ class LDCQ(OfflineAlgorithm):
             return self.cosine_decay(stage, step)
         epoch = step // epoch_steps
         return {"vae": 1.0, "prior": 1 + math.cos(math.pi * epoch / 75), "q": 0.3 ** (epoch // 50)}[stage]
+
+
+_REDRAW = 1 << 16  # added to the streams of a second draw
 
 
 def _schedule(settings: LDCQSettings) -> NoiseSchedule:

@@ -6,7 +6,8 @@ Seconds of CPU time, or bytes, medians over turns. In a turn each version does t
 - A gradient step is a mean over the steps of a call of `learn`, batch sampling and target updates included, on
   synthetic data of Hopper's shape. *Once, before q*: LDCQ draws candidates for all windows of the data. *Once, before
   energy*: LatentDiffuser standardizes returns and draws latents at its support states.
-- A plan is a call of `predict` that plans for all environments, a step of it one that goes on with it.
+- A plan is a call of `predict` that plans for all environments, a step of it one that goes on with it. *After
+  speed_up*: through ONNX Runtime, where it is installed; a version without `agent.speed_up` plans as ever.
 - Start-up is a fresh interpreter that imports the library.
 - Memory is what gradient steps add at most to a fresh process that holds the dataset (16 MB per 250,000 rows).
 
@@ -16,6 +17,7 @@ d3rlpy trains networks of the same sizes on batches of the same size, and does n
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -89,8 +91,8 @@ def operations(sizes: Result) -> Iterator[tuple[str, Result]]:
     for agent, steps in sizes["gradient_steps"].items():
         yield agent, {"do": "train", "agent": agent, "rows": rows[agent], "steps": steps}
     for agent in (name for name in PLANNERS if name in sizes["gradient_steps"]):
-        for envs, plans in sizes["plans"].items():
-            yield agent, {"do": "act", "agent": agent, "rows": rows[agent], "envs": envs, "plans": plans}
+        for fast, (envs, plans) in itertools.product((False, True), sizes["plans"].items()):
+            yield agent, {"do": "act", "agent": agent, "rows": rows[agent], "envs": envs, "plans": plans, "fast": fast}
     for agent, sizes_of_data in sizes["memory"].items():
         for n in sizes_of_data:
             yield agent, {"do": "memory", "agent": agent, "rows": n, "steps": 20}
@@ -132,8 +134,17 @@ def tree_at(commit: str) -> Iterator[Path]:
             git("worktree", "remove", "--force", str(tree))
 
 
-def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder: Path, sizes: Result) -> str:
+def measure(
+    against: Sequence[str],
+    d3rlpy: str | None,
+    repetitions: int,
+    folder: Path,
+    sizes: Result,
+    only: str | None = None,
+) -> str:
     """Time this tree, commits of this repository, and the d3rlpy that an interpreter has. Writes and returns the page.
+
+    `only` is what to do of "train", "act", "memory" and "start"; None is all.
 
     Raises:
         SystemExit: for a commit that does not exist, and where a version fails.
@@ -158,7 +169,8 @@ def measure(against: Sequence[str], d3rlpy: str | None, repetitions: int, folder
                 version = about.get("version") or f"commit {git('rev-parse', f'{name}^{{commit}}')[:12]}"
                 theirs = {preset: timed_settings(s) for preset, s in about["presets"].items() if preset in settings}
                 how.append("; ".join([f"{name} is {version}", *differences(theirs, settings)]) + ".")
-        rows = in_turns(versions, operations(sizes), repetitions)
+        asked = [(of, request) for of, request in operations(sizes) if only in (None, request["do"])]
+        rows = in_turns(versions, asked, repetitions)
     sizes = {"repetitions": repetitions, **sizes}
     return SPEED.write(folder, commit=commit, how=" ".join(how), rows=rows, sizes=sizes, settings=settings)
 

@@ -13,31 +13,27 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import episode_of_steps, episode_returns
+from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths, documented
 from ld_agents.networks.critics import TanhActor, descend
 
 
-class BCPolicy(OfflinePolicy):
+class BCPolicy(ActorPolicy):
     """The actor's output is the action."""
 
     def __init__(self, *spaces: Any, settings: "BCSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
         self.actor = TanhActor(self.state_dim, self.action_dim, settings.hidden)
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State | None]:
-        return self.actor(states), None
+    def action(self, states: Tensor, noise: Tensor | None) -> Tensor:
+        return self.actor(states)
 
 
 class BC(OfflineAlgorithm):

@@ -32,24 +32,23 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.keyed_noise import keyed_normal
+from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths, documented
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
-class CQLPolicy(OfflinePolicy):
+class CQLPolicy(ActorPolicy):
     """The tanh of the actor's mean, or a sample. Critics, targets and multipliers are kept beside it for training."""
+
+    stochastic = True
 
     def __init__(self, *spaces: Any, settings: "CQLSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
@@ -65,13 +64,9 @@ class CQLPolicy(OfflinePolicy):
         if settings.target_action_gap is not None:
             self.log_multiplier = nn.Parameter(torch.ones(()))  # starts at 1 in [C], at 0 in [A]
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State]:
+    def action(self, states: Tensor, noise: Tensor | None) -> Tensor:
         means, log_std = self.actor(states)
-        if not deterministic:
-            means = means + log_std.exp() * keyed_normal(keys, (self.action_dim,))
-        return torch.tanh(means), ()
+        return torch.tanh(means if noise is None else means + log_std.exp() * noise)
 
 
 def _initialize(net: nn.Sequential) -> None:

@@ -31,24 +31,23 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
-from ld_agents.common.keyed_noise import keyed_normal
+from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths, documented
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
 
 
-class IQLPolicy(OfflinePolicy):
+class IQLPolicy(ActorPolicy):
     """The actor's mean, or a sample of its Gaussian. V, critics and targets are kept beside it for training."""
+
+    stochastic = True
 
     def __init__(self, *spaces: Any, settings: "IQLSettings", **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
@@ -61,13 +60,9 @@ class IQLPolicy(OfflinePolicy):
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State | None]:
-        actions = self.actor(states)
-        if not deterministic:
-            actions = actions + self.actor.clamped_log_std().exp() * keyed_normal(keys, (self.action_dim,))
-        return actions, ()
+    def action(self, states: Tensor, noise: Tensor | None) -> Tensor:
+        means = self.actor(states)
+        return means if noise is None else means + self.actor.clamped_log_std().exp() * noise
 
 
 class IQLActor(nn.Module):

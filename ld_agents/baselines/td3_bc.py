@@ -22,17 +22,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions, scaled_rewards
+from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.offline_policy import OfflinePolicy, State
 from ld_agents.common.settings import (
     STRICT,
     BatchSize,
@@ -47,7 +45,7 @@ from ld_agents.common.settings import (
 from ld_agents.networks.critics import QFunction, TanhActor, descend, polyak_update
 
 
-class TD3BCPolicy(OfflinePolicy):
+class TD3BCPolicy(ActorPolicy):
     """The actor's output is the action. Critics and targets are kept beside it for training."""
 
     def __init__(self, *spaces: Any, settings: "TD3BCSettings", **kwargs: Any) -> None:
@@ -66,10 +64,8 @@ class TD3BCPolicy(OfflinePolicy):
         self.target_actor.load_state_dict(self.actor.state_dict())
         self.target_critics.load_state_dict(self.critics.state_dict())
 
-    def act(
-        self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool
-    ) -> tuple[Tensor, State | None]:
-        return self.actor(states), None
+    def action(self, states: Tensor, noise: Tensor | None) -> Tensor:
+        return self.actor(states)
 
 
 class TD3BC(OfflineAlgorithm):

@@ -23,6 +23,7 @@ from ld_agents.common.acting import ActingAgent
 from ld_agents.common.attached import SpacesOnlyEnv
 from ld_agents.common.divergence import DivergedError, bad_tensor
 from ld_agents.common.offline_policy import OfflinePolicy
+from ld_agents.common.onnx_export import ONNXExport
 from ld_agents.common.settings import layered
 from ld_agents.common.staged_training import Losses, Stage, in_bfloat16
 from ld_agents.data.dataset import OfflineDataset
@@ -33,7 +34,7 @@ from ld_agents.evaluation import scores
 __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
 
 
-class OfflineAlgorithm(ActingAgent):
+class OfflineAlgorithm(ONNXExport, ActingAgent):
     """Learns from a fixed dataset, behind the API of Stable-Baselines3.
 
     Args:
@@ -138,8 +139,7 @@ class OfflineAlgorithm(ActingAgent):
         self.preset = preset or "fast"
         self.family = family
         self.settings, self.settings_origin = self._resolve(self.preset, family, settings)
-        self.dataset = None
-        self._dataset_identity = {}
+        self.dataset, self._dataset_identity = None, {}
         # Freeing one block of just under 32 MB makes glibc keep freed memory from then on. Without that, every larger
         # activation is given back to the kernel and faulted in anew, which can double the time of a plan.
         torch.empty((32 << 20) - 8192, dtype=torch.uint8)

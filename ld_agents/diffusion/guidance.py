@@ -21,6 +21,7 @@ and so guide too strongly while there is much noise.
 | `weights`   | omega, what the contrastive loss compares softmax(f) with                           |
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -102,7 +103,8 @@ class EnergyNet(nn.Module):
 
         Shapes [..., Z], [..., hidden], [..., hidden] -> [..., Z]; the terms broadcast against z.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        exact = torch.autocast(z.device.type, enabled=False)
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else exact:
             h = self.from_latent(z.to(self.outlet.weight.dtype)) + (state_terms + time_terms)
             layer_inputs = [h]
             for layer in self.hidden:
@@ -110,8 +112,15 @@ class EnergyNet(nn.Module):
                 layer_inputs.append(h)
             slope = self.outlet.weight[0].expand_as(h)
             for layer, h in zip(list(self.hidden)[::-1], layer_inputs[:0:-1], strict=True):
-                slope = torch.ops.aten.silu_backward(slope, h) @ layer.weight
-            return torch.ops.aten.silu_backward(slope, layer_inputs[0]) @ self.from_latent.weight
+                slope = _silu_backward(slope, h) @ layer.weight  # type: ignore[operator]
+            return _silu_backward(slope, layer_inputs[0]) @ self.from_latent.weight
+
+
+def _silu_backward(slope: Tensor, h: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return torch.ops.aten.silu_backward(slope, h)
+    sigmoid = torch.sigmoid(h)  # ONNX knows no derivatives
+    return slope * (sigmoid * (1 + h * (1 - sigmoid)))
 
 
 def support_weights(energies: Tensor, kind: Weights = "independent") -> Tensor:

@@ -4,9 +4,8 @@ What depends on weights and solver alone (`Fixed`) is computed once per set of w
 once per plan. Several plans at one state share the latter.
 """
 
-import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,20 +43,14 @@ class Fixed(NamedTuple):
     dense: list[Dense]
     time_terms: list[Tensor]  # per block [steps, channels]
     energy_time_terms: Sequence[Tensor | None]  # per step [hidden]
+    steps: SamplerSteps
 
 
-def fix(denoiser: TemporalUNet, energy: EnergyNet | None, steps: SamplerSteps, dtype: torch.dtype) -> Fixed:
-    """Computes `Fixed`; networks are copied where their weights have another type than `dtype`."""
-    device = next(denoiser.parameters()).device
-    tau = torch.tensor([step.time for step in steps.steps], device=device)
-    rounded = dtype != torch.float32
-    return Fixed(
-        copy.deepcopy(denoiser).to(dtype) if rounded else denoiser,
-        copy.deepcopy(energy).to(dtype) if rounded and energy else energy,
-        [[(matrix.to(dtype), bias.to(dtype)) for matrix, bias in part] for part in denoiser.dense()],
-        [term.to(dtype) for term in denoiser.time_terms(tau)],
-        list(energy.time_terms(tau).to(dtype)) if energy else [None] * len(tau),
-    )
+def fix(denoiser: TemporalUNet, energy: EnergyNet | None, steps: SamplerSteps) -> Fixed:
+    """Computes `Fixed`."""
+    tau = torch.tensor([step.time for step in steps.steps], device=next(denoiser.parameters()).device)
+    energy_terms = list(energy.time_terms(tau)) if energy else [None] * len(tau)
+    return Fixed(denoiser, energy, denoiser.dense(), denoiser.time_terms(tau), energy_terms, steps)
 
 
 def sums(state_terms: list[Tensor], time_terms: list[Tensor]) -> list[list[Tensor]]:
@@ -70,13 +63,7 @@ def evaluate(
     x: Tensor, fixed: Fixed, terms: list[Tensor], energy_terms: Tensor | None, energy_times: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Predicted noise, and the gradient of the energy. Shapes [n, N, Z] and what is hoisted -> two of [n, N, Z]."""
-    epsilon = fixed.denoiser.denoise(x.to(terms[0].dtype), fixed.dense, terms)
+    epsilon = fixed.denoiser.denoise(x, fixed.dense, terms)
     if fixed.energy is None or energy_terms is None or energy_times is None:
         return epsilon, None
     return epsilon, fixed.energy.gradient(x.flatten(1), energy_terms, energy_times).view_as(x)
-
-
-@functools.cache
-def compiled_evaluate() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """`evaluate` as one program per size of the batch; on a GPU, a CUDA graph."""
-    return torch.compile(evaluate, dynamic=False, mode="reduce-overhead")

@@ -33,10 +33,12 @@ def linear_of_parts(layer: nn.Linear, *parts: Tensor) -> Tensor:
     """
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
         return layer(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
-    weights = layer.weight.split([part.shape[-1] for part in parts], dim=1)
-    (full, weight), *rest = sorted(zip(parts, weights, strict=True), key=lambda pair: -pair[0].shape[:-1].numel())
-    sums = F.linear(full, weight, layer.bias)
-    for part, weight in rest:
+    pairs = list(zip(parts, layer.weight.split([part.shape[-1] for part in parts], dim=1), strict=True))
+    # the others broadcast to the part with the fewest ones; sizes are not compared, so that a trace may leave them open
+    ones = [sum(size == 1 for size in part.shape[:-1]) - part.dim() for part in parts]
+    part, weight = pairs.pop(ones.index(min(ones)))
+    sums = F.linear(part, weight, layer.bias)
+    for part, weight in pairs:
         sums = sums.add_(F.linear(part, weight))
     return sums
 

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,11 @@ class ResidualBlock(nn.Module):
         scale = 1 + scale
         return scale * self.norm.weight, torch.addcmul(shift, scale, self.norm.bias)
 
-    def forward(self, x: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        h = F.linear(x, self.first.weight[:, : self.width]).add_(state_term)
+    def forward(
+        self, x: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor, product: Tensor | None = None
+    ) -> Tensor:
+        """Shape [..., width]. `product` is that of x and the first layer, where it is known."""
+        h = (F.linear(x, self.first.weight[:, : self.width]) if product is None else product).add_(state_term)
         if scale.dim() == 1:  # one diffusion step for all rows
             h = F.layer_norm(h, (self.width,), scale, shift)
         else:
@@ -87,10 +90,11 @@ class ResidualMLPUNet(nn.Module):
         # one norm per width, shared between the way down and the way up
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.outlet = nn.Linear(widths[0], latent_dim)
-
-    @property
-    def _blocks(self) -> list[ResidualBlock]:
-        return [*self.down_blocks, *self.up_blocks, self.last_block]
+        # in tuples, which are no submodules, once and not at every pass
+        norms = list(self.norms)
+        self._blocks: tuple[Any, ...] = (*self.down_blocks, *self.up_blocks, self.last_block)
+        self._down = tuple(zip(self.down, norms[1:], strict=True))
+        self._up = tuple(zip(self.up, norms[-2::-1], strict=True))
 
     def state_terms(self, states: Tensor) -> list[Tensor]:
         """Per block, what the states add. Shapes [..., S] -> list of [..., width]."""
@@ -102,21 +106,36 @@ class ResidualMLPUNet(nn.Module):
         embedded = self.time(sinusoids(j, self.time_features))
         return [block.time_terms(embedded) for block in self._blocks]
 
-    def denoise(self, x: Tensor, state_terms: list[Tensor], time_terms: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Predicts x0 from x [..., Z]. The terms broadcast against x: [n, 1, width] serves K candidates per state."""
+    def entry(self) -> tuple[Tensor, Tensor]:
+        """Inlet and first layer after it as one, for `denoise`: a weight [width, Z] and a bias [width]."""
+        first: ResidualBlock = self._blocks[0]
+        weight = first.first.weight[:, : first.width]
+        return weight @ self.inlet.weight, weight @ self.inlet.bias
+
+    def denoise(
+        self,
+        x: Tensor,
+        state_terms: list[Tensor],
+        time_terms: list[tuple[Tensor, Tensor]],
+        entry: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Predicts x0 from x [..., Z]. The terms broadcast against x: [n, 1, width] serves K candidates per state.
+
+        `entry` saves a product of [width, width] where there are many passes with the same weights.
+        """
         blocks = iter(zip(self._blocks, state_terms, time_terms, strict=True))
 
-        def through(h: Tensor) -> Tensor:
+        def through(h: Tensor, product: Tensor | None = None) -> Tensor:
             block, state_term, (scale, shift) = next(blocks)
-            return block(h, state_term, scale, shift)
+            return block(h, state_term, scale, shift, product)
 
         inlet = self.inlet(x)
-        h = through(inlet)
+        h = through(inlet, None if entry is None else F.linear(x, *entry))
         skips = [h]
-        for down, norm in zip(self.down, list(self.norms)[1:], strict=True):
+        for down, norm in self._down:
             h = through(F.gelu(norm(down(h))))
             skips.append(h)
-        for up, norm, skip in zip(self.up, list(self.norms)[-2::-1], skips[-2::-1], strict=True):
+        for (up, norm), skip in zip(self._up, skips[-2::-1], strict=True):
             h = through(F.gelu(norm(up(h))).add_(skip))
         return self.outlet(through(h + inlet))
 

@@ -17,7 +17,6 @@ from conftest import StopAt, differing, saved, weights
 from ld_agents import LatentDiffuser, OfflineDataset
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
-from ld_agents.diffusion import guided_sampler
 from ld_agents.diffusion.sampling import VPSchedule, vp_solver_steps
 
 Trained = Callable[[str], OfflineAlgorithm]
@@ -93,34 +92,22 @@ def test_what_is_hoisted_follows_the_weights(trained: Trained) -> None:
     assert not torch.equal(policy.draw_latents(states, start), first)
 
 
-def test_bf16_is_close_and_can_be_switched_off(trained: Trained) -> None:
-    policy = trained("LatentDiffuser").policy
-    states, start = torch.randn(64, 3), torch.randn(64, N, 3)
-    exact = policy.draw_latents(states, start)
-    policy.speed_up(precision="bf16")
-    rough = policy.draw_latents(states, start)
-    assert rough.dtype == torch.float32
-    assert 1e-6 < float((rough - exact).square().mean().sqrt()) < 0.05 * float(exact.std())
-    policy.speed_up()
-    assert torch.equal(policy.draw_latents(states, start), exact)
+def test_compiled_plans_are_one_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a break. Batches are padded to powers of two, so that few programs are made."""
+    agent, sizes = trained("LatentDiffuser"), []
+    compiled = torch.compile
 
+    def eager(plan: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+        traced = compiled(plan, backend="eager", **options)
+        return lambda states, noise: sizes.append((len(states), *noise.shape)) or traced(states, noise)
 
-def test_compiled_sampling_pads_the_batch(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Powers of two, so that few programs are made; the program itself is torch's."""
-    policy, sizes = trained("LatentDiffuser").policy, []
-
-    def note(x: Tensor, *rest: Any) -> Any:
-        sizes.append(len(x))
-        return guided_sampler.evaluate(x, *rest)
-
-    monkeypatch.setattr(guided_sampler, "compiled_evaluate", lambda: note)
-    for n in (1, 2, 3, 5, 8):
-        states, start = torch.randn(n, 3), torch.randn(n, N, 3)
-        policy.speed_up()
-        expected = policy.draw_latents(states, start)
-        policy.speed_up(compile=True)
-        torch.testing.assert_close(policy.draw_latents(states, start), expected, atol=1e-5, rtol=1e-4)
-    assert sizes == [n for n in (1, 2, 4, 8, 8) for _ in range(4)]
+    monkeypatch.setattr(torch, "compile", eager)
+    observations = agent.dataset.observations.numpy()[::40]
+    plain = [agent.predict(observations[:n], deterministic=True)[0] for n in (1, 2, 3, 5, 8)]
+    agent.speed_up("compile")
+    for n, expected in zip((1, 2, 3, 5, 8), plain, strict=True):
+        np.testing.assert_allclose(agent.predict(observations[:n], deterministic=True)[0], expected, atol=1e-5)
+    assert sizes == [(n, n, 1, N, 3) for n in (1, 2, 4, 8, 8)]
 
 
 # ---------------------------------------------------------------- acting

@@ -69,25 +69,23 @@ def test_compiled_plans_are_those_of_plain_torch(
         return lambda states, start: sizes.append((len(states), *start.shape)) or traced(states, start)
 
     monkeypatch.setattr(torch, "compile", eager)
-    agent.policy.speed_up()
+    plain = [agent.predict(observations[:n], deterministic=True) for n in (1, 3, 5)]
+    agent.speed_up("compile")
     try:
-        for n in (1, 3, 5):
+        for n, expected in zip((1, 3, 5), plain, strict=True):
             found = agent.predict(observations[:n], deterministic=True)
-            program, agent.policy.program = agent.policy.program, None
-            plain = agent.predict(observations[:n], deterministic=True)
-            agent.policy.program = program
-            np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
-            np.testing.assert_allclose(found[1][0], plain[1][0], atol=1e-5)
+            np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+            np.testing.assert_allclose(found[1][0], expected[1][0], atol=1e-5)
         assert sizes == [(1, 1, 8, 3), (4, 4, 8, 3), (8, 8, 8, 3)]
     finally:
-        agent.policy.speed_up(compile=False)
-    assert agent.policy.program is None
+        agent.speed_up(None)
+    assert agent.policy.fast is None
 
 
 def test_a_chain_that_draws_noise_is_not_compiled(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset, solver="ddpm")
-    with pytest.raises(ValueError, match="'ddpm' are not compiled"):
-        agent.policy.speed_up()
+    with pytest.raises(ValueError, match="'ddpm', which draws noise at each of its 30 steps, are not compiled"):
+        agent.speed_up()
 
 
 def test_sampled_actions_have_the_spread_of_the_decoder(trained: Trained, dataset: OfflineDataset) -> None:

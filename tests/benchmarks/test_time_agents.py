@@ -224,6 +224,14 @@ def test_a_version_that_fails_is_named(repository: Path, tmp_path: Path) -> None
     assert not (tmp_path / "speed.json").exists()
 
 
+def test_a_part_is_no_page(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        time_agents.main(["--only=start"])
+    assert "--out" in capsys.readouterr().err
+    speed.measure([], None, 1, tmp_path, TINY, only="start")  # no agent is asked for: these trees have none
+    assert "| start-up: the library | " in (tmp_path / "speed.md").read_text()
+
+
 def test_a_version_from_elsewhere_is_not_timed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,8 +253,9 @@ def test_this_tree_on_tiny_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = {f"{agent}: gradient step of {stage}" for agent, stages in steps for stage in stages}
     expected |= {f"{agent}: once, before {stages[-1]}" for agent, stages in steps} | {"BC: gradient step"}
     expected |= {"BC: memory, 200,000 rows"}
+    what_of_plans = ("plan", "plan after speed_up", "step of a plan")
     for envs in ("1 environment", "3 environments"):
-        expected |= {f"{agent}: {what}, {envs}" for agent, _ in steps for what in ("plan", "step of a plan")}
+        expected |= {f"{agent}: {what}, {envs}" for agent, _ in steps for what in what_of_plans}
     assert {row["what"] for row in rows if not row["what"].startswith("start-up")} == expected
     assert all(row["seconds"][THIS][0] > 0 for row in rows if "once" not in row["what"])
     (memory,) = (row["seconds"][THIS][0] for row in rows if "memory" in row["what"])
