@@ -58,8 +58,8 @@ HEAD = """# Kills, damaged files, full disks
 
 `tests/faults/campaign.py` at commit {}. *Same*: the result, weights, scores or data are those of an undisturbed run,
 bit by bit. *Refused*: an error names the file and what to do. *Fell back*: the run went on from its previous checkpoint
-and ended the same. *Unchecked*: other data were loaded from a file whose format has no checksum (HDF5 files of others,
-any metadata.json); the hash of the data in each run file tells them apart. The other columns are faults.
+and ended the same. *Unchecked*: other data or settings were loaded from a file whose format has no checksum (HDF5 files
+of others, any metadata.json); run files hold the hash of their data. The other columns are faults.
 """
 Tell = Callable[[str], None]
 

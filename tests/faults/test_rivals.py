@@ -157,7 +157,7 @@ def ends(pid: int, seconds: float = 2.0) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_two_suites_do_each_run_once(tmp_path: Path) -> None:
     suites = [suite(tmp_path, seeds="0 1 2") for _ in range(2)]
-    texts = [process.communicate(timeout=300)[0] for process in suites]
+    texts = [process.communicate(timeout=900)[0] for process in suites]
     assert [process.returncode for process in suites] == [0, 0], texts
     assert len(list((tmp_path / "runs").iterdir())) == 3
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").iterdir()]
