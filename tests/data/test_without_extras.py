@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import minari
@@ -15,6 +16,10 @@ from without_extras import write_set
 SCRIPT = Path(__file__).with_name("without_extras.py")
 
 
+@pytest.mark.skipif(
+    any(text.startswith("matplotlib") and "extra" not in text for text in requires("stable-baselines3") or []),
+    reason="this stable-baselines3 needs matplotlib and pandas itself",
+)
 def test_bc_learns_from_a_minari_set_without_the_extras() -> None:
     path = os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(SCRIPT), "--hide"]

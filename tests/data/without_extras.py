@@ -35,7 +35,7 @@ def write_set(root: Path, dataset_id: str) -> None:
             episode.create_group("infos")
     box = {"type": "Box", "dtype": "float32", "shape": [1], "low": [-1.0], "high": [1.0]}
     about = {"dataset_id": dataset_id, "total_episodes": 20, "total_steps": 200, "data_format": "hdf5"}
-    spaces = {"observation_space": json.dumps(box), "action_space": json.dumps(box), "minari_version": "0.5.4"}
+    spaces = {"observation_space": json.dumps(box), "action_space": json.dumps(box), "minari_version": "0.5.3"}
     (folder / "metadata.json").write_text(json.dumps(about | spaces))
     (root / "me" / "namespace_metadata.json").write_text(json.dumps({"description": ""}))
 
