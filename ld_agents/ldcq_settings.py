@@ -50,7 +50,7 @@ class LDCQSettings:
     reward_stops_bootstrap: bool = False  # the code's mazes: no bootstrap after a window with a reward
     success_fills_window: bool = False  # the code's AntMaze: a success pays H ones
     # None: 1 / standard deviation of the discounted returns-to-go in the data
-    reward_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    reward_scale: Annotated[float, Field(ge=1e-30, le=1e6)] | None = None
     importance_weights: Literal["per-sample", "averaged"] = "per-sample"  # of prioritized replay
     schedule: Literal["rescaled", "released"] = "rescaled"  # of the noise
     learning_rates: Literal["cosine", "released"] = "released"  # how they fall in a stage

@@ -35,7 +35,7 @@ Trained = Callable[[str], OfflineAlgorithm]
         ({"success_fills_window": True}, [1.75, 1.75, 1.75, 1.75, 0, 0, 1.75], [0.729] * 6 + [0]),
         ({"reward_scale": 0.1}, [0.025, 0.05, 0.15, 0.1, 0, 0, 0.025], [0.729] * 6 + [0]),
         (
-            {"reward_scale": 0.0, "reward_stops_bootstrap": True},  # the rule looks at the reward before its scale
+            {"reward_scale": 1e-30, "reward_stops_bootstrap": True},  # the rule looks at the reward before its scale
             [0] * 7,
             [0, 0, 0, 0, 0.729, 0.729, 0],
         ),
