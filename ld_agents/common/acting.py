@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from ld_agents.common.attached import adapt_evaluations, check_callbacks, refuse_normalized
 from ld_agents.common.offline_policy import State
 from ld_agents.common.staged_training import StagedTraining
+from ld_agents.evaluation.eval_env import environment_of
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 
 
@@ -21,6 +22,7 @@ class ActingAgent(StagedTraining):
     """The part of `OfflineAlgorithm` that meets observations, environments and callbacks."""
 
     observation_keys: tuple[str, ...] | None
+    _dataset_identity: dict[str, Any]
 
     def predict(
         self,
@@ -67,16 +69,21 @@ class ActingAgent(StagedTraining):
         """Runs episodes, prints the mean return with its interval, and returns what `ld_agents.evaluate` does.
 
         Args:
-            env: an environment, its id or a function that makes one; None: the dataset's evaluation environment.
+            env: an environment, its id or a function that makes one; None: the evaluation environment of the dataset,
+                which need not be on this machine if it is one that this package makes.
             n_episodes, seed, n_envs, deterministic: see `ld_agents.evaluate`.
 
         Raises:
-            ValueError: no environment is given, and the agent was loaded without a dataset or its dataset names none.
+            ValueError: no environment is given, and none is known for the dataset.
         """
-        if env is None and self.dataset is None:
-            raise ValueError("This agent has no dataset that names an environment. Give one: agent.evaluate(env).")
-        make_env = self.dataset.make_eval_env if env is None else env  # type: ignore[union-attr]
-        outcome = evaluate(self, make_env, n_episodes, seed=seed, n_envs=n_envs, deterministic=deterministic)
+        if env is None and self.dataset is not None:
+            env = self.dataset.make_eval_env
+        elif env is None:
+            spec = environment_of(str(self._dataset_identity.get("id")))
+            if spec is None:
+                raise ValueError("This agent has no dataset that names an environment. Give one: agent.evaluate(env).")
+            env = spec.make
+        outcome = evaluate(self, env, n_episodes, seed=seed, n_envs=n_envs, deterministic=deterministic)
         print(outcome)
         return outcome
 
