@@ -143,7 +143,7 @@ class EvalEnvSpec:
 
 # arguments of environments and wrappers that take names of things, not of files
 _TEXTS = (
-    *("maze_map", "reward_type", "tasks", "tasks_to_complete"),
+    *("maze", "maze_map", "reward_type", "task", "tasks", "tasks_to_complete"),
     *("filter_keys", "padding_type", "dtype", "dict_time_key", "stats_key"),
 )
 _COUNTS = ("frame_skip", "stack_size", "delay", "skip")  # each costs time or memory

@@ -55,11 +55,13 @@ def test_shipped_agent_scores_what_its_card_says(card: zoo.Card) -> None:
     assert abs(np.mean(outcome.returns) - of_card.mean()) < 4 * of_card.std(ddof=1) / np.sqrt(n) + 1e-6
 
 
-def test_shipped_agent_evaluates_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_agent_evaluates_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its dataset nor an environment is given: the name of the dataset tells."""
     agent = ld_agents.load(CARDS[0].name, device="cpu")
     steps = []
-    monkeypatch.setattr("ld_agents.common.acting.evaluate", lambda agent, make_env, *rest, **kw: steps.append(make_env()))
+    monkeypatch.setattr(
+        "ld_agents.common.acting.evaluate", lambda agent, make_env, *rest, **kw: steps.append(make_env())
+    )
     agent.evaluate(n_episodes=1)
     assert steps[0].unwrapped.spec.id.startswith("PointMaze_Large")
 

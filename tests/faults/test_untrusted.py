@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from run_files import HOPPER, a_run, write_runs
 
 import report
-from ld_agents.evaluation.eval_env import EvalEnvSpec
+from ld_agents.evaluation import environments
+from ld_agents.evaluation.eval_env import EvalEnvSpec, _harmless
 from reporting import runs as runs_module
 from reporting.runs import read_runs
 
@@ -35,6 +37,18 @@ def test_arguments_of_environments_name_no_files(kwargs: dict[str, Any], tmp_pat
     (name,) = kwargs
     with pytest.raises(ValueError, match=f"HalfCheetah-v5 cannot be built with {name}: .*never names of files"):
         spec.make()
+
+
+def test_own_environments_pass_with_all_their_arguments() -> None:
+    """Recordings name the arguments that an environment was registered with, such as AntMaze's maze."""
+    environments.register()
+    own = [spec for name, spec in gym.registry.items() if name.startswith("ld_agents/")]
+    assert {"ld_agents/AntMaze-medium-v0", "ld_agents/Kitchen-mixed-v0"} <= {spec.id for spec in own}
+    for spec in own:
+        assert not [key for key, value in spec.kwargs.items() if not _harmless(key, value)], spec.id
+    EvalEnvSpec("ld_agents/AntMaze-umaze-v0", {"maze": "umaze"}, 10).make().close()
+    with pytest.raises(ValueError, match="cannot be built with maze"):
+        EvalEnvSpec("ld_agents/AntMaze-umaze-v0", {"maze": "../umaze.xml"}, 10).make()
 
 
 def test_a_planted_model_is_never_compiled(tmp_path: Path) -> None:
