@@ -125,7 +125,9 @@ def descend(
     """
     group = optimizer.param_groups[0]
     parameters = group["params"]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    # as `backward` has them: the gradient of a transposed product is transposed, and the fused Adam ignores its layout
+    gradients = tuple(found[i] if found[i] is None else found[i].contiguous() for i in range(len(found)))
     if clip is not None:
         clip(gradients)
     states = [optimizer.state[parameter] for parameter in parameters]

@@ -320,24 +320,26 @@ def test_parts_of_a_linear_layer_broadcast(order: tuple[int, int]) -> None:
 
 
 def test_descend_is_a_step_of_adam_bit_for_bit() -> None:
-    """Against optimizer.step, with a rate that changes, and a parameter that the loss reaches from step 2 on."""
+    """Against optimizer.step: a rate that changes, a parameter that the loss reaches from step 2 on, a turned one."""
     states = []
     for ours in (True, False):
         torch.manual_seed(0)
-        net, other = mlp(3, 4, 2), nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.Adam([*net.parameters(), other], 1e-2, fused=True)
+        net, other, turned = mlp(3, 4, 2), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, 3))
+        parameters = [*net.parameters(), other, turned]
+        optimizer = torch.optim.Adam(parameters, 1e-2, fused=True)
         for step in range(5):
             optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
             output = net(randn(6, 3, seed=step))
             loss = ((output * other if step >= 2 else output) - 1).square().mean()
+            loss = loss + (torch.arange(6.0).view(3, 2) - 2.5).mul(turned.t()).sum()  # its gradient is transposed
             if ours:
                 descend(optimizer, loss)
             else:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        states.append([*net.parameters(), other, *(s[k] for s in optimizer.state.values() for k in sorted(s))])
-    assert len(states[0]) == 5 + 15
+        states.append([*parameters, *(optimizer.state[p][k] for p in parameters for k in sorted(optimizer.state[p]))])
+    assert len(states[0]) == 6 + 18
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
