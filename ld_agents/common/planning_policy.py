@@ -1,6 +1,7 @@
 """How planners act: a plan is drawn from noise, held for some steps, and every step's action is taken from it."""
 
 import math
+import types
 from abc import abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -142,11 +143,16 @@ class PlanningPolicy(OfflinePolicy):
             return onnx_graph.session(self, self.plan_of, self.example(2))
         self.example(1)
         graphs: dict[str, Any] = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}  # CUDA graphs
-        program = torch.compile(self.plan_of, fullgraph=True, dynamic=False, **graphs)
+        plan, programs = type(self).plan_of, dict[int, Program]()
 
         def padded(states: Tensor, noise: Tensor) -> Tensor:  # to powers of two, so that few sizes are compiled
             n = len(states)
-            rows = torch.arange(1 << (n - 1).bit_length(), device=states.device).clamp_(max=n - 1)
-            return program(states[rows], noise[rows])[:n]
+            size = 1 << (n - 1).bit_length()
+            if size not in programs:
+                # a code object of its own: torch counts compilations by them, over all agents, and gives up at eight
+                own = types.FunctionType(plan.__code__.replace(), plan.__globals__, closure=plan.__closure__)
+                programs[size] = torch.compile(types.MethodType(own, self), fullgraph=True, dynamic=False, **graphs)
+            rows = torch.arange(size, device=states.device).clamp_(max=n - 1)
+            return programs[size](states[rows], noise[rows])[:n]
 
         return padded

@@ -82,6 +82,18 @@ def test_compiled_plans_are_those_of_plain_torch(
     assert agent.policy.fast is None
 
 
+def test_many_agents_are_compiled_in_one_process(dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten sizes: more than the eight programs that torch makes of one code object."""
+    compiled, observations = torch.compile, dataset.observations[:2].numpy()
+    monkeypatch.setattr(torch, "compile", lambda plan, **options: compiled(plan, backend="eager", **options))
+    for n in range(4, 14):
+        agent = make_agent("LDCQ", dataset, prior="gaussian", candidates_acting=n)
+        expected = agent.predict(observations, deterministic=True)[0]
+        agent.speed_up("compile")
+        np.testing.assert_allclose(agent.predict(observations, deterministic=True)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(agent.predict(observations[0], deterministic=True)[0], expected[0], atol=1e-5)
+
+
 def test_a_chain_that_draws_noise_is_not_compiled(dataset: OfflineDataset) -> None:
     agent = make_agent("LDCQ", dataset, solver="ddpm")
     with pytest.raises(ValueError, match="'ddpm', which draws noise at each of its 30 steps, are not compiled"):
