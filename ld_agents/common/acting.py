@@ -8,8 +8,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv
 
 from ld_agents.common.attached import adapt_evaluations, check_callbacks, refuse_normalized
 from ld_agents.common.offline_policy import State
@@ -87,7 +88,7 @@ class ActingAgent(StagedTraining):
         print(outcome)
         return outcome
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: gym.Env[Any, Any] | VecEnv, force_reset: bool = True) -> None:
         """Attaches an environment, for callbacks and `get_env`. Training never steps it.
 
         Raises:

@@ -11,11 +11,11 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from ld_agents.common import agent_file
@@ -245,7 +245,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
     def load(  # type: ignore[override]  # the keywords are named, where SB3 takes any
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: gym.Env[Any, Any] | VecEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
