@@ -34,7 +34,13 @@ def minari_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-WITHOUT_PRCTL = "import claims, run_suite, sys; claims.dying_with_parent = lambda: None; sys.exit(run_suite.main())"
+WITHOUT_PRCTL = f"""
+import sys
+sys.path.insert(0, {str(RUN_SUITE.parent)!r})
+import claims, run_suite
+claims.dying_with_parent = lambda: None
+sys.exit(run_suite.main())
+"""
 
 
 def suite(
@@ -174,6 +180,7 @@ def test_a_killed_suite_leaves_no_process(tmp_path: Path, prctl: bool) -> None:
     process = suite(tmp_path, agent="goal_seeker:GoalSeeker[pause=0.2,steps=200]", prctl=prctl)
     deadline = time.monotonic() + 300  # of a busy machine
     while len(children := runs_in(tmp_path)) < 2:
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
