@@ -131,7 +131,7 @@ def add_suite(
     """
     runs, skipped = suite_runs(folder)
     pages.problems += skipped
-    title = folder.resolve().name
+    title, failures = folder.resolve().name, read_failures(folder)
     if out is None:
         pages.folders += [folder / "tables", folder / "figures"]
     folder = out or folder
@@ -141,7 +141,6 @@ def add_suite(
         except ValueError as error:
             raise SystemExit(str(error)) from None
     numbers, texts = tables.score_tables(runs)
-    failures = read_failures(folder)
     texts = tables.with_failures(texts, failures)
     groups, source = aggregates.aggregate(runs), digest(runs)
     pages.made |= {

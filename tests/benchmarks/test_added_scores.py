@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def scores_file(folder: Path, text: str, head: str = HEAD) -> Path:
     path = folder / "mine.csv"
     path.write_text(head + text)
     return path
+
+
+def test_runs_that_failed_are_told_of_wherever_the_report_goes(suite: Path, tmp_path: Path) -> None:
+    failed = {"agent": "CQL", "dataset": UMAZE, "seed": 0, "preset": "fast", "reason": "DivergedError: loss is nan"}
+    (suite / "failures").mkdir()
+    (suite / "failures" / "cql.json").write_text(json.dumps(failed))
+    out = tmp_path / "out"
+    assert report.main([str(suite), "--out", str(out)]) == 0
+    for page in (out / "tables" / "table.md", out / "report.html"):
+        assert "DivergedError: loss is nan" in page.read_text()
 
 
 def test_own_scores_stand_in_every_table(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
