@@ -3,7 +3,7 @@
     python benchmarks/time_agents.py                                    # this tree alone
     python benchmarks/time_agents.py --against 7ba881a --against HEAD   # and commits of this repository
     python benchmarks/time_agents.py --d3rlpy ~/d3rlpy/bin/python       # and d3rlpy, in an environment of its own
-    python benchmarks/time_agents.py --only act --out /tmp/acting      # a part of it, elsewhere
+    python benchmarks/time_agents.py --only act --out acting            # a part of it, elsewhere
     python benchmarks/time_agents.py --render                           # rewrite the pages from the stored numbers
     python benchmarks/time_agents.py --latents latent_diffuser.zip ld-agents/pointmaze/large-v0
 

@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from ld_agents.baselines.transitions import episode_of_steps, episode_returns
 from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths, documented
+from ld_agents.data.returns import episode_of_steps, episode_returns
 from ld_agents.networks.critics import TanhActor, descend
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.returns import episode_returns
 
 STEPS_PER_BLOCK = 1000  # gradient steps whose indices are drawn at once
 _STEPS_PER_GATHER = 50  # gradient steps whose rows are copied at once
@@ -129,19 +130,3 @@ def scaled_rewards(data: OfflineDataset, scale: float, shift: float, by_return_r
             raise ValueError("All episodes have the same return: there is nothing to normalize the rewards by.")
         rewards = rewards * (1000 / difference)
     return scale * rewards + shift
-
-
-def episode_returns(data: OfflineDataset, discount: float = 1.0, ends: Tensor | None = None) -> Tensor:
-    """Sum of discount^t r_t over each episode (or what ends at `ends`), t counted from its start. Shape [E] float64."""
-    ends = data.episode_ends if ends is None else ends
-    episode = episode_of_steps(data, ends)
-    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-    t = torch.arange(data.n_steps, device=episode.device) - begins[episode]
-    returns = torch.zeros(len(ends), dtype=torch.float64, device=episode.device)
-    return returns.index_add_(0, episode, data.rewards * discount ** t.double())
-
-
-def episode_of_steps(data: OfflineDataset, ends: Tensor | None = None) -> Tensor:
-    """The number of the episode that each step belongs to, or of what ends at `ends` [E]. Shape [N] int64."""
-    ends = data.episode_ends if ends is None else ends
-    return torch.searchsorted(ends, torch.arange(data.n_steps, device=ends.device), right=True)

@@ -83,9 +83,12 @@ class PlanningPolicy(OfflinePolicy):
         state: flat plans [n, D], steps that they are still held [n].
         """
         now = (states, keys, state, episode_start)
+
+        def flat_plan(states: Tensor, keys: Tensor) -> Tensor:
+            return self.plan(states, keys).flatten(1)
+
         width = math.prod(self.plan_shape)
-        plan = lambda *of_rows: self.plan(*of_rows).flatten(1)  # noqa: E731
-        plans, held, state = self.hold(plan, width, self.settings.exec_horizon, now)
+        plans, held, state = self.hold(flat_plan, width, self.settings.exec_horizon, now)
         noise = keyed_normal(keys, (self.action_dim,), 1 << 17) if self.samples_actions(deterministic) else None
         steps = torch.as_tensor(held, device=states.device)
         return self.action_of(plans.view(-1, *self.plan_shape), steps, states, noise), state

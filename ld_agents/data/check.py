@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.load import load_dataset
+from ld_agents.data.returns import episode_returns
 from ld_agents.evaluation import scores
 
 _COLUMNS = 12  # that are listed one by one
@@ -64,7 +65,7 @@ def check_dataset(source: Any, **options: Any) -> DatasetReport:
 def _facts(data: OfflineDataset) -> dict[str, str]:
     lengths, terminals = _lengths(data), int(data.terminals.sum())
     known = int(data._final_known.sum())
-    rewards, returns = data.rewards.numpy(), _returns(data)
+    rewards, returns = data.rewards.numpy(), episode_returns(data).numpy()
     info, family = data.info, scores.family(data.info.id)
     facts = {
         "dataset": f"{info.id} ({info.provenance}){f', settings of the family {family}' if family else ''}",
@@ -142,11 +143,6 @@ def _shuffled(data: OfflineDataset) -> bool:
 
 def _lengths(data: OfflineDataset) -> NDArray[np.int64]:
     return np.diff(data.episode_ends.numpy(), prepend=0)
-
-
-def _returns(data: OfflineDataset) -> NDArray[np.float64]:
-    ends = data.episode_ends.numpy()
-    return np.add.reduceat(data.rewards.numpy().astype(float), np.append(0, ends[:-1]))
 
 
 def _range(values: NDArray[Any]) -> str:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ld_agents.data.dataset import OfflineDataset
+
 _ROWS_PER_BLOCK = 262_144
 
 
@@ -29,6 +31,22 @@ def returns_to_go(rewards: Tensor, episode_ends: Tensor, discount: float) -> Ten
         returns = returns + discount**span * torch.where(rows + span < ends, later, 0.0)
         span *= 2
     return returns.to(rewards.dtype)
+
+
+def episode_returns(data: OfflineDataset, discount: float = 1.0, ends: Tensor | None = None) -> Tensor:
+    """Sum of discount^t r_t over each episode (or what ends at `ends`), t counted from its start. Shape [E] float64."""
+    ends = data.episode_ends if ends is None else ends
+    episode = episode_of_steps(data, ends)
+    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
+    t = torch.arange(data.n_steps, device=episode.device) - begins[episode]
+    returns = torch.zeros(len(ends), dtype=torch.float64, device=episode.device)
+    return returns.index_add_(0, episode, data.rewards * discount ** t.double())
+
+
+def episode_of_steps(data: OfflineDataset, ends: Tensor | None = None) -> Tensor:
+    """The number of the episode that each step belongs to, or of what ends at `ends` [E]. Shape [N] int64."""
+    ends = data.episode_ends if ends is None else ends
+    return torch.searchsorted(ends, torch.arange(data.n_steps, device=ends.device), right=True)
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from ld_agents import OfflineDataset
-from ld_agents.baselines.transitions import (
-    STEPS_PER_BLOCK,
-    Transitions,
-    episode_of_steps,
-    episode_returns,
-    scaled_rewards,
-)
+from ld_agents.baselines.transitions import STEPS_PER_BLOCK, Transitions, scaled_rewards
+from ld_agents.data.returns import episode_of_steps, episode_returns
 
 NAN = float("nan")
 
