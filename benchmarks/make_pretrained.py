@@ -38,8 +38,7 @@ def make(name: str, source: Path, episodes: int, folder: Path) -> zoo.Card:
         ValueError: its dataset is not on this machine, so nothing tells whether D4RL's scale applies.
     """
     trained = zoo.load_file(source, device="cpu")
-    identity, settings = trained._dataset_identity, trained.config()["settings"]
-    chosen = {key: settings[key] for key, origin in trained.settings_origin.items() if origin != "preset"}
+    identity = trained._dataset_identity
     info = local_info(identity["id"])
     if info is None:
         raise ValueError(f"{identity['id']} is not on this machine; its replay check and reference scores are needed.")
@@ -48,7 +47,7 @@ def make(name: str, source: Path, episodes: int, folder: Path) -> zoo.Card:
         save_for_inference(trained, small)
         content = small.read_bytes()
         agent = zoo.load_file(small, device="cpu")
-    outcome = evaluate(agent, zoo.eval_env_spec(agent).make, episodes, seed=EVALUATION_SEED, n_envs=N_ENVS)
+    outcome = evaluate(agent, agent.eval_env_spec().make, episodes, seed=EVALUATION_SEED, n_envs=N_ENVS)
     passed = info.reference_scores is not None and (info.replay_check or {}).get("passed") is True
     ends = [float(np.mean(outcome.returns)), *outcome.interval()]
     points = normalise(ends, identity["id"], info.replay_check).tolist() if passed else ends
@@ -59,7 +58,7 @@ def make(name: str, source: Path, episodes: int, folder: Path) -> zoo.Card:
         dataset_hash=identity["hash"],
         seed=int(trained.seed or 0),
         preset=trained.preset,
-        settings=json.loads(json.dumps(chosen)),  # tuples as the manifest returns them
+        settings=json.loads(json.dumps(zoo.chosen_settings(trained))),  # tuples as the manifest returns them
         returns=[round(value, 4) for value in outcome.returns],
         evaluation_seed=EVALUATION_SEED,
         reference_scores=list(info.reference_scores) if passed and info.reference_scores else None,

@@ -43,7 +43,7 @@ def _maker(agent: OfflineAlgorithm, env: str | None) -> Any:
     """Makes environments from a render mode."""
     from ld_agents.evaluation.eval_env import EvalEnvSpec
 
-    return (zoo.eval_env_spec(agent) if env is None else EvalEnvSpec(env)).make
+    return (agent.eval_env_spec() if env is None else EvalEnvSpec(env)).make
 
 
 # -- agents --------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def train(
     settings: Annotated[list[str] | None, typer.Argument(help="setting=value, as many as you like")] = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("agent.zip"),
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; default: those of the preset.")] = None,
-    preset: Annotated[str | None, typer.Option(help="fast or paper.")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast, paper, or minutes (some agents).")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, training and acting.")] = 0,
     device: Device = "auto",
 ) -> None:
@@ -212,10 +212,10 @@ def show(dataset: Dataset) -> None:
     """What a dataset holds: episodes, spaces, returns, evaluation environment, origin."""
     import numpy as np
 
+    from ld_agents.data.returns import episode_returns
+
     found = ld_agents.load_dataset(dataset)
-    ends = found.episode_ends.numpy()
-    returns = np.add.reduceat(found.rewards.double().numpy(), np.append(0, ends[:-1]))
-    info, quartiles = found.info, np.quantile(returns, [0, 0.25, 0.5, 0.75, 1])
+    info, quartiles = found.info, np.quantile(episode_returns(found).numpy(), [0, 0.25, 0.5, 0.75, 1])
     reference = "unknown" if info.reference_scores is None else "{:.4g} and {:.4g}".format(*info.reference_scores)
     table = Table(show_header=False)
     for name, value in {

@@ -143,8 +143,7 @@ def model_card(
     """The text of a model card: metadata with a valid model index, dataset, code to load, scores with intervals."""
     from huggingface_hub import ModelCardData
 
-    identity, settings = agent._dataset_identity, agent.config()["settings"]
-    chosen = {key: settings[key] for key, origin in agent.settings_origin.items() if origin != "preset"}
+    identity = agent._dataset_identity
     dataset, name = str(identity.get("id")), type(agent).__name__
     rows = [] if evaluation is None else _scores(agent, evaluation)
     data = ModelCardData(
@@ -168,7 +167,7 @@ def model_card(
         repo_id=repo_id,
         scores="\n".join(table) + "\n" + note if rows else "Not evaluated.",
         video=f"\n![Seeded episodes]({VIDEO_FILE})\n" if with_video else "",
-        settings=json.dumps(chosen, indent=1),
+        settings=json.dumps(zoo.chosen_settings(agent), indent=1),
     )
 
 

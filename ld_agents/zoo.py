@@ -16,7 +16,6 @@ from ld_agents.common import agent_file
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.data.minari import local_info
 from ld_agents.data.storage import is_minari_id
-from ld_agents.evaluation.eval_env import EvalEnvSpec, environment_of
 from ld_agents.evaluation.scores import normalise
 
 FOLDER = Path(__file__).with_name("pretrained")
@@ -110,25 +109,10 @@ def load_file(path: Any, **options: Any) -> OfflineAlgorithm:
     return agent_class(agent_file.read(path)[0].get("class")).load(path, **options)
 
 
-def eval_env_spec(agent: OfflineAlgorithm) -> EvalEnvSpec:
-    """The evaluation environment of the dataset that an agent learned from. The data need not be on this machine.
-
-    Example:
-        ld_agents.evaluate(agent, eval_env_spec(agent).make, 10, seed=0)
-
-    Raises:
-        ValueError: it is not known.
-    """
-    dataset_id = str(agent._dataset_identity.get("id"))
-    spec = environment_of(dataset_id) if agent.dataset is None else agent.dataset.info.eval_env
-    if spec is None and is_minari_id(dataset_id) and (info := local_info(dataset_id)) is not None:
-        spec = info.eval_env
-    if spec is None:
-        raise ValueError(
-            f"This agent learned from {dataset_id!r}, whose evaluation environment is not known here. Name one: the "
-            "id of a registered environment, or a function that makes it."
-        )
-    return spec
+def chosen_settings(agent: OfflineAlgorithm) -> dict[str, Any]:
+    """The settings that are not the preset's, as they are stored."""
+    settings = agent.config()["settings"]
+    return {key: settings[key] for key, origin in agent.settings_origin.items() if origin != "preset"}
 
 
 def scores(agent: OfflineAlgorithm, returns: Any) -> NDArray[np.float64] | None:

@@ -15,7 +15,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from ld_agents.common.attached import adapt_evaluations, check_callbacks, refuse_normalized
 from ld_agents.common.offline_policy import State
 from ld_agents.common.staged_training import StagedTraining
-from ld_agents.evaluation.eval_env import environment_of
+from ld_agents.data.minari import local_info
+from ld_agents.data.storage import is_minari_id
+from ld_agents.evaluation.eval_env import EvalEnvSpec, environment_of
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 
 
@@ -23,7 +25,6 @@ class ActingAgent(StagedTraining):
     """The part of `OfflineAlgorithm` that meets observations, environments and callbacks."""
 
     observation_keys: tuple[str, ...] | None
-    _dataset_identity: dict[str, Any]
 
     def predict(
         self,
@@ -71,22 +72,37 @@ class ActingAgent(StagedTraining):
 
         Args:
             env: an environment, its id or a function that makes one; None: the evaluation environment of the dataset,
-                which need not be on this machine if it is one that this package makes.
+                see `eval_env_spec`.
             n_episodes, seed, n_envs, deterministic: see `ld_agents.evaluate`.
 
         Raises:
             ValueError: no environment is given, and none is known for the dataset.
         """
-        if env is None and self.dataset is not None:
-            env = self.dataset.make_eval_env
-        elif env is None:
-            spec = environment_of(str(self._dataset_identity.get("id")))
-            if spec is None:
-                raise ValueError("This agent has no dataset that names an environment. Give one: agent.evaluate(env).")
-            env = spec.make
+        if env is None:
+            env = self.eval_env_spec().make if self.dataset is None else self.dataset.make_eval_env
         outcome = evaluate(self, env, n_episodes, seed=seed, n_envs=n_envs, deterministic=deterministic)
         print(outcome)
         return outcome
+
+    def eval_env_spec(self) -> EvalEnvSpec:
+        """The evaluation environment of the dataset that this agent learned from. The data need not be on this machine.
+
+        Example:
+            ld_agents.evaluate(agent, agent.eval_env_spec().make, 10, seed=0)
+
+        Raises:
+            ValueError: it is not known.
+        """
+        dataset_id = str(self._dataset_identity.get("id"))
+        spec = environment_of(dataset_id) if self.dataset is None else self.dataset.info.eval_env
+        if spec is None and is_minari_id(dataset_id) and (info := local_info(dataset_id)) is not None:
+            spec = info.eval_env
+        if spec is None:
+            raise ValueError(
+                f"This agent learned from {dataset_id!r} and has no dataset that names an environment. Name one: the "
+                "id of a registered environment, or a function that makes it, as in agent.evaluate(env)."
+            )
+        return spec
 
     def set_env(self, env: gym.Env[Any, Any] | VecEnv, force_reset: bool = True) -> None:
         """Attaches an environment, for callbacks and `get_env`. Training never steps it.

@@ -79,7 +79,7 @@ def test_list() -> None:
 
 
 def test_eval(agent: Path) -> None:
-    expected = ld_agents.evaluate(ld_agents.load(agent), zoo.eval_env_spec(ld_agents.load(agent)).make, 2, seed=5)
+    expected = ld_agents.evaluate(ld_agents.load(agent), ld_agents.load(agent).eval_env_spec().make, 2, seed=5)
     text = run("eval", agent, "--episodes", 2, "--seed", 5, "--device", "cpu")
     assert str(expected) in text
     assert "ms per action" in text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from maze_agents import maze_agent
 
-from ld_agents import rendering, zoo
+from ld_agents import rendering
 
 RENDERS = sys.platform != "linux" or any(map(ctypes.util.find_library, ("EGL", "OSMesa")))
 needs_renderer = pytest.mark.skipif(not RENDERS, reason="neither EGL nor OSMesa is installed")
@@ -54,7 +54,7 @@ def test_agents_without_plans(tmp_path: Path) -> None:
     agent = maze_agent("BC")
     assert rendering.plans(agent, np.zeros(4, np.float32)) is None
     with pytest.raises(ValueError, match="LDCQ and LatentDiffuser"):
-        rendering.plans_picture(agent, zoo.eval_env_spec(agent).make, tmp_path / "plans.png")
+        rendering.plans_picture(agent, agent.eval_env_spec().make, tmp_path / "plans.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -50,7 +50,7 @@ def test_shipped_agent_scores_what_its_card_says(card: zoo.Card) -> None:
     """The first episodes of the card's evaluation. Simulators differ in the last bits, so returns are not equal."""
     n = 4
     agent = ld_agents.load(card.name, device="cpu")
-    outcome = evaluate(agent, zoo.eval_env_spec(agent).make, n, seed=card.evaluation_seed)
+    outcome = evaluate(agent, agent.eval_env_spec().make, n, seed=card.evaluation_seed)
     of_card = np.array(card.returns)
     assert abs(np.mean(outcome.returns) - of_card.mean()) < 4 * of_card.std(ddof=1) / np.sqrt(n) + 1e-6
 
@@ -131,7 +131,7 @@ def test_environment_of_a_name(dataset_id: str, environment: str, steps: int) ->
 def test_unknown_environment(trained: Trained) -> None:
     assert environment_of("me/walk-v0") is None
     with pytest.raises(ValueError, match="Name one"):
-        zoo.eval_env_spec(ld_agents.load(io.BytesIO(saved(trained("BC")))))
+        ld_agents.load(io.BytesIO(saved(trained("BC")))).eval_env_spec()
 
 
 def test_scores_need_a_check_or_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_make_writes_file_and_card_or_nothing(tmp_path: Path, monkeypatch: pytes
     assert "vae_batch_size" in card.settings
     agent = zoo.load_file(tmp_path / "tiny.zip")
     assert isinstance(agent, LDCQ)
-    again = evaluate(agent, zoo.eval_env_spec(agent).make, 2, seed=card.evaluation_seed)
+    again = evaluate(agent, agent.eval_env_spec().make, 2, seed=card.evaluation_seed)
     np.testing.assert_allclose(again.returns, card.returns, atol=1e-4)
     assert str(card).startswith(f"tiny: LDCQ on {MAZE}, D4RL score {card.score:.1f} [")
 
