@@ -61,7 +61,7 @@ def write(
         path.write(buffer.getvalue())
         return
     with whole(_with_suffix(path)) as unfinished:
-        unfinished.write_bytes(buffer.getbuffer())
+        unfinished.write_bytes(buffer.getvalue())  # Python 3.12.1 crashes when it collects a view of the buffer
 
 
 def find(path: str | pathlib.Path) -> pathlib.Path | None:

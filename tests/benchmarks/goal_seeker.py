@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimizer would, which takes seconds of the time that is measured as learning
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
