@@ -25,7 +25,7 @@ import pandas as pd
 
 import timing
 from files import write_text
-from reporting import aggregates, datasets_table, figures, latex, overview, simulators, tables
+from reporting import aggregates, datasets_table, figures, latex, overview, ranking_table, simulators, tables
 from reporting.added_scores import with_added
 from reporting.page import suite_page
 from reporting.runs import digest, frame, read_failures, read_runs
@@ -174,6 +174,7 @@ def all_pages(root: Path) -> Pages:
         readme: with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups)),
         root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
         root / "results" / "simulators.md": simulators.page(root / "results" / "simulators.json"),
+        root / "results" / "offline_evaluation.md": ranking_table.page(root / "results" / "offline_evaluation"),
         root / "results" / "overview.png": ((lambda: overview.figure(runs, groups)), digest(runs)),
     }
     return pages
