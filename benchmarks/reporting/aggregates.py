@@ -166,7 +166,7 @@ def coverage(group: Aggregates) -> str:
     tasks = len(group.datasets)
     counts = sorted({len(m) for m in group.matrices.values() if len(m) >= (FEW if tasks == 1 else 2)})
     cases = ", ".join(f"with {n} seeds on {tasks} dataset{'s' * (tasks > 1)} {covers(IQM, n, tasks)}" for n in counts)
-    return cases and f"; intervals of the IQM contain the truth in this share of cases (results/coverage.md): {cases}"
+    return cases and f" Intervals of the IQM contain the truth in this share of cases (results/coverage.md): {cases}."
 
 
 def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
@@ -176,8 +176,8 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
     text = HEAD.format(reps=intervals.REPS, few=FEW)
     for group in groups:
         text += f"- `{group.protocol}`: over {', '.join(group.datasets)}"
-        text += coverage(group)
-        text += f". Left out: {'; '.join(group.left_out)}.\n" if group.left_out else "; nothing is left out.\n"
+        text += f". Left out: {'; '.join(group.left_out)}." if group.left_out else "; nothing is left out."
+        text += coverage(group) + "\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
         | {metric: metric_text(group, label, metric) for metric in values}

@@ -27,9 +27,9 @@ FAMILIES = {
 PLANNERS = ("LDCQ", "LatentDiffuser")
 MAZE = "ld-agents/pointmaze/large-v0"
 HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval, or the range of fewer than 5 \
-seeds. 0 is random actions, 100 D4RL's reference policy. Fast presets, last checkpoint. Each column compares agents on the \
-same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the most \
-agents; – marks an agent without runs there.
+seeds. 0 is random actions, 100 D4RL's reference policy. Fast presets, last checkpoint. Each column compares agents on \
+the same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the \
+most agents; – marks an agent without runs there.
 
 """
 

@@ -24,13 +24,10 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     ("interval", "scores", "n_seeds", "n_tasks"),
     [(MEAN, NORMAL, 3, 1), (IQM, NORMAL, 3, 2), (STUDENT, NORMAL, 3, 1), (STUDENT, coverage.FAILING, 5, 1)],
 )
-def test_coverage_is_what_is_stored(
-    interval: str, scores: str, n_seeds: int, n_tasks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coverage_is_what_is_stored(interval: str, scores: str, n_seeds: int, n_tasks: int) -> None:
     cell = "interval == @interval and scores == @scores and seeds == @n_seeds and tasks == @n_tasks"
     (stored,) = intervals.measured().query(cell)["coverage"]
-    monkeypatch.setattr(coverage, "DRAWS", 300)
-    found = coverage.measure(interval, scores, n_seeds, n_tasks)
+    found = coverage.measure(interval, scores, n_seeds, n_tasks, 300, 500)
     assert found == pytest.approx(stored, abs=4 * (stored * (1 - stored) / 300) ** 0.5)
 
 
