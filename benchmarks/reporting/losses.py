@@ -34,15 +34,15 @@ def losses(runs: pd.DataFrame) -> pd.DataFrame:
                 ahead = max(cells, key=lambda label: cells[label].mean())
                 behind = cells[ahead].mean() - cells[ours].mean()
                 if behind > 0:
-                    pair = {label: cells[label][:, None] for label in (ahead, ours)}
-                    (estimate,) = improvements(pair).values()
+                    first, second = cells[ahead][:, None], cells[ours][:, None]
+                    (estimate,) = improvements({ahead: first, ours: second}).values()
                     row = {"dataset": dataset, "agent": ours, "protocol": protocol}
                     row |= {
                         "score": number(cells[ours].mean()),
                         "ahead": ahead,
                         "its score": number(cells[ahead].mean()),
                     }
-                    rows.append(row | {"behind by": number(behind), "beats ours": pair_text(*pair.values(), estimate)})
+                    rows.append(row | {"behind by": number(behind), "beats ours": pair_text(first, second, estimate)})
     columns = ["dataset", "agent", "protocol", "score", "ahead", "its score", "behind by", "beats ours"]
     return pd.DataFrame(rows, columns=columns)
 
