@@ -25,7 +25,18 @@ import pandas as pd
 
 import timing
 from files import write_text
-from reporting import aggregates, datasets_table, figures, latex, overview, ranking_table, simulators, tables
+from reporting import (
+    aggregates,
+    coverage,
+    datasets_table,
+    figures,
+    latex,
+    losses,
+    overview,
+    ranking_table,
+    simulators,
+    tables,
+)
 from reporting.added_scores import with_added
 from reporting.page import suite_page
 from reporting.runs import digest, frame, read_failures, read_runs
@@ -134,6 +145,8 @@ def add_suite(
     title, failures = folder.resolve().name, read_failures(folder)
     if out is None:
         pages.folders += [folder / "tables", folder / "figures"]
+    found, why = losses.losses(runs), losses.read_reasons(folder)
+    pages.problems += [f"{folder / 'reasons.md'}: {line}" for line in losses.stale(found, why)]
     folder = out or folder
     if added is not None:
         try:
@@ -142,16 +155,21 @@ def add_suite(
             raise SystemExit(str(error)) from None
     numbers, texts = tables.score_tables(runs)
     texts = tables.with_failures(texts, failures)
+    if added is not None:
+        found = losses.losses(runs)
     groups, source = aggregates.aggregate(runs), digest(runs)
     pages.made |= {
         folder / "tables" / "table.md": tables.table_markdown(texts, runs, failures),
         folder / "tables" / "table.csv": tables.table_csv(numbers),
         folder / "tables" / "aggregates.md": aggregates.aggregates_markdown(groups),
+        folder / "tables" / "where_we_lose.md": losses.page(found, why),
         folder / "tables" / "aggregates.csv": aggregates.aggregates_csv(groups),
     }
     for name, draw in figures.drawings(runs, numbers, groups).items():
         pages.made[folder / "figures" / name] = draw, source
-    pages.uncommitted[folder / "report.html"] = lambda: suite_page(title, runs, numbers, texts, groups, failures)
+    pages.uncommitted[folder / "report.html"] = lambda: suite_page(
+        title, runs, numbers, texts, groups, failures, found, losses.explained(found, why)
+    )
     if with_latex:
         pages.uncommitted[folder / "table.tex"] = lambda: latex.latex(runs)
     return tables.table_terminal(texts, runs)
@@ -173,6 +191,7 @@ def all_pages(root: Path) -> Pages:
     pages.made |= {
         readme: with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups)),
         root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
+        root / "results" / "coverage.md": coverage.page(),
         root / "results" / "simulators.md": simulators.page(root / "results" / "simulators.json"),
         root / "results" / "offline_evaluation.md": ranking_table.page(root / "results" / "offline_evaluation"),
         root / "results" / "overview.png": ((lambda: overview.figure(runs, groups)), digest(runs)),

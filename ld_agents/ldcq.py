@@ -212,6 +212,8 @@ class LDCQ(OfflineAlgorithm):
         if "windows_past_terminals" not in settings:
             settings["windows_past_terminals"] = False
             weights.setdefault("reward_scale", torch.tensor(float(settings["reward_scale"])))
+        if LDCQSettings.noise_scale_is_lost(**settings):  # was allowed once, and had no effect
+            settings["noise_scale"] = 1.0
 
     def stages(self) -> list[Stage]:
         s = self.settings

@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ld_agents.evaluation.scores import family
 from reporting import intervals
-from reporting.intervals import Estimate
+from reporting.intervals import FEW, IQM, METRICS, Estimate, covers
 from reporting.runs import PROTOCOLS
-from reporting.tables import bracketed, markdown
+from reporting.tables import bracketed, markdown, number, ranged
 
 HEAD = """D4RL scores with 95 % stratified bootstrap intervals over runs ({reps:,} resamples, rliable). The \
-optimality gap is the mean distance below 100. Intervals of one seed have no width. All agents are compared on the \
-same datasets: the largest block of agents and datasets without a hole (most agents times datasets; of equal blocks, \
+optimality gap is the mean distance below 100. (a to b) is the range of fewer than {few} seeds on one dataset. Ranks \
+are by mean on each dataset, 1 is best. All agents are compared on the same datasets: \
+the largest block of agents and datasets without a hole (most agents times datasets; of equal blocks, \
 the one with more datasets).
 
 """
@@ -51,6 +53,15 @@ class Aggregates:
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """Probability that a run of the first agent beats a run of the second."""
         return intervals.improvements({label: self.matrices[label] for label in self.metrics})
+
+    @functools.cached_property
+    def ranks(self) -> pd.DataFrame:
+        """Mean rank of each agent (rows) over the datasets, and over those of each family where there are several."""
+        means = pd.DataFrame({label: matrix.mean(0) for label, matrix in self.matrices.items()})
+        ranks = means.rank(axis=1, ascending=False)
+        families = ranks.groupby([family(name) or "other" for name in self.datasets]).mean()
+        columns = {"mean rank": ranks.mean()} | {f"rank, {name}": row for name, row in families.iterrows()}
+        return pd.DataFrame(columns).iloc[:, : None if len(families) > 1 else 1]
 
 
 def aggregate(runs: pd.DataFrame) -> list[Aggregates]:
@@ -104,32 +115,73 @@ def aggregates_csv(groups: Sequence[Aggregates]) -> str:
         for label, values in group.metrics.items()
         for metric, estimate in values.items()
     ]
+    ranks = [
+        [group.protocol, label, "", column, f"{group.ranks.loc[label, column]:.3f}", "", "", "; ".join(group.datasets)]
+        for group in groups
+        for label in group.metrics
+        for column in group.ranks
+    ]
     pairs = [
         [group.protocol, *pair, IMPROVEMENT, *(f"{value:.4f}" for value in estimate), "; ".join(group.datasets)]
         for group in groups
         for pair, estimate in group.improvements.items()
     ]
     columns = ["protocol", "agent", "other_agent", "metric", "value", "low", "high", "data"]
-    return str(pd.DataFrame(metrics + pairs, columns=columns).to_csv(index=False, lineterminator="\n"))
+    return str(pd.DataFrame(metrics + ranks + pairs, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
-def shown(group: Aggregates, estimate: Estimate, *labels: str) -> Estimate:
-    """The estimate without its interval where the agents have one seed each, over which there is nothing to draw."""
-    several = any(len(group.matrices[label]) > 1 for label in labels)
-    return estimate if several else (estimate[0], math.nan, math.nan)
+def shown(estimate: Estimate, *matrices: NDArray[np.float64]) -> Estimate:
+    """The estimate without its interval where that has no width, or comes from few runs of one task."""
+    needed = FEW if matrices[0].shape[1] == 1 else 2
+    trusted = min(map(len, matrices)) >= needed and estimate[1] < estimate[2]
+    return estimate if trusted else (estimate[0], math.nan, math.nan)
+
+
+def metric_text(group: Aggregates, label: str, metric: str) -> str:
+    """A metric with its interval, or with the range of few runs of one task."""
+    estimate, matrix = group.metrics[label][metric], group.matrices[label]
+    if 1 < len(matrix) < FEW and matrix.shape[1] == 1:
+        return ranged(estimate[0], [100 * METRICS[metric](run[None]) for run in matrix])
+    return bracketed(shown(estimate, matrix))
+
+
+def counted(first: NDArray[np.float64], second: NDArray[np.float64], probability: float) -> str:
+    """`6 of 9`: the pairs of runs of one task that the first agent wins; draws count half."""
+    pairs = len(first) * len(second) * first.shape[1]
+    return f"{round(2 * probability * pairs) / 2:g} of {pairs}"
+
+
+def pair_text(first: NDArray[np.float64], second: NDArray[np.float64], estimate: Estimate) -> str:
+    """A probability of improvement with its interval, or with the pairs that it was counted from."""
+    value, low, high = shown(estimate, first, second)
+    return (
+        f"{value:.2f}, {counted(first, second, value)} pairs"
+        if math.isnan(low)
+        else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    )
+
+
+def coverage(group: Aggregates) -> str:
+    """How often the bootstrap intervals of the IQM contain the truth, by simulation."""
+    tasks = len(group.datasets)
+    counts = sorted({len(m) for m in group.matrices.values() if len(m) >= (FEW if tasks == 1 else 2)})
+    cases = ", ".join(f"with {n} seeds on {tasks} dataset{'s' * (tasks > 1)} {covers(IQM, n, tasks)}" for n in counts)
+    return cases and f" Intervals of the IQM contain the truth in this share of cases (results/coverage.md): {cases}."
 
 
 def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
     """The same for people, with the datasets that the aggregates cover, and what is left out."""
     if not groups:
         return "No aggregates: no dataset has D4RL scores.\n"
-    text = HEAD.format(reps=intervals.REPS)
+    text = HEAD.format(reps=intervals.REPS, few=FEW)
     for group in groups:
         text += f"- `{group.protocol}`: over {', '.join(group.datasets)}"
-        text += f". Left out: {'; '.join(group.left_out)}.\n" if group.left_out else "; nothing is left out.\n"
+        text += f". Left out: {'; '.join(group.left_out)}." if group.left_out else "; nothing is left out."
+        text += coverage(group) + "\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
-        | {metric: bracketed(shown(group, estimate, label)) for metric, estimate in values.items()}
+        | {metric: metric_text(group, label, metric) for metric in values}
+        | {column: number(rank) for column, rank in group.ranks.loc[label].items()}
         for group in groups
         for label, values in group.metrics.items()
     ]
@@ -137,7 +189,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         {
             "protocol": group.protocol,
             "pair": " > ".join(pair),
-            "probability": "{:.2f} [{:.2f}, {:.2f}]".format(*shown(group, estimate, *pair)).removesuffix(" [nan, nan]"),
+            "probability": pair_text(group.matrices[pair[0]], group.matrices[pair[1]], estimate),
         }
         for group in groups
         for pair, estimate in group.improvements.items()

@@ -23,7 +23,7 @@ from matplotlib.path import Path as MplPath
 from PIL import Image
 
 from ld_agents.data.storage import whole
-from reporting import intervals
+from reporting import aggregates, intervals
 from reporting.aggregates import Aggregates
 from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, RunFile, by_dataset, scores
 
@@ -133,6 +133,9 @@ def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame, protocols: Sequen
     for row, (dataset, members) in zip(axes, datasets, strict=True):
         for axis, protocol in zip(row, protocols, strict=True):
             shown = {label: estimates.get((dataset, protocol, label), UNKNOWN) for label in members}
+            for label, cell in members.items():
+                if len(cell) < intervals.FEW:  # the ticks show the range
+                    shown[label] = (shown[label][0], np.nan, np.nan)
             draw_estimates(axis, shown, named=axis is row[0])
             for y, (label, cell) in enumerate(members.items()):
                 if np.isfinite(shown[label][0]):
@@ -151,7 +154,10 @@ def aggregate_intervals(groups: Sequence[Aggregates]) -> Figure:
     figure, axes = pyplot.subplots(len(groups), len(intervals.METRICS), figsize=size, squeeze=False)
     for row, group in zip(axes, groups, strict=True):
         for axis, metric in zip(row, intervals.METRICS, strict=True):
-            shown = {agent: values[metric] for agent, values in group.metrics.items()}
+            shown = {
+                agent: aggregates.shown(values[metric], group.matrices[agent])
+                for agent, values in group.metrics.items()
+            }
             draw_estimates(axis, shown, named=axis is row[0])
             axis.set_title(metric + (" (less is better)" if metric == "optimality gap" else ""), fontsize=10)
             axis.set_xlabel("D4RL score")

@@ -6,15 +6,23 @@ Scores are fractions: rliable's optimality gap takes 1 as solved. Matrices are [
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from rliable import library, metrics
+from scipy import stats
 
 REPS = 2000
 SEED = 0
+FEW = 5  # runs of one task below which a bootstrap interval is hardly more than their range, which is shown instead
+COVERAGE = Path(__file__).resolve().parent / "coverage.csv"  # see coverage.py
+MEAN, IQM, STUDENT = "bootstrap of the mean", "bootstrap of the IQM", "Student's t"
+NORMAL = "normal"
 
 Matrix = NDArray[np.float64]
 Estimate = tuple[float, float, float]
@@ -67,6 +75,14 @@ def mean_interval(scores: Matrix) -> Estimate:
     return _estimates((scores[:, None],), lambda sample: np.array([sample.mean()]), REPS)[0]
 
 
+def student_interval(scores: Matrix) -> tuple[float, float]:
+    """95 % interval of the mean of scores [runs]: mean ± t(n - 1) s / sqrt(n). Not a number for a single run."""
+    if len(scores) < 2:
+        return np.nan, np.nan
+    half = float(stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)))
+    return float(scores.mean()) - half, float(scores.mean()) + half
+
+
 def difference_interval(first: Matrix, second: Matrix) -> Estimate:
     """Difference of the means of two sets of scores [runs] on one task, with its interval."""
 
@@ -103,3 +119,14 @@ def profiles(matrices: Mapping[str, Matrix], thresholds: Matrix) -> dict[str, tu
             shares, ends = library.create_performance_profile({agent: matrix}, thresholds, reps=REPS // 4)
         result[agent] = (shares[agent], ends[agent][0], ends[agent][1])
     return result
+
+
+@functools.cache
+def measured() -> pd.DataFrame:
+    return pd.read_csv(COVERAGE)
+
+
+def covers(interval: str, n_seeds: int, n_tasks: int = 1) -> str:
+    """`76 %`: the coverage with normal scores, of the nearest numbers that were measured from below."""
+    rows = measured().query("interval == @interval and scores == @NORMAL and seeds <= @n_seeds and tasks <= @n_tasks")
+    return f"{100 * rows.sort_values(['tasks', 'seeds'])['coverage'].iloc[-1]:.0f} %"

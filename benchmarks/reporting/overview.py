@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from ld_agents.evaluation.scores import family
 from reporting import figures
-from reporting.aggregates import Aggregates, score_matrices
+from reporting.aggregates import Aggregates, metric_text, score_matrices, shown
 from reporting.intervals import Estimate
 from reporting.runs import ENV
-from reporting.tables import bracketed, markdown, number
+from reporting.tables import markdown, number
 
 FAMILIES = {
     "maze2d": "Point mazes",
@@ -26,10 +26,10 @@ FAMILIES = {
 }
 PLANNERS = ("LDCQ", "LatentDiffuser")
 MAZE = "ld-agents/pointmaze/large-v0"
-HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval over runs; 0 is random actions, 100 \
-D4RL's reference policy. Fast presets, last checkpoint. One seed gives no interval. Each column compares agents on the \
-same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the most \
-agents; – marks an agent without runs there.
+HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval, or the range of fewer than 5 \
+seeds. 0 is random actions, 100 D4RL's reference policy. Fast presets, last checkpoint. Each column compares agents on \
+the same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the \
+most agents; – marks an agent without runs there.
 
 """
 
@@ -46,11 +46,8 @@ def _labels(runs: pd.DataFrame) -> list[str]:
 
 
 def _iqm(group: Aggregates, label: str) -> Estimate | None:
-    """IQM and interval, which a single score has not; None for an agent that is left out."""
-    if label not in group.metrics:
-        return None
-    value, low, high = group.metrics[label]["IQM"]
-    return (value, low, high) if len(group.matrices[label]) > 1 else (value, np.nan, np.nan)
+    """IQM, with its interval where there is one; None for an agent that is left out."""
+    return shown(group.metrics[label]["IQM"], group.matrices[label]) if label in group.metrics else None
 
 
 def _seeds(group: Aggregates) -> str:
@@ -61,7 +58,7 @@ def _seeds(group: Aggregates) -> str:
 def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
     """The block of the README."""
     columns = {
-        name: [bracketed(iqm) if (iqm := _iqm(group, label)) else "–" for label in _labels(runs)]
+        name: [metric_text(group, label, "IQM") if label in group.metrics else "–" for label in _labels(runs)]
         + [", ".join(map(figures.short, group.datasets)), _seeds(group)]
         for name, group in groups.items()
     }

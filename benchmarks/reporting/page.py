@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import pyplot
 
 from reporting import figures, intervals, tables
-from reporting.aggregates import Aggregates, shown
+from reporting.aggregates import Aggregates, counted, metric_text, shown
 from reporting.figures import Drawing, Plans
 from reporting.intervals import Estimate
 from reporting.runs import PROTOCOLS, RunFile, by_dataset
@@ -53,6 +53,8 @@ def suite_page(
     texts: pd.DataFrame,
     groups: Sequence[Aggregates],
     failures: Sequence[Mapping[str, str]] = (),
+    lost: pd.DataFrame | None = None,
+    why: Sequence[str] = (),
 ) -> str:
     """The page of a suite. Whatever text run files hold, it is escaped; the policy of the page runs no other script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -77,8 +79,10 @@ def suite_page(
         curves=list(_curves(runs)),
         plans=list(_plans(runs)),
         settings=list(_settings(measured)),
+        lost=None if lost is None or lost.empty else table(_scores(lost)),
+        why=why,
         runs=table(_run_rows(measured)),
-        notes=[*tables.notes(runs), *tables.reasons(failures), tables.origin(measured)],
+        notes=[*tables.coverage(runs), *tables.notes(runs), *tables.reasons(failures), tables.origin(measured)],
     )
 
 
@@ -139,14 +143,15 @@ def _metrics(group: Aggregates) -> Table:
     rows = []
     for label, estimates in group.metrics.items():
         color = themed(figures.look(label)[0])
-        iqm = shown(group, estimates["IQM"], label)
+        iqm = shown(estimates["IQM"], group.matrices[label])
         ends = (iqm[0], iqm[0]) if math.isnan(iqm[1]) else iqm[1:]
-        values = [Cell(tables.bracketed(shown(group, estimate, label)), estimate[0]) for estimate in estimates.values()]
+        values = [Cell(metric_text(group, label, name), estimate[0]) for name, estimate in estimates.items()]
+        values += [Cell(tables.number(rank), rank) for rank in group.ranks.loc[label]]
         bar = Cell("", iqm[0], color, tuple(map(place, (iqm[0], *ends, 0, 100))))
         seeds = len(group.matrices[label])
         rows.append([Cell(label, None, color), values[0], bar, *values[1:], Cell(str(seeds), seeds)])
     first, *others = intervals.METRICS
-    columns = ["agent", first, "95 % interval", *others, "seeds"]
+    columns = ["agent", first, "95 % interval", *others, *group.ranks, "seeds"]
     return Table(columns, [False] + [True] * (len(columns) - 1), rows)
 
 
@@ -157,12 +162,14 @@ def _improvements(group: Aggregates) -> list[tuple[str, list[dict[str, Any] | No
     def cell(first: str, second: str) -> dict[str, Any] | None:
         if first == second:
             return None
+        ours, theirs = group.matrices[first], group.matrices[second]
         if (first, second) in group.improvements:
-            estimate: Estimate = shown(group, group.improvements[first, second], first, second)
+            estimate: Estimate = shown(group.improvements[first, second], ours, theirs)
         else:
-            value, low, high = shown(group, group.improvements[second, first], first, second)
+            value, low, high = shown(group.improvements[second, first], ours, theirs)
             estimate = 1 - value, 1 - high, 1 - low
-        text = "" if math.isnan(estimate[1]) else f"{estimate[1]:.2f}–{estimate[2]:.2f}"
+        none = math.isnan(estimate[1])
+        text = counted(ours, theirs, estimate[0]) if none else f"{estimate[1]:.2f}–{estimate[2]:.2f}"
         return {"value": f"{estimate[0]:.2f}", "interval": text, "tint": round(abs(estimate[0] - 0.5) * 100)} | {
             "side": "more" if estimate[0] >= 0.5 else "less"
         }

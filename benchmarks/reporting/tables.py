@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ld_agents.evaluation.environments import has_new_contacts
 from reporting import references
-from reporting.intervals import Estimate, mean_interval
-from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, by_dataset, measures
+from reporting.intervals import FEW, MEAN, STUDENT, Estimate, covers, mean_interval, student_interval
+from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, SUCCESS, by_dataset, measures, scores
 
 # What rows of one dataset may differ in, and the column of the frame of runs that shows it.
 MIXTURES = {
@@ -32,8 +33,9 @@ CSV_FORMATS = {
     "ms_per_action": "{:.4f}",
     "peak_memory_mb": "{:.0f}",
 }
+STUDENTS = "Student's t, env"
 BEFORE = ["dataset", "made by", "agent", "preset", "budget", "seeds", "episodes"]
-AFTER = ["ms per action", "minutes", "published, env", "source"]
+AFTER = ["ms per action", "minutes", STUDENTS, "published, env", "source"]
 MEASURES = {
     ENV: ("env", ""),
     FIRST_CONTACT: ("first contact", "credits every step from the first one at the goal, from the same rollouts"),
@@ -56,6 +58,25 @@ def bracketed(estimate: Estimate) -> str:
     """`12.3 [10.0, 14.5]`, without the brackets where there is no interval."""
     value, low, high = estimate
     return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def ranged(value: float, values: Sequence[float]) -> str:
+    """`12.3 (10.0 to 14.5)`: a value with the range of few seeds."""
+    return f"{number(value)} ({number(min(values))} to {number(max(values))})"
+
+
+def _cell(cell: pd.DataFrame, measure: str, estimate: Estimate) -> str:
+    """A mean, with what its number of seeds allows: standard error of the evaluation, range, bootstrap interval."""
+    run = cell.iloc[0]
+    if len(cell) >= FEW or (run["added"] and len(cell) == 1):
+        return bracketed(estimate)
+    if len(cell) > 1:
+        return ranged(estimate[0], cell[measure].tolist())
+    file = run["file"]
+    episodes = scores(file, measure) if measure in PROTOCOLS else 100 * np.array(file["successes"], dtype=np.float64)
+    return number(estimate[0]) + (
+        f" ± {number(episodes.std(ddof=1) / len(episodes) ** 0.5)}" if len(episodes) > 1 else ""
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -89,12 +110,15 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             for measure, (mean, low, high) in estimates.items():
                 row = {"protocol": measure, "unit": "%" if measure == SUCCESS else run["unit"], "mean": mean}
                 row |= {"low": low, "high": high, **costs, "peak_memory_mb": cell["peak_memory_mb"].max()}
+                row |= dict(zip(("t_low", "t_high"), student_interval(cell[measure].to_numpy()), strict=True))
                 row |= published if measure == ENV else {}
                 numbers.append(setting | row | {"label": label, "is_policy": False})
             row = {"dataset": dataset, "made by": run["provenance"], "agent": label, "preset": run["preset"]}
             row |= {"budget": "–" if run["added"] else f"{run['budget']} = {run['gradient_steps']:,} steps"}
-            row |= {measure: bracketed(estimate) for measure, estimate in estimates.items()}
+            row |= {measure: _cell(cell, measure, estimate) for measure, estimate in estimates.items()}
             row |= {"ms per action": number(costs["ms_per_action"], 2), "minutes": number(costs["minutes"])}
+            ends = student_interval(cell[ENV].to_numpy())
+            row |= {STUDENTS: "–" if len(cell) == 1 else "[{}, {}]".format(*map(number, ends))}
             texts.append(row | {"seeds": len(cell), "episodes": run["episodes"]} | published)
         for name, episodes, means in references.policies(next(iter(members.values()))):
             setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
@@ -138,13 +162,13 @@ def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[M
     """The table for people, with its head and notes."""
     explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
     head = HEAD.format(description=describe(runs), explained=explained)
-    lines = [*notes(runs), *reasons(failures), origin(runs)]
+    lines = [*coverage(runs), *notes(runs), *reasons(failures), origin(runs)]
     return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {escaped(line)}\n" for line in lines)
 
 
 def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
     """The table for a terminal of that width; names that are too long lose their beginning."""
-    shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", "published, env", "source"])
+    shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", STUDENTS, "published, env", "source"])
     shown["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in shown["dataset"]]
     shown["agent"] = [f"({name.strip('*')})" if name.startswith("*") else name for name in shown["agent"]]
     shown.insert(1, "agent", shown.pop("agent"))
@@ -155,7 +179,7 @@ def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) ->
     for name in ("dataset", "agent"):  # to the left, numbers to the right
         shown[name] = [_short(text, widths[name]).ljust(widths[name]) for text in shown[name]]
         shown = shown.rename(columns={name: name.ljust(widths[name])})
-    lines = [describe(runs), "", shown.to_string(index=False), "", *notes(runs), origin(runs)]
+    lines = [describe(runs), "", shown.to_string(index=False), "", *coverage(runs), *notes(runs), origin(runs)]
     wrap = functools.partial(textwrap.fill, width=width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(wrap(line) if len(line) > width and "\n" not in line else line for line in lines)
 
@@ -169,10 +193,21 @@ def describe(runs: pd.DataFrame) -> str:
     runs = runs[~runs["added"]]
     seeds = sorted(set(runs.groupby(["dataset", "label"]).size()))
     return (
-        f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint with a 95 % stratified bootstrap "
-        f"interval over seeds; {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, "
+        f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint. [a, b]: 95 % bootstrap interval "
+        f"over seeds; (a to b): the range of fewer than {FEW} seeds; ± with one seed: standard error of episodes. "
+        f"{' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, "
         f"{' or '.join(map(str, sorted(set(runs['episodes']))))} evaluation episodes per seed."
     )
+
+
+def coverage(runs: pd.DataFrame) -> list[str]:
+    """How often intervals of so few seeds contain the truth, by simulation."""
+    counts = [int(n) for n in sorted(set(runs.groupby(["dataset", "label"]).size())) if n > 1]
+    cases = (f"with {n} seeds {covers(MEAN, n)} and {covers(STUDENT, n)}" for n in counts)
+    return [
+        "a 95 % bootstrap interval of the mean and Student's t contain the truth in this share of cases, by simulation "
+        f"with normal scores (results/coverage.md): {', '.join(cases)}"
+    ] * bool(counts)
 
 
 def notes(runs: pd.DataFrame) -> list[str]:

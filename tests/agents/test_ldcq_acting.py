@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from agent_blobs import with_description
 from gymnasium import spaces
 from torch import Tensor
 
-from conftest import TINY_LDCQ, make_agent, weights
+from conftest import TINY_LDCQ, make_agent, saved, weights
 from ld_agents import LDCQ, OfflineDataset
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from ld_agents.diffusion.sampling import linear_schedule, solver_steps
 from ld_agents.ldcq_settings import FAMILY, FAST, PAPER, RELEASED_CODE
 
 Trained = Callable[[str], OfflineAlgorithm]
@@ -217,6 +220,36 @@ def test_released_code_runs(dataset: OfflineDataset, family: str) -> None:
     assert dataset.action_space.contains(action)
     assert state is not None
     assert state[1].tolist() == [9]
+
+
+def test_a_noise_scale_that_the_solver_forgets_is_refused(dataset: OfflineDataset) -> None:
+    with pytest.raises(ValueError, match=r'noise_scale \(1.5\) has no effect with solver="ddpm".*noise_scale=1.0'):
+        LDCQ("MlpPolicy", dataset, preset="fast", solver="ddpm", family=None)
+    with pytest.raises(ValueError, match="has no effect"):
+        make_agent("LDCQ", dataset, solver="ddpm", noise_scale=2.0)
+    # The released chain does not begin at noise and keeps it; without a chain there is nothing to forget it.
+    dataclasses.replace(PAPER, solver="ddpm", schedule="released", noise_scale=2.0)
+    dataclasses.replace(PAPER, solver="ddpm", prior="gaussian", noise_scale=2.0)
+    for code in RELEASED_CODE.values():
+        assert dataclasses.replace(FAST, **code).noise_scale == 1.0
+
+    def older(description: dict[str, Any]) -> None:
+        description["settings"]["noise_scale"] = 1.5
+
+    agent = make_agent("LDCQ", dataset, solver="ddpm").learn(10)
+    loaded = LDCQ.load(io.BytesIO(with_description(saved(agent), older)))
+    assert loaded.settings.noise_scale == 1.0
+    observation = dataset.observations[0].numpy()
+    expected = agent.predict(observation, deterministic=True)[0]
+    np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+
+
+@pytest.mark.parametrize(("schedule", "kept"), [("rescaled", 0.006), ("released", 0.603)])
+def test_what_the_full_chain_keeps_of_its_start(schedule: str, kept: float) -> None:
+    made = linear_schedule(500 if schedule == "rescaled" else 100, rescaled=schedule == "rescaled")
+    steps = solver_steps(made, "ddpm", 0)
+    # The best prediction of standard normal x0 from x is signal * x.
+    assert np.prod([s.a + s.b * float(made.signal[s.j]) for s in steps]) == pytest.approx(kept, abs=5e-4)
 
 
 def test_all_solvers_and_networks_learn_and_act(dataset: OfflineDataset) -> None:

@@ -136,8 +136,8 @@ def test_bars_and_probabilities() -> None:
     assert first[2].bar[0] == pytest.approx(100 * (iqm[0] - low) / (high - low), abs=0.01)
     matrix = {label: dict(zip(group.metrics, cells, strict=True)) for label, cells in page._improvements(group)}
     assert matrix["LDCQ"]["LDCQ"] is None
-    assert matrix["LDCQ"]["BC"] == {"value": "1.00", "interval": "1.00–1.00", "tint": 50, "side": "more"}
-    assert matrix["BC"]["LDCQ"] == {"value": "0.00", "interval": "0.00–0.00", "tint": 50, "side": "less"}
+    assert matrix["LDCQ"]["BC"] == {"value": "1.00", "interval": "8 of 8", "tint": 50, "side": "more"}
+    assert matrix["BC"]["LDCQ"] == {"value": "0.00", "interval": "0 of 8", "tint": 50, "side": "less"}
 
 
 def test_thinned_plans_keep_both_ends() -> None:

@@ -100,7 +100,7 @@ def test_readme_block(repository: Path) -> None:
     assert readme.endswith(f"{end}\nafter\n")
     assert "old" not in readme
     row = next(line for line in readme.splitlines() if line.startswith("| `LDCQ` |"))
-    assert row.startswith(f"| `LDCQ` | {(score(150) + score(155)) / 2:.1f} [{score(150):.1f}, {score(155):.1f}] |")
+    assert row.startswith(f"| `LDCQ` | {(score(150) + score(155)) / 2:.1f} ({score(150):.1f} to {score(155):.1f}) |")
     assert f"| `LatentDiffuser` | {score(50):.1f} |" in readme  # one seed, no interval
     assert "guidance=mse" not in readme
     (repository / "README.md").write_text("no markers")
