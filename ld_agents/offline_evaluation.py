@@ -4,8 +4,8 @@ Q learns, from the dataset's steps, what a policy earns that takes action a in s
 r + gamma Q'(s', pi(s')) is its target, with Q' a slow average of Q. What Q says at the beginnings of episodes is the
 estimate that ranks policies (Paine et al. 2020, arXiv 2007.09055). Like all such estimates it ranks better than it
 measures, and is worth least for policies that do what the data never show: that is what the second number is for.
-Nine short trainings on a point maze it ranked with a correlation of .51 to their scores, nine on hopper-medium with -.38
-(results/offline_evaluation.md): no substitute where there is a simulator.
+Nine short trainings on a point maze it ranked with a correlation of .51 to their scores, nine on hopper-medium with
+-.38 (results/offline_evaluation.md): it does not replace a simulator.
 """
 
 from collections.abc import Sequence
