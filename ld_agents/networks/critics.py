@@ -39,7 +39,9 @@ def linear_of_parts(layer: nn.Linear, *parts: Tensor) -> Tensor:
     part, weight = pairs.pop(ones.index(min(ones)))
     sums = F.linear(part, weight, layer.bias)
     for part, weight in pairs:
-        sums = sums.add_(F.linear(part, weight))
+        others = F.linear(part, weight)
+        # `sums` is a view: what is changed in place there costs copies of its gradient
+        sums = sums + others if torch.is_grad_enabled() else sums.add_(others)
     return sums
 
 
@@ -66,11 +68,12 @@ class QFunction(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Shapes [..., S], [..., A] -> [...]. Leading dimensions broadcast: [B, 1, S] serves K actions per state."""
-        first, *layers = self.net
-        h = linear_of_parts(first, observations, actions)  # type: ignore[arg-type]
+        first, activation, *layers = self.net
+        h = activation(linear_of_parts(first, observations, actions))  # type: ignore[arg-type]
+        rows = h.reshape(-1, h.shape[-1])  # on more dimensions layers return views, and ReLU in place copies gradients
         for layer in layers:
-            h = layer(h)
-        return h.squeeze(-1)
+            rows = layer(rows)
+        return rows.view(h.shape[:-1])
 
 
 class LatentCritic(nn.Module):

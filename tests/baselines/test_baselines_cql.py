@@ -197,6 +197,16 @@ def test_bellman_loss_and_gaps_by_hand(dataset: OfflineDataset) -> None:
     np.testing.assert_allclose(lifted.gaps(q, log_densities).detach(), floored.mean(1), rtol=1e-4)
 
 
+def test_values_of_many_actions_in_parts(dataset: OfflineDataset) -> None:
+    """70 states with 31 actions, 33 states at a time: as one call with all 2,170 rows, gradients too."""
+    critics = (agent := ready_cql(dataset)).policy.critics
+    states, actions = torch.randn(70, agent.state_dim), torch.rand(70, 31, 2) * 2 - 1
+    rows = torch.cat([states[:, None].expand(-1, 31, -1), actions], -1).flatten(0, 1)
+    both = agent.q_values(critics, states, actions), torch.stack([c.net(rows).view(70, 31) for c in critics])
+    found, wanted = ((q, *torch.autograd.grad(q.logsumexp(-1).mean(), tuple(critics.parameters()))) for q in both)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_gap_estimates_the_integral_over_actions(dataset: OfflineDataset) -> None:
     """exp(Q) over the density of a sampled action is on average the integral over [-1, 1]^2: 4 exp(Q) for a flat Q."""
     agent = ready_cql(dataset, n_actions=1000)
