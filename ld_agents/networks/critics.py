@@ -8,14 +8,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def mlp(*sizes: int, layer_norm: bool = False) -> nn.Sequential:
+class Linear(nn.Linear):
+    """Torch's, but on a CPU it learns faster from few inputs.
+
+    The gradient of a weight with fewer than 16 inputs takes up to four times as long as its transpose, and the
+    transpose is what a weight that is stored transposed gets.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes [..., in] -> [..., out]."""
+        if self.in_features >= 16 or not torch.is_grad_enabled():
+            return super().forward(x)
+        return F.linear(x, self.weight.t().contiguous().t(), self.bias)
+
+
+def mlp(*sizes: int, layer_norm: bool = False, linear: type[nn.Linear] = nn.Linear) -> nn.Sequential:
     """Linear layers with ReLU between them; with `layer_norm`, a LayerNorm after each ReLU, as in ReBRAC's code."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes[:-1]):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        layers += [linear(before, after), nn.ReLU(inplace=True)]
         if layer_norm:
             layers.append(nn.LayerNorm(after, eps=1e-6))  # eps of flax, which ReBRAC's code uses
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    return nn.Sequential(*layers, linear(sizes[-2], sizes[-1]))
 
 
 def norm_gelu_mlp(*sizes: int) -> nn.Sequential:
@@ -50,7 +64,7 @@ class TanhActor(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, *hidden, action_dim)
+        self.net = mlp(observation_dim, *hidden, action_dim, linear=Linear)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Shapes [..., S] -> [..., A]."""

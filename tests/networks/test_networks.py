@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ld_agents.networks.critics import (
     LatentCritic,
+    Linear,
     TanhActor,
     clip_norm,
     descend,
@@ -317,6 +318,16 @@ def test_parts_of_a_linear_layer_broadcast(order: tuple[int, int]) -> None:
     weights = randn(4, 5, 7, seed=2)
     wanted = torch.autograd.grad((weights * joined).sum(), [*parts, *layer.parameters()])
     torch.testing.assert_close(torch.autograd.grad((weights * found).sum(), [*parts, *layer.parameters()]), wanted)
+
+
+@pytest.mark.parametrize("inputs", [1, 11, 15, 16])
+def test_linear_layer_of_few_inputs(inputs: int) -> None:
+    torch.manual_seed(0)
+    layer, x, gradient = Linear(inputs, 32), randn(64, inputs).requires_grad_(), randn(64, 32, seed=1)
+    found, wanted = layer(x), F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    both = (torch.autograd.grad(y, (layer.weight, layer.bias, x), gradient) for y in (found, wanted))
+    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
 
 
 def test_descend_is_a_step_of_adam_bit_for_bit() -> None:
