@@ -148,8 +148,8 @@ class LDCQPolicy(PlanningPolicy):
             all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
             by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in all_terms]
             time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
-            entry = self.denoiser.entry()
-            denoise = lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], entry)  # noqa: E731
+            weights = self.denoiser.weights(entry=True)
+            denoise = lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], weights)  # noqa: E731
             return sample(denoise, self.steps, start, noise)
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,24 @@ def sinusoids(j: Tensor, size: int) -> Tensor:
     frequencies = torch.exp(torch.arange(size // 2, device=j.device) * (-math.log(10_000) / (size // 2 - 1)))
     angles = j.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class NormGELU(NamedTuple):
+    """A linear layer, LayerNorm and GELU, as tensors: in modules they take as long to look up as a small product."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Linear, norm: nn.LayerNorm) -> "NormGELU":
+        return cls(layer.weight, layer.bias, norm.weight, norm.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shapes [..., in] -> [..., out]."""
+        h = F.linear(x, self.weight, self.bias)
+        return F.gelu(torch.layer_norm(h, self.scale.shape, self.scale, self.shift))
 
 
 class ResidualBlock(nn.Module):
@@ -48,16 +66,32 @@ class ResidualBlock(nn.Module):
         scale = 1 + scale
         return scale * self.norm.weight, torch.addcmul(shift, scale, self.norm.bias)
 
-    def forward(
-        self, x: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor, product: Tensor | None = None
-    ) -> Tensor:
-        """Shape [..., width]. `product` is that of x and the first layer, where it is known."""
-        h = (F.linear(x, self.first.weight[:, : self.width]) if product is None else product).add_(state_term)
-        if scale.dim() == 1:  # one diffusion step for all rows
-            h = F.layer_norm(h, (self.width,), scale, shift)
-        else:
-            h = torch.addcmul(shift, F.layer_norm(h, (self.width,)), scale)
-        return F.gelu(self.norm(self.second(F.gelu(h)))).add_(x)
+    def weights(self) -> tuple[Tensor, NormGELU]:
+        """What `through_block` needs beside the terms: the first layer's part for x, and the second layer."""
+        return self.first.weight[:, : self.width], NormGELU.of(self.second, self.norm)
+
+
+def through_block(
+    x: Tensor, product: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor, second: NormGELU
+) -> Tensor:
+    """A pass through a `ResidualBlock`; `product` is that of x and the first layer. Shape [..., width]."""
+    h = product.add_(state_term)
+    if scale.dim() == 1:  # one diffusion step for all rows
+        h = torch.layer_norm(h, scale.shape, scale, shift)
+    else:
+        h = torch.addcmul(shift, torch.layer_norm(h, h.shape[-1:]), scale)
+    return second(F.gelu(h)).add_(x)
+
+
+class UNetWeights(NamedTuple):
+    """Those of a pass over x, looked up once for many passes; the first block's product is that of x and `entry`."""
+
+    inlet: tuple[Tensor, Tensor]
+    entry: tuple[Tensor, Tensor] | None
+    blocks: list[tuple[Tensor, NormGELU]]
+    down: list[NormGELU]
+    up: list[NormGELU]
+    outlet: tuple[Tensor, Tensor]
 
 
 class ResidualMLPUNet(nn.Module):
@@ -93,8 +127,8 @@ class ResidualMLPUNet(nn.Module):
         # in tuples, which are no submodules, once and not at every pass
         norms = list(self.norms)
         self._blocks: tuple[Any, ...] = (*self.down_blocks, *self.up_blocks, self.last_block)
-        self._down = tuple(zip(self.down, norms[1:], strict=True))
-        self._up = tuple(zip(self.up, norms[-2::-1], strict=True))
+        self._down: tuple[Any, ...] = tuple(zip(self.down, norms[1:], strict=True))
+        self._up: tuple[Any, ...] = tuple(zip(self.up, norms[-2::-1], strict=True))
 
     def state_terms(self, states: Tensor) -> list[Tensor]:
         """Per block, what the states add. Shapes [..., S] -> list of [..., width]."""
@@ -106,38 +140,46 @@ class ResidualMLPUNet(nn.Module):
         embedded = self.time(sinusoids(j, self.time_features))
         return [block.time_terms(embedded) for block in self._blocks]
 
-    def entry(self) -> tuple[Tensor, Tensor]:
-        """Inlet and first layer after it as one, for `denoise`: a weight [width, Z] and a bias [width]."""
-        first: ResidualBlock = self._blocks[0]
-        weight = first.first.weight[:, : first.width]
-        return weight @ self.inlet.weight, weight @ self.inlet.bias
+    def weights(self, entry: bool = False) -> UNetWeights:
+        """What `denoise` needs. With `entry`, inlet and first layer after it are one layer: [width, Z] and [width]."""
+        blocks = [block.weights() for block in self._blocks]
+        return UNetWeights(
+            inlet=(self.inlet.weight, self.inlet.bias),
+            entry=(blocks[0][0] @ self.inlet.weight, blocks[0][0] @ self.inlet.bias) if entry else None,
+            blocks=blocks,
+            down=[NormGELU.of(*pair) for pair in self._down],
+            up=[NormGELU.of(*pair) for pair in self._up],
+            outlet=(self.outlet.weight, self.outlet.bias),
+        )
 
     def denoise(
         self,
         x: Tensor,
         state_terms: list[Tensor],
         time_terms: list[tuple[Tensor, Tensor]],
-        entry: tuple[Tensor, Tensor] | None = None,
+        weights: UNetWeights | None = None,
     ) -> Tensor:
         """Predicts x0 from x [..., Z]. The terms broadcast against x: [n, 1, width] serves K candidates per state.
 
-        `entry` saves a product of [width, width] where there are many passes with the same weights.
+        `weights` are those of many passes; their `entry` saves each a product of [width, width].
         """
-        blocks = iter(zip(self._blocks, state_terms, time_terms, strict=True))
+        inlet, entry, blocks, down, up, outlet = weights or self.weights()
+        terms = iter(zip(blocks, state_terms, time_terms, strict=True))
 
         def through(h: Tensor, product: Tensor | None = None) -> Tensor:
-            block, state_term, (scale, shift) = next(blocks)
-            return block(h, state_term, scale, shift, product)
+            (first, second), state_term, (scale, shift) = next(terms)
+            product = F.linear(h, first) if product is None else product
+            return through_block(h, product, state_term, scale, shift, second)
 
-        inlet = self.inlet(x)
-        h = through(inlet, None if entry is None else F.linear(x, *entry))
+        x_in = F.linear(x, *inlet)
+        h = through(x_in, F.linear(x, *entry) if entry else None)
         skips = [h]
-        for down, norm in self._down:
-            h = through(F.gelu(norm(down(h))))
+        for layer in down:
+            h = through(layer(h))
             skips.append(h)
-        for (up, norm), skip in zip(self._up, skips[-2::-1], strict=True):
-            h = through(F.gelu(norm(up(h))).add_(skip))
-        return self.outlet(through(h + inlet))
+        for layer, skip in zip(up, skips[-2::-1], strict=True):
+            h = through(layer(h).add_(skip))
+        return F.linear(through(h + x_in), *outlet)
 
     def forward(self, x: Tensor, j: Tensor, states: Tensor) -> Tensor:
         """Predicts x0. Shapes [B, Z], [B] int64, [B, S] -> [B, Z]."""

@@ -274,7 +274,7 @@ def test_hoisting_is_exact(unet: ResidualMLPUNet) -> None:
         hoisted = unet.denoise(x, state_terms, terms)
         repeated = unet(x.reshape(20, 6), torch.full((20,), j), states.repeat_interleave(5, 0))
         torch.testing.assert_close(hoisted.reshape(20, 6), repeated, rtol=1e-4, atol=1e-5)
-        entered = unet.denoise(x, state_terms, terms, unet.entry())
+        entered = unet.denoise(x, state_terms, terms, unet.weights(entry=True))
         torch.testing.assert_close(entered, hoisted, rtol=1e-4, atol=1e-5)
 
 
