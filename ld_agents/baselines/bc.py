@@ -51,15 +51,19 @@ class BC(OfflineAlgorithm):
         return [Stage("train", self.settings.steps, self.train)]
 
     def train(self) -> Iterator[Losses]:
-        """Mean squared error between the actor's actions and the data's."""
+        """A step of the actor per gradient step."""
         s = self.settings
         optimizer = self.optimizer("train", self.policy.actor.parameters(), s.learning_rate)
         rows = self.best_rows()
         for _ in self.remaining_steps("train"):
             batch = rows[self.random_indices(len(rows), s.batch_size)]
-            loss = F.mse_loss(self.policy.actor(self.states(batch)), self.actions(batch))
+            loss = self.actor_loss(self.states(batch), self.actions(batch))
             descend(optimizer, loss)
             yield {"loss": loss.detach()}
+
+    def actor_loss(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Mean squared error between the actor's actions and the data's. Shapes [B, S], [B, A] -> scalar."""
+        return F.mse_loss(self.policy.actor(observations), actions)
 
     def best_rows(self) -> Tensor:
         """The steps of the recordings with the highest discounted returns, at least one recording. Shape [M] int64."""

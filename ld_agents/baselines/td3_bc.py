@@ -117,9 +117,12 @@ class TD3BC(OfflineAlgorithm):
         )
 
     def critic_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Sum over both critics of the mean squared error to the targets."""
+        """`bellman_loss` with fresh targets."""
+        return self.bellman_loss(batch, self.targets(batch))
+
+    def bellman_loss(self, batch: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """Sum over both critics of the mean squared error to the targets [B]."""
         observations, actions = batch[:2]
-        targets = self.targets(batch)
         first, second = (F.mse_loss(critic(observations, actions), targets) for critic in self.policy.critics)
         return first + second
 
