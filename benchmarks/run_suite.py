@@ -333,7 +333,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="share of the preset's gradient steps; 1 is all of them")
     parser.add_argument("--episodes", type=int, help="evaluation episodes of each run")
     parser.add_argument(
-        "--cpu-bf16", action="store_true", help="train with matrix products in bfloat16 (CPUs with AMX or AVX512-BF16)"
+        "--cpu-bf16", action="store_true", help="train with matrix products in bfloat16 (for CPUs with AMX)"
     )
     parser.add_argument("--out", type=Path, help="folder for everything that is written (default: results/SUITE)")
     parser.add_argument(

@@ -49,7 +49,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         verbose: 0 silent, 1 logs to the terminal.
         tensorboard_log: folder of TensorBoard logs, or None.
         cpu_bf16: on a CPU, compute the matrix products of training in bfloat16. Weights stay float32, and so does all
-            acting. Faster where the processor has AMX or AVX512-BF16; needs torch 2.9.
+            acting. Faster where the processor has AMX; with AVX512-BF16 alone, most stages are slower. Needs torch 2.9.
         **settings: override single settings of preset and family; see the settings class of the agent.
 
     Attributes:
