@@ -177,9 +177,9 @@ MINUTES = dataclasses.replace(
 PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 
 # What differs between families of datasets in the fast preset; found on seeds 101 and above (results/tuning/README.md).
-# Point mazes: .6 of the time. A critic that has seen few windows at the goal cannot tell there which candidates stay, so
-# Q-learning gets many windows with few candidates each, and the critic chooses often. AntMaze: an ant falls when it is
-# decoded badly, and the mean of a Gaussian is not a gait.
+# Point mazes: .6 of the time. A critic that has seen few windows at the goal cannot tell there which candidates stay:
+# so Q-learning gets many windows with few candidates each, and the critic chooses often. AntMaze: an ant falls when it
+# is decoded badly, and the mean of a Gaussian is not a gait.
 FAMILY: dict[str, dict[str, Any]] = {
     "maze2d": {
         "vae_steps": 2_500,
