@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,23 @@ def test_a_new_goal_holds_from_the_next_plan_on(trained: Trained) -> None:
         latents.append(state[0][0])
     assert np.array_equal(latents[0], latents[2])
     assert not np.array_equal(latents[0], latents[3])
+
+
+def test_a_graph_has_the_goal_that_was_set_or_takes_it(
+    trained: Trained, goal_dataset: OfflineDataset, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for agent in (trained("GCBC"), make_agent("GCBC", goal_dataset).learn()):
+        rows = seen_by(agent, 4)
+        agent.export(tmp_path / "told.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "told.onnx")
+        expected = agent.predict(rows)[0]
+        np.testing.assert_allclose(session.run(None, {"observation": rows})[0], expected, atol=1e-5)
+        agent.set_goal([1.5, -2.0])  # type: ignore[attr-defined]
+        assert np.abs(agent.predict(rows)[0] - expected).max() > 1e-4
+        agent.export(tmp_path / "set.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "set.onnx")
+        np.testing.assert_allclose(session.run(None, {"observation": rows})[0], agent.predict(rows)[0], atol=1e-5)
 
 
 # ---------------------------------------------------------------- guidance
