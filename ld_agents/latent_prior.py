@@ -94,14 +94,11 @@ class LatentPriorPolicy(PlanningPolicy):
         return self.settings.sample_actions or not deterministic
 
     def action_of(self, plans: Tensor, steps: Tensor, states: Tensor, noise: Tensor | None) -> Tensor:
-        return self.vae.action.act(states[:, : self.vae_state_dim], self.raw(plans), noise)
+        return self.vae.action.act(states[:, : self.vae_state_dim], self._raw(plans), noise)
 
-    def raw(self, latents: Tensor) -> Tensor:
+    def _raw(self, latents: Tensor) -> Tensor:
         """Latents as the VAE has them. Shapes [..., Z] -> [..., Z]."""
         return latents * self.latent_std + self.latent_mean
-
-    def standardized(self, latents: Tensor) -> Tensor:
-        return (latents - self.latent_mean) / self.latent_std
 
 
 class LatentPriorTraining(OfflineAlgorithm):
@@ -162,7 +159,7 @@ class LatentPriorTraining(OfflineAlgorithm):
         """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
         s = self.settings
         starts = self.random_subset(self.prior_starts(), None, "prior windows", "prior")
-        latents = self.policy.standardized(self._encode(starts))  # [W, Z]
+        latents = self._standardized(self._encode(starts))  # [W, Z]
         diffuser = Diffuser(noise_schedule(s), self.device)
         denoiser = self.policy.denoiser
         optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
@@ -190,6 +187,9 @@ class LatentPriorTraining(OfflineAlgorithm):
         """Posterior means of windows, raw. Shapes [W] -> [W, Z]."""
         chunks = tqdm(starts.split(8192), desc="encode windows", leave=False, disable=not self._show_progress)
         return torch.cat([self.policy.vae.encode(*self._windows(chunk)).mean for chunk in chunks])
+
+    def _standardized(self, latents: Tensor) -> Tensor:
+        return (latents - self.policy.latent_mean) / self.policy.latent_std
 
     def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
         """Factor of the learning rate at a gradient step of a stage."""

@@ -94,7 +94,7 @@ class LDCQPolicy(LatentPriorPolicy):
         """The candidate with the highest score. Shapes [n, S], [n, K, Z] of each sampler step -> [n, Z]."""
         best = self._best(states, noise)
         if self.settings.redraw_at_predicted_state:  # as the released maze2d evaluation: the best of a second draw
-            predicted = self.vae.predict_final_state(states, self.raw(best)).mean
+            predicted = self.vae.predict_final_state(states, self._raw(best)).mean
             best = self._best(predicted, lambda k: noise(_REDRAW + k))
         return best
 
@@ -106,8 +106,8 @@ class LDCQPolicy(LatentPriorPolicy):
         """Candidates from the prior, given the noise [n, K, Z] of each sampler step. Shapes [n, S] -> [n, K, Z]."""
         if self.has_denoiser:
             return super().draw_latents(states, noise)
-        start = noise(0) * self.settings.noise_scale
-        return self.standardized(self.vae.prior(states[:, None]).sample(start))
+        latents = self.vae.prior(states[:, None]).sample(noise(0) * self.settings.noise_scale)
+        return (latents - self.latent_mean) / self.latent_std
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
         """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
@@ -125,7 +125,7 @@ class LDCQPolicy(LatentPriorPolicy):
     def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
         """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
         with torch.inference_mode():
-            return self.unscale(self.vae.action.act(self.normalize(observations), self.raw(latents), None))
+            return self.unscale(self.vae.action.act(self.normalize(observations), self._raw(latents), None))
 
 
 class LDCQ(LatentPriorTraining):
@@ -202,7 +202,7 @@ class LDCQ(LatentPriorTraining):
         used = self.random_subset(torch.arange(len(windows), device=self.device), None, "q budget", "q")
         starts = windows[used]
         states = self.states(starts)
-        latents = self.policy.standardized(self._encode(starts))
+        latents = self._standardized(self._encode(starts))
         if s.reward_scale is None:
             spread = returns_to_go(self.data.rewards, self.data.episode_ends, s.discount).std()
             self.policy.reward_scale.copy_(1 / spread.clamp(min=1e-6))

@@ -16,7 +16,7 @@ from ld_agents.latent_prior_settings import LatentPriorSettings
 class LDGCSettings(GoalSettings, LatentPriorSettings):
     """Settings of LDGC. Defaults: as LDCQ's; those of goals are of the paper where it says."""
 
-    guidance_scale: Real = 1.5  # 0: without the goal; 1: p(z | s, g); more: guided, 1 + w of Ho and Salimans
+    guidance_scale: Real = 2.0  # 0: without the goal; 1: p(z | s, g); more: guided, 1 + w of Ho and Salimans
 
 
 def _shared(settings: Any) -> dict[str, Any]:
@@ -26,12 +26,13 @@ def _shared(settings: Any) -> dict[str, Any]:
 
 PAPER = LDGCSettings()
 # No critic chooses among the draws: one that starts from wider noise is just a worse one.
-FAST = LDGCSettings(**_shared(ldcq_settings.FAST) | {"noise_scale": 1.0, "exec_horizon": 5})
+FAST = LDGCSettings(**_shared(ldcq_settings.FAST) | {"noise_scale": 1.0})
 PRESETS = {"fast": FAST, "paper": PAPER}
 
 _OF_ANTMAZE = ("normalize_observations", "vae_hidden", "vae_steps", "prior_steps", "sample_actions", "exec_horizon")
 
 # What differs between families of datasets in the fast preset.
 FAMILY: dict[str, dict[str, Any]] = {
+    "maze2d": {"vae_steps": 2_500, "prior_steps": 3_000, "guidance_scale": 3.0, "exec_horizon": 5},
     "antmaze": {name: ldcq_settings.FAMILY["antmaze"][name] for name in _OF_ANTMAZE},
 }
