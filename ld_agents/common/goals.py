@@ -69,8 +69,10 @@ class GoalPolicy(OfflinePolicy):
             sizes = {key: int(np.prod(observation_space[key].shape or ())) for key in observation_keys or ()}
         held = [key for key, size in sizes.items() for _ in range(size)]  # the key of each column
         self._goal_places = [i for i, key in enumerate(held) if key == KEY]
-        self.own_columns = [i for i in range(state_dim) if i not in self._goal_places]
-        self.own_dim, self.goal_dim = len(self.own_columns), settings.goal_dim
+        own = [i for i in range(state_dim) if i not in self._goal_places]
+        whole = slice(own[0], own[-1] + 1) if own else slice(0)  # a view, where the goal is last
+        self.own_columns: slice | list[int] = whole if len(range(state_dim)[whole]) == len(own) else own
+        self.own_dim, self.goal_dim = len(own), settings.goal_dim
         self.achieved = slice(settings.goal_start, settings.goal_start + settings.goal_dim)
         if self.achieved.stop > self.own_dim:
             raise ValueError(

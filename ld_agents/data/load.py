@@ -94,7 +94,8 @@ def _draw_goals(data: OfflineDataset, drawn_from: DrawnFrom) -> None:
         )
     spec = info.eval_env.with_drawn_goals(drawn_from)
     spec.make().close()  # tells what is wrong
-    data.info = replace(info, id=f"{info.id}{DRAWN_GOALS}{drawn_from}", eval_env=spec, reference_scores=None)
+    name = f"{info.id}{DRAWN_GOALS}{drawn_from}"  # what was measured for the one goal does not hold
+    data.info = replace(info, id=name, eval_env=spec, reference_scores=None, controller=None)
     if data.observation_keys is None:
         data.observation_keys = ("observation",)
 
