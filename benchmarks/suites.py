@@ -120,6 +120,13 @@ SUITES: dict[str, Suite] = {
         datasets=("ld-agents/pointmaze/large-v0", "ld-agents/pointmaze/medium-v0"),
         seeds=(0, 1, 2),
     ),
+    # Start and goal of every episode drawn from all cells; the goal is in the observation, and returns are rates of
+    # success. LDCQ learns there from the rewards of the goals that the data command.
+    "goals": Suite(
+        agents=("LDCQ", "LDGC", "LDGC[goals=commanded]", "GCBC", "GCBC[goals=commanded]"),
+        datasets=_named("ld-agents/pointmaze/{}-v0[eval_goals=cells,goal=keep]", ("large", "medium")),
+        seeds=(0, 1, 2),
+    ),
     # All that a suite does, in less than a minute: the scores mean nothing.
     "smoke": Suite(
         agents=("LDCQ[q_windows=1024]", "LDCQ[prior=gaussian,q_windows=1024]", "BC"),

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ld_agents.baselines.bc import BC
 from ld_agents.baselines.cql import CQL
+from ld_agents.baselines.gcbc import GCBC
 from ld_agents.baselines.iql import IQL
 from ld_agents.baselines.rebrac import ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC
@@ -14,6 +15,7 @@ from ld_agents.evaluation.rollouts import Evaluation, evaluate
 from ld_agents.hub import push_to_hub
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.ldcq import LDCQ
+from ld_agents.ldgc import LDGC
 from ld_agents.loading import load, load_from_hub
 from ld_agents.offline_evaluation import OfflineEstimate, evaluate_offline
 from ld_agents.zoo import pretrained
@@ -26,8 +28,10 @@ except PackageNotFoundError:  # a source tree that is not installed
 __all__ = [
     "BC",
     "CQL",
+    "GCBC",
     "IQL",
     "LDCQ",
+    "LDGC",
     "TD3BC",
     "DatasetInfo",
     "DatasetReport",

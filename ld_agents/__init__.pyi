@@ -5,6 +5,7 @@ import torch
 
 from ld_agents.baselines.bc import BC as _BC
 from ld_agents.baselines.cql import CQL as _CQL
+from ld_agents.baselines.gcbc import GCBC as _GCBC
 from ld_agents.baselines.iql import IQL as _IQL
 from ld_agents.baselines.rebrac import ReBRAC as _ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC as _TD3BC
@@ -18,6 +19,7 @@ from ld_agents.evaluation.rollouts import evaluate as evaluate
 from ld_agents.hub import push_to_hub as push_to_hub
 from ld_agents.latent_diffuser import LatentDiffuser as _LatentDiffuser
 from ld_agents.ldcq import LDCQ as _LDCQ
+from ld_agents.ldgc import LDGC as _LDGC
 from ld_agents.loading import load as load
 from ld_agents.loading import load_from_hub as load_from_hub
 from ld_agents.offline_evaluation import OfflineEstimate as OfflineEstimate
@@ -82,6 +84,33 @@ class CQL(_CQL):
         steps: int = ...,
     ) -> None: ...
 
+class GCBC(_GCBC):
+    def __init__(
+        self,
+        policy: str,
+        dataset: Any,
+        *,
+        preset: str | None = None,
+        family: str | None = "auto",
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        cpu_bf16: bool = False,
+        hidden: tuple[int, ...] = ...,
+        learning_rate: float = ...,
+        batch_size: int = ...,
+        normalize_observations: bool = ...,
+        best_fraction: float = ...,
+        return_discount: float = ...,
+        steps: int = ...,
+        goals: Literal["hindsight", "commanded"] = ...,
+        goal_dim: int = ...,
+        goal_start: int = ...,
+        goal_steps: int | None = ...,
+        goal_dropout: float = ...,
+    ) -> None: ...
+
 class IQL(_IQL):
     def __init__(
         self,
@@ -131,22 +160,9 @@ class LDCQ(_LDCQ):
         decoder: Literal["autoregressive", "joint"] = ...,
         denoiser_hidden: int = ...,
         denoiser_widths: tuple[int, ...] = ...,
-        critic_hidden: int = ...,
-        critic_latent_hidden: int = ...,
-        n_critics: int = ...,
-        prior: Literal["diffusion", "gaussian"] = ...,
         windows_past_terminals: bool = ...,
-        next_state: Literal["s_{t+H}", "s_{t+H-1}"] = ...,
-        bootstrap_exponent: int | None = ...,
-        reward_discount: float = ...,
-        reward_stops_bootstrap: bool = ...,
-        success_fills_window: bool = ...,
-        reward_scale: float | None = ...,
-        importance_weights: Literal["per-sample", "averaged"] = ...,
         schedule: Literal["rescaled", "released"] = ...,
         learning_rates: Literal["cosine", "released"] = ...,
-        redraw_at_predicted_state: bool = ...,
-        acting_critics: Literal["online", "averaged"] = ...,
         sample_actions: bool = ...,
         exec_horizon: int = ...,
         kl_weight: float = ...,
@@ -164,6 +180,19 @@ class LDCQ(_LDCQ):
         solver_steps: int = ...,
         extra_steps: int = ...,
         noise_scale: float = ...,
+        critic_hidden: int = ...,
+        critic_latent_hidden: int = ...,
+        n_critics: int = ...,
+        prior: Literal["diffusion", "gaussian"] = ...,
+        next_state: Literal["s_{t+H}", "s_{t+H-1}"] = ...,
+        bootstrap_exponent: int | None = ...,
+        reward_discount: float = ...,
+        reward_stops_bootstrap: bool = ...,
+        success_fills_window: bool = ...,
+        reward_scale: float | None = ...,
+        importance_weights: Literal["per-sample", "averaged"] = ...,
+        redraw_at_predicted_state: bool = ...,
+        acting_critics: Literal["online", "averaged"] = ...,
         candidates_stored: int = ...,
         candidates_per_target: int = ...,
         candidates_acting: int = ...,
@@ -174,6 +203,54 @@ class LDCQ(_LDCQ):
         q_steps: int = ...,
         target_rate: float = ...,
         priority_alpha: float = ...,
+    ) -> None: ...
+
+class LDGC(_LDGC):
+    def __init__(
+        self,
+        policy: str,
+        dataset: Any,
+        *,
+        preset: str | None = None,
+        family: str | None = "auto",
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        cpu_bf16: bool = False,
+        latent_dim: int = ...,
+        horizon: int = ...,
+        vae_hidden: int = ...,
+        encoder: Literal["gru", "mlp"] = ...,
+        decoder: Literal["autoregressive", "joint"] = ...,
+        denoiser_hidden: int = ...,
+        denoiser_widths: tuple[int, ...] = ...,
+        windows_past_terminals: bool = ...,
+        schedule: Literal["rescaled", "released"] = ...,
+        learning_rates: Literal["cosine", "released"] = ...,
+        sample_actions: bool = ...,
+        exec_horizon: int = ...,
+        kl_weight: float = ...,
+        vae_learning_rate: float = ...,
+        vae_batch_size: int = ...,
+        vae_steps: int = ...,
+        decoded_steps: int | None = ...,
+        standardize_latents: bool = ...,
+        normalize_observations: bool = ...,
+        diffusion_steps: int = ...,
+        prior_learning_rate: float = ...,
+        prior_batch_size: int = ...,
+        prior_steps: int = ...,
+        solver: Literal["ddpm", "ddim", "dpm++2m"] = ...,
+        solver_steps: int = ...,
+        extra_steps: int = ...,
+        noise_scale: float = ...,
+        goals: Literal["hindsight", "commanded"] = ...,
+        goal_dim: int = ...,
+        goal_start: int = ...,
+        goal_steps: int | None = ...,
+        goal_dropout: float = ...,
+        guidance_scale: float = ...,
     ) -> None: ...
 
 class TD3BC(_TD3BC):

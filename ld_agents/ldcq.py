@@ -44,8 +44,6 @@ standardized latents, Q-learning on a random subset of the windows, candidates t
 (`noise_scale`), and cosine learning rates.
 """
 
-import functools
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -55,59 +53,34 @@ from tqdm import tqdm
 
 from ld_agents.common.keyed_noise import keyed_normal, observation_keys
 from ld_agents.common.memory import half_precision, half_precision_bytes
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
-from ld_agents.common.planning_policy import Noise, PlanningPolicy, chosen
+from ld_agents.common.offline_algorithm import Losses, Stage
+from ld_agents.common.planning_policy import Noise, chosen
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.data.returns import returns_to_go
-from ld_agents.diffusion.sampling import Diffuser, NoiseSchedule, SolverStep, linear_schedule, sample, solver_steps
+from ld_agents.latent_prior import LatentPriorPolicy, LatentPriorTraining
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
 from ld_agents.networks.critics import LatentCritic, clip_norm, descend, polyak_update
-from ld_agents.networks.denoisers import ResidualMLPUNet
-from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
 
-class LDCQPolicy(PlanningPolicy):
-    """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps.
+class LDCQPolicy(LatentPriorPolicy):
+    """Draws candidate latents at a state, takes the one with the highest Q, decodes it for some steps."""
 
-    Latents are standardized outside the VAE if the agent standardizes them: prior and critics see z with mean 0 and
-    standard deviation 1 over the data.
-    """
-
-    latent_mean: Tensor
-    latent_std: Tensor
+    settings: LDCQSettings
     reward_scale: Tensor  # of the rewards that the critics learned from
 
     def __init__(self, *spaces: Any, settings: LDCQSettings, **kwargs: Any) -> None:
-        super().__init__(*spaces, **kwargs)
-        s = self.settings = settings
-        self.vae = TrajectoryVAE(
-            self.state_dim,
-            self.action_dim,
-            latent_dim=s.latent_dim,
-            horizon=s.horizon,
-            hidden=s.vae_hidden,
-            encoder=s.encoder,
-            decoder=s.decoder,
-        )
-        if s.prior == "diffusion":
-            self.denoiser = ResidualMLPUNet(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
+        super().__init__(*spaces, settings=settings, **kwargs)
+        s = settings
         critic_sizes = (self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
         self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
-        self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
-        self.register_buffer("latent_std", torch.ones(s.latent_dim))
         self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
 
-    @functools.cached_property
-    def steps(self) -> list[SolverStep]:
-        s = self.settings
-        return solver_steps(_schedule(s), s.solver, s.solver_steps, extra_steps=s.extra_steps)
-
     @property
-    def plan_shape(self) -> tuple[int, ...]:
-        return (self.settings.latent_dim,)
+    def has_denoiser(self) -> bool:
+        return self.settings.prior == "diffusion"
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -116,13 +89,6 @@ class LDCQPolicy(PlanningPolicy):
     @property
     def noise_streams(self) -> list[int]:
         return [0, _REDRAW] if self.settings.redraw_at_predicted_state else [0]
-
-    def check_traceable(self) -> None:
-        if self.settings.prior == "diffusion" and any(step.s for step in self.steps):
-            raise ValueError(
-                f"Plans of the solver {self.settings.solver!r}, which draws noise at each of its {len(self.steps)} "
-                "steps, are not compiled and not exported. Use 'dpm++2m' or 'ddim'."
-            )
 
     def plan_from(self, states: Tensor, noise: Noise) -> Tensor:
         """The candidate with the highest score. Shapes [n, S], [n, K, Z] of each sampler step -> [n, Z]."""
@@ -138,33 +104,15 @@ class LDCQPolicy(PlanningPolicy):
 
     def draw_latents(self, states: Tensor, noise: Noise) -> Tensor:
         """Candidates from the prior, given the noise [n, K, Z] of each sampler step. Shapes [n, S] -> [n, K, Z]."""
-        s = self.settings
-        start = noise(0) * s.noise_scale
-        if s.prior == "gaussian":
-            latents = self.vae.prior(states[:, None]).sample(start)
-            return (latents - self.latent_mean) / self.latent_std
-        with torch.no_grad():
-            state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
-            all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
-            by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in all_terms]
-            time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
-            weights = self.denoiser.weights(entry=True)
-            denoise = lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], weights)  # noqa: E731
-            return sample(denoise, self.steps, start, noise)
+        if self.has_denoiser:
+            return super().draw_latents(states, noise)
+        latents = self.vae.prior(states[:, None]).sample(noise(0) * self.settings.noise_scale)
+        return (latents - self.latent_mean) / self.latent_std
 
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
         """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
         critics = self.target_critics if self.settings.acting_critics == "averaged" else self.critics
         return torch.stack([critic(states, latents) for critic in critics]).amin(0)
-
-    def samples_actions(self, deterministic: bool) -> bool:
-        return self.settings.sample_actions or not deterministic
-
-    def action_of(self, plans: Tensor, steps: Tensor, states: Tensor, noise: Tensor | None) -> Tensor:
-        return self.vae.action.act(states, self._raw(plans), noise)
-
-    def _raw(self, latents: Tensor) -> Tensor:
-        return latents * self.latent_std + self.latent_mean
 
     def propose(self, observations: Tensor, n: int | None = None, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Candidates, an episode's first or those of noise keys [n]; their Q in units of reward. [n, K, Z], [n, K]."""
@@ -180,7 +128,7 @@ class LDCQPolicy(PlanningPolicy):
             return self.unscale(self.vae.action.act(self.normalize(observations), self._raw(latents), None))
 
 
-class LDCQ(OfflineAlgorithm):
+class LDCQ(LatentPriorTraining):
     """Latent Diffusion-Constrained Q-learning.
 
     Example:
@@ -226,78 +174,6 @@ class LDCQ(OfflineAlgorithm):
         n = self.in_proportion(min(s.q_windows or self.data.n_steps, self.data.n_steps), "q")
         candidates = half_precision_bytes(n, s.candidates_stored, s.latent_dim, device=self.device)
         return candidates + 4 * n * (2 * self.policy.state_dim + s.latent_dim + 8)
-
-    # ------------------------------------------------- stage 1: beta-VAE over windows (paper section 4.1)
-
-    def train_vae(self) -> Iterator[Losses]:
-        """L = action likelihood + beta KL(q_phi || p_omega) + state decoder, all divided by H."""
-        s = self.settings
-        starts = self._window_starts()
-        parameters = list(self.policy.vae.parameters())
-        optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
-        for step in self.remaining_steps("vae"):
-            self.set_learning_rate(optimizer, s.vae_learning_rate * self._decay("vae", step))
-            batch = starts[self.random_indices(len(starts), s.vae_batch_size)].long()
-            states, actions = self._windows(batch)
-            final_states = self.states(self._next_rows(batch))
-            epsilon = torch.randn(len(batch), s.latent_dim, generator=self.generator, device=self.device)
-            recorded = self.data.window_steps(batch, s.horizon)
-            steps = self._decoded_steps(recorded)
-            losses = self.policy.vae.losses(states, actions, final_states, epsilon, steps, recorded)
-            loss = losses["action"] + s.kl_weight * losses["kl"] + losses["final_state"]
-            descend(optimizer, loss)
-            yield {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
-        if s.standardize_latents:
-            latents = self._encode(self.random_subset(starts, None, "latent scale", "vae"))
-            self.policy.latent_mean.copy_(latents.mean(0))
-            self.policy.latent_std.copy_(latents.std(0, correction=0).clamp(min=1e-3))
-
-    def _window_starts(self) -> Tensor:
-        return self.data.window_starts(self.settings.horizon, past_terminals=self.settings.windows_past_terminals)
-
-    def _windows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """States and actions; past a terminal actions are zero. Shapes [B] -> [B, H, S], [B, H, A]."""
-        rows, recorded = self.data.window_rows(starts, self.settings.horizon)
-        actions = self.actions(rows.clamp(max=self.data.n_steps - 1))
-        return self.states(rows), actions * recorded[..., None]
-
-    def _decoded_steps(self, recorded: Tensor) -> Tensor | None:
-        """Steps for the action likelihood, drawn from the recorded ones of each window. Shapes [B] -> [B, n]."""
-        s = self.settings
-        if s.decoded_steps is None or s.decoded_steps >= s.horizon:
-            return None
-        uniform = torch.rand(len(recorded), s.decoded_steps, generator=self.generator, device=self.device)
-        return (uniform * recorded[:, None]).long()
-
-    # ------------------------------------------------- stage 2: diffusion prior over latents (paper section 4.2)
-
-    def train_prior(self) -> Iterator[Losses]:
-        """Min-SNR-5 weighted x0 prediction of the posterior means (paper eq. 5)."""
-        s = self.settings
-        starts = self.random_subset(self._window_starts(), None, "prior windows", "prior")
-        latents = self._standardized(self._encode(starts))  # [W, Z]
-        diffuser = Diffuser(_schedule(s), self.device)
-        denoiser = self.policy.denoiser
-        optimizer = self.optimizer("prior", denoiser.parameters(), s.prior_learning_rate)
-        for step in self.remaining_steps("prior"):
-            self.set_learning_rate(optimizer, s.prior_learning_rate * self._decay("prior", step))
-            indices = self.random_indices(len(starts), s.prior_batch_size)
-            z = latents[indices]
-            j = diffuser.random_steps(len(z), self.generator)
-            epsilon = torch.randn(z.shape, generator=self.generator, device=self.device)
-            prediction = denoiser(diffuser.add_noise(z, j, epsilon), j, self.states(starts[indices].long()))
-            loss = diffuser.min_snr_loss(z, prediction, j, gamma=5.0)
-            descend(optimizer, loss)
-            yield {"loss": loss.detach()}
-
-    @torch.no_grad()
-    def _encode(self, starts: Tensor) -> Tensor:
-        """Posterior means of windows, raw. Shapes [W] -> [W, Z]."""
-        chunks = tqdm(starts.split(8192), desc="encode windows", leave=False, disable=not self._show_progress)
-        return torch.cat([self.policy.vae.encode(*self._windows(chunk)).mean for chunk in chunks])
-
-    def _standardized(self, latents: Tensor) -> Tensor:
-        return (latents - self.policy.latent_mean) / self.policy.latent_std
 
     # ------------------------------------------------- stage 3, at its start: candidates at s_{t+H} (paper section 4.3)
 
@@ -418,6 +294,11 @@ class LDCQ(OfflineAlgorithm):
         """Rows of s_{t+H}, or of s_{t+H-1} as in the released code. Shapes [B] -> [B]."""
         return self.data.next_rows(starts, self.settings.horizon - (self.settings.next_state == "s_{t+H-1}"))
 
+    def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
+        if stage == "q" and self.settings.learning_rates == "released":
+            return 0.3 ** (step // epoch_steps // 50)
+        return super()._decay(stage, step, epoch_steps)
+
     def _some(self, candidates: Tensor) -> Tensor:
         """One random subset of the stored candidates, shared by the batch. Shapes [B, K, Z] -> [B, k, Z]."""
         s = self.settings
@@ -426,18 +307,5 @@ class LDCQ(OfflineAlgorithm):
             candidates = candidates[:, order[: s.candidates_per_target]]
         return candidates.float()
 
-    # ------------------------------------------------- common to the stages
-
-    def _decay(self, stage: str, step: int, epoch_steps: int = 7_600) -> float:
-        """Factor of the learning rate at a gradient step of a stage."""
-        if self.settings.learning_rates == "cosine":
-            return self.cosine_decay(stage, step)
-        epoch = step // epoch_steps
-        return {"vae": 1.0, "prior": 1 + math.cos(math.pi * epoch / 75), "q": 0.3 ** (epoch // 50)}[stage]
-
 
 _REDRAW = 1 << 16  # added to the streams of a second draw
-
-
-def _schedule(settings: LDCQSettings) -> NoiseSchedule:
-    return linear_schedule(settings.diffusion_steps, rescaled=settings.schedule == "rescaled")

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ld_agents import BC, CQL, IQL, LDCQ, TD3BC, LatentDiffuser, OfflineDataset, ReBRAC
+from ld_agents import BC, CQL, GCBC, IQL, LDCQ, LDGC, TD3BC, LatentDiffuser, OfflineDataset, ReBRAC
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 torch.set_num_threads(1)
@@ -56,6 +56,16 @@ TINY_LDCQ: dict[str, Any] = {
     "q_learning_rate": 5e-4,
     "q_batch_size": 32,
     "q_steps": 20,
+}
+
+_OF_CRITICS = ("critic_", "candidates_", "q_")
+TINY_LDGC: dict[str, Any] = {
+    **{name: value for name, value in TINY_LDCQ.items() if not name.startswith(_OF_CRITICS)},
+    "goals": "hindsight",
+    "goal_dim": 2,
+    "goal_start": 0,
+    "goal_dropout": 0.1,
+    "guidance_scale": 2.0,
 }
 
 TINY_LATENT_DIFFUSER: dict[str, Any] = {
@@ -149,9 +159,14 @@ TINY_CQL: dict[str, Any] = {
 AGENTS: dict[str, tuple[type[OfflineAlgorithm], dict[str, Any]]] = {
     "LDCQ": (LDCQ, TINY_LDCQ),
     "LDCQ-gaussian": (LDCQ, {**TINY_LDCQ, "prior": "gaussian"}),
+    "LDGC": (LDGC, TINY_LDGC),
     "LatentDiffuser": (LatentDiffuser, TINY_LATENT_DIFFUSER),
     "BC": (
         BC,
+        {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30, "normalize_observations": True},
+    ),
+    "GCBC": (
+        GCBC,
         {"preset": "fast", "hidden": (16, 16), "batch_size": 32, "steps": 30, "normalize_observations": True},
     ),
     "TD3BC": (

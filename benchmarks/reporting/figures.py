@@ -34,6 +34,8 @@ mpl.use("Agg")
 LOOKS = {
     "LDCQ": ("#0072B2", "o"),
     "LDCQ[prior=gaussian]": ("#86BFE0", "P"),
+    "LDGC": ("#00A0A0", "o"),
+    "LDGC[goals=commanded]": ("#9B59D0", "s"),
     "LatentDiffuser": ("#D55E00", "s"),
     "LatentDiffuser[guidance=none]": ("#A59C94", "o"),
     "LatentDiffuser[guidance=mse]": ("#7B3294", "^"),
@@ -46,6 +48,8 @@ LOOKS = {
     "TD3BC": ("#E69F00", "v"),
     "CQL": ("#8C6D46", "p"),
     "BC": ("#3A3A3A", "X"),
+    "GCBC": ("#5B8C3E", "X"),
+    "GCBC[goals=commanded]": ("#B0C030", "d"),
     "BC[best_fraction=0.1]": ("#9A9A9A", "d"),
 }
 MARKERS = "os^DvPXpd"

@@ -30,7 +30,7 @@ class _Reads(TorchDispatchMode):
 def acting_weights(agent: Any) -> set[str]:
     """Names of the weights that acting reads, found by acting, and in mazes of those that draw its candidates."""
     policy = agent.policy
-    observation = policy.observation_mean.cpu().numpy().astype(np.float32)[None]
+    observation = policy.observation_mean[: policy.input_dim].cpu().numpy().astype(np.float32)[None]
     with torch.inference_mode(), _Reads() as reads:
         for deterministic in (True, False):
             agent.predict(observation, deterministic=deterministic)

@@ -100,9 +100,13 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
         self.policy = self._make_policy().to(self.device)
         if getattr(self.settings, "normalize_observations", False):
-            mean, std = moments(dataset.observations)
-            self.policy.observation_mean.copy_(mean)
-            self.policy.observation_std.copy_(std.clamp(min=1e-3))
+            self._normalize_as(dataset)
+
+    def _normalize_as(self, dataset: OfflineDataset) -> None:
+        """Observations are normalized by mean and deviation of the data."""
+        mean, std = moments(dataset.observations)
+        self.policy.observation_mean.copy_(mean)
+        self.policy.observation_std.copy_(std.clamp(min=1e-3))
 
     def _initialize(
         self,

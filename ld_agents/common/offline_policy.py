@@ -25,6 +25,9 @@ class OfflinePolicy(BasePolicy):
         observation_keys: the keys of a Dict observation that make up the flat state, in order. Dictionaries are
             accepted whenever this is given, also where `observation_space` is a Box.
         state_dim: S, the size of the flat state.
+
+    Attributes:
+        input_dim: the size of a flat observation; S, unless the policy adds something to it.
     """
 
     observation_mean: Tensor
@@ -41,7 +44,7 @@ class OfflinePolicy(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
         self.observation_keys = observation_keys
-        self.state_dim = state_dim
+        self.state_dim = self.input_dim = state_dim
         self.action_dim = int(np.prod(action_space.shape))
         self.noise_seed = seed
         self.noise_calls = 0
@@ -193,26 +196,29 @@ class OfflinePolicy(BasePolicy):
         return torch.as_tensor(self.predict(observation, deterministic=deterministic)[0], device=self.device)
 
     def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], bool]:
+        return self._vectors(observation, self.observation_keys, self.input_dim)
+
+    def _vectors(
+        self, observation: NDArray[Any] | dict[str, NDArray[Any]], keys: tuple[str, ...] | None, size: int
+    ) -> tuple[NDArray[np.float32], bool]:
+        """Observations as vectors of a size, [n, size], of a dictionary its keys'; and whether there is just one."""
         if isinstance(observation, tuple):
             raise ValueError(
                 "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
             )
         if isinstance(observation, dict):
-            if self.observation_keys is None:
-                raise ValueError(
-                    f"predict was given a dictionary, but this agent learned from vectors of size {self.state_dim}."
-                )
-            missing = [key for key in self.observation_keys if key not in observation]
+            if keys is None:
+                raise ValueError(f"predict was given a dictionary, but this agent learned from vectors of size {size}.")
+            missing = [key for key in keys if key not in observation]
             if missing:
                 raise ValueError(f"The observation lacks the keys {missing}; it has {sorted(observation)}.")
-            parts = [np.asarray(observation[key], np.float32) for key in self.observation_keys]
+            parts = [np.asarray(observation[key], np.float32) for key in keys]
             flat = np.concatenate(parts, axis=-1)
         else:
             flat = np.asarray(observation, np.float32)
-        if flat.ndim not in (1, 2) or flat.shape[-1] != self.state_dim:
+        if flat.ndim not in (1, 2) or flat.shape[-1] != size:
             raise ValueError(
-                f"Expected one observation of shape ({self.state_dim},) or a batch of shape (n, {self.state_dim}), "
-                f"got {flat.shape}."
+                f"Expected one observation of shape ({size},) or a batch of shape (n, {size}), got {flat.shape}."
             )
         if not np.isfinite(flat).all():
             raise ValueError(f"The observation holds {flat[~np.isfinite(flat)][0]}. Agents act on finite numbers.")

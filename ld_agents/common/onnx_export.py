@@ -135,7 +135,7 @@ class _ActorStep(nn.Module):
     def example(self) -> dict[str, Tensor]:
         """Inputs of two environments."""
         noise = {name: torch.zeros(2, *shape) for name, shape in self.noise.items()}
-        return {"observation": torch.zeros(2, self.policy.state_dim), **noise}
+        return {"observation": torch.zeros(2, self.policy.input_dim), **noise}
 
     def forward(self, observation: Tensor, action_noise: Tensor | None = None) -> tuple[Tensor, ...]:
         return (self.in_space(self.policy.action(self.policy.normalize(observation), action_noise)),)

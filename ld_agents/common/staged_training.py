@@ -273,7 +273,11 @@ class StagedTraining(BaseAlgorithm):
 
     def states(self, rows: Tensor) -> Tensor:
         """Normalized observations. Shapes [...], rows of `observation_rows` -> [..., S]."""
-        return self.policy.normalize(_take(self.data.observation_rows, rows))
+        return self.policy.normalize(self.raw_rows(rows))
+
+    def raw_rows(self, rows: Tensor) -> Tensor:
+        """Observations as the data hold them. Shapes [...], rows of `observation_rows` -> [..., S]."""
+        return _take(self.data.observation_rows, rows)
 
     def actions(self, rows: Tensor) -> Tensor:
         """Actions scaled to [-1, 1]. Shapes [...] -> [..., A]."""

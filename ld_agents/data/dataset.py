@@ -314,7 +314,7 @@ class OfflineDataset:
         starts = starts.long()
         return (self.episode_ends[self._episodes(starts)] - starts).clamp_(max=horizon)
 
-    def next_rows(self, starts: torch.Tensor, horizon: int) -> torch.Tensor:
+    def next_rows(self, starts: torch.Tensor, horizon: int | torch.Tensor) -> torch.Tensor:
         """Row of s_{t+horizon} in ``observation_rows`` for each start t, [B] int64.
 
         Where the episode ends first, this is its final observation. If that is unknown, it is the last row of the
@@ -325,6 +325,21 @@ class OfflineDataset:
         end = self.episode_ends[episode]
         final_row = torch.where(self._final_known[episode], episode + self.n_steps, end - 1)
         return torch.where(after < end, after, final_row)
+
+    def future_rows(
+        self, starts: torch.Tensor, horizon: int, uniform: torch.Tensor, limit: int | None = None
+    ) -> torch.Tensor:
+        """Rows of states drawn from s_{t+horizon} to the end of the episode, or to s_{t+limit}, [B] int64.
+
+        ``starts`` [B] are the rows t, ``uniform`` [B] numbers from [0, 1) that choose. Where the episode ends before
+        s_{t+horizon}, its last state is taken.
+        """
+        episode = self._episodes(starts)
+        last = self.episode_ends[episode] - starts.long() - 1 + self._final_known[episode].long()
+        if limit is not None:
+            last = last.clamp(max=max(limit, horizon))
+        ahead = horizon + (uniform * (last - horizon + 1).clamp(min=1)).long()
+        return self.next_rows(starts, ahead)
 
     def window_rows(self, starts: torch.Tensor, horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the windows that begin at ``starts`` [B] in ``observation_rows``, and which steps are recorded.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ld_agents.data.d4rl import find_d4rl_file, read_d4rl
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
@@ -19,11 +19,19 @@ from ld_agents.data.pointmaze import BUILT_IN, generate
 from ld_agents.data.rewards import Goal, to_dataset
 from ld_agents.data.storage import is_local
 from ld_agents.evaluation import environments
-from ld_agents.evaluation.scores import D4RL_TASKS
+from ld_agents.evaluation.drawn_goals import DrawnFrom
+from ld_agents.evaluation.eval_env import DRAWN_GOALS
+from ld_agents.evaluation.scores import D4RL_TASKS, family
 
 
 def load_dataset(
-    source: Any, *, goal: Goal = "relabel", download: bool = True, env: Any = None, start_noise: float = 0.0
+    source: Any,
+    *,
+    goal: Goal = "relabel",
+    download: bool = True,
+    env: Any = None,
+    start_noise: float = 0.0,
+    eval_goals: DrawnFrom | None = None,
 ) -> OfflineDataset:
     """Load a dataset by its Minari id, from a file, or from arrays.
 
@@ -48,6 +56,9 @@ def load_dataset(
         start_noise: noise of the ant's start in the evaluation of the hub's AntMaze: half-width on the pose, standard
             deviation on the velocities. 0: gymnasium-robotics' environment as it is, where every episode starts in one
             pose at rest; 0.1: D4RL's.
+        eval_goals: start and goal of each episode in the evaluation of a maze. None: D4RL's one goal; "cells": any two
+            cells; "ogbench": the five tasks of OGBench's mazes. See `ld_agents/evaluation/drawn_goals.py`. Returns are
+            rates of success then, on no scale of D4RL's.
 
     Raises:
         FileNotFoundError: the dataset is neither here nor can it be fetched.
@@ -69,7 +80,24 @@ def load_dataset(
                 "Minari's hub, and leave it out elsewhere."
             )
         data.info = replace(data.info, eval_env=replace(spec, start_noise=start_noise))
+    if eval_goals is not None:
+        _draw_goals(data, eval_goals)
     return data
+
+
+def _draw_goals(data: OfflineDataset, drawn_from: DrawnFrom) -> None:
+    info = data.info
+    if drawn_from not in get_args(DrawnFrom) or info.eval_env is None or family(info.id) not in ("maze2d", "antmaze"):
+        raise ValueError(
+            f"eval_goals is {drawn_from!r} for {info.id}. Give one of {get_args(DrawnFrom)} for data of a maze that "
+            "names its environment, and leave it out elsewhere."
+        )
+    spec = info.eval_env.with_drawn_goals(drawn_from)
+    spec.make().close()  # tells what is wrong
+    name = f"{info.id}{DRAWN_GOALS}{drawn_from}"  # what was measured for the one goal does not hold
+    data.info = replace(info, id=name, eval_env=spec, reference_scores=None, controller=None)
+    if data.observation_keys is None:
+        data.observation_keys = ("observation",)
 
 
 def _load(source: Any, goal: Goal, download: bool, env: Any) -> OfflineDataset:

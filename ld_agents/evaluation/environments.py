@@ -180,6 +180,7 @@ class AntMaze(_Simulation):
                 render_mode=render_mode,
             )
         super().__init__(ant, 29, render_mode)
+        self.walls = maze_map(maze)
         self._goal_cell = ANTMAZE_GOALS[maze]
         self._fixed_goal = goal
         self.goal = np.array(typical_goal(self._goal_cell) if goal is None else goal, dtype=np.float64)

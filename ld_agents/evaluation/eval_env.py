@@ -9,13 +9,14 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.drawn_goals import DrawnFrom, DrawnGoals
 from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
 from ld_agents.evaluation.scores import D4RL_TASKS, TASKS, d4rl_name, family
 
@@ -50,6 +51,7 @@ class EvalEnvSpec:
         wrappers: Gymnasium's wrappers around the environment, from the inside out: names of classes with arguments.
         start_noise: of the ant in gymnasium-robotics' AntMaze, whose episodes all start in one pose at rest otherwise:
             half-width of uniform noise on the pose, standard deviation of normal noise on the velocities. D4RL: 0.1.
+        drawn_goals: what start and goal of each episode in a maze are drawn from, see `DrawnGoals`; None: not drawn.
     """
 
     id: str
@@ -59,6 +61,7 @@ class EvalEnvSpec:
     observation_columns: tuple[int, ...] | None = None
     wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
     start_noise: float = 0.0
+    drawn_goals: DrawnFrom | None = None
 
     @classmethod
     def from_json(cls, text: Any) -> EvalEnvSpec | None:
@@ -138,7 +141,16 @@ class EvalEnvSpec:
             assert isinstance(space, spaces.Box)
             kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
             env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
+        if self.drawn_goals is not None:
+            return DrawnGoals(env, self.drawn_goals)
         return env if self.goal is None else FixedGoal(env, self.goal)
+
+    def with_drawn_goals(self, drawn_from: DrawnFrom) -> EvalEnvSpec:
+        """The same maze with goals that are drawn anew in every episode, which ends at its goal."""
+        kwargs = {key: value for key, value in self.kwargs.items() if key not in ("reset_target", "reward_type")}
+        if "maze_map" in kwargs:
+            kwargs["continuing_task"] = False
+        return replace(self, kwargs=kwargs, goal=None, drawn_goals=drawn_from)
 
 
 # arguments of environments and wrappers that take names of things, not of files
@@ -189,6 +201,10 @@ _KITCHEN_POSITIONS = (*range(9), *range(18, 39))
 _MINARI_ANTMAZE = {"umaze": ((3, 1), (1, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9))}
 
 
+DRAWN_GOALS = " with drawn goals: "
+"""In the id of a dataset, before what the goals of its evaluation are drawn from."""
+
+
 def evaluation_spec(maze: str) -> EvalEnvSpec:
     """PointMaze with D4RL's goal, held at the center of its cell; starts in any other cell, continues at the goal."""
     task = MAZES[maze]
@@ -230,6 +246,10 @@ def _registered(task: str) -> EvalEnvSpec:
 
 def environment_of(dataset_id: str) -> EvalEnvSpec | None:
     """Evaluation environment of a dataset that ld_agents makes, or of a D4RL file, from its name; None for others."""
+    for drawn_from in get_args(DrawnFrom):
+        if dataset_id.endswith(suffix := f"{DRAWN_GOALS}{drawn_from}"):
+            spec = environment_of(dataset_id.removesuffix(suffix))
+            return None if spec is None else spec.with_drawn_goals(drawn_from)
     if dataset_id.startswith("ld-agents/") and dataset_id in TASKS:
         task = TASKS[dataset_id]
         return evaluation_spec(task.removeprefix("maze2d-")) if family(task) == "maze2d" else _registered(task)

@@ -392,7 +392,7 @@ def test_score_matrix_with_a_hole_is_refused() -> None:
 def test_every_agent_of_the_suites_has_a_look_of_its_own() -> None:
     agents = {agent for name, suite in SUITES.items() if name != "smoke" for agent in suite.agents}
     assert agents <= set(figures.LOOKS)
-    assert len({figures.look(agent) for agent in agents}) == len({figures.look(agent)[0] for agent in agents}) == 15
+    assert len({figures.look(agent) for agent in agents}) == len({figures.look(agent)[0] for agent in agents}) == 19
     # Others depend on their name alone; settings are a tint of their agent's color.
     assert figures.look("my_module:MyAgent") == figures.look("my_module:MyAgent") != figures.look("my_module:Other")
     red, green, blue = (int(figures.look("LDCQ[horizon=10]")[0][i : i + 2], 16) for i in (1, 3, 5))

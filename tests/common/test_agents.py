@@ -87,8 +87,13 @@ def test_resumed_training_is_bit_equal_with_the_gaussian_prior(dataset: OfflineD
     check_resumption("LDCQ-gaussian", dataset, stop)
 
 
+@pytest.mark.parametrize("stop", [1, 11, 12, 13, 19])
+def test_resumed_training_with_goals_is_bit_equal(dataset: OfflineDataset, stop: int) -> None:
+    check_resumption("LDGC", dataset, stop)
+
+
 @pytest.mark.parametrize("stop", [1, 2, 15, 30])
-@pytest.mark.parametrize("baseline", ["BC", "TD3BC", "ReBRAC", "IQL", "CQL"])
+@pytest.mark.parametrize("baseline", ["BC", "GCBC", "TD3BC", "ReBRAC", "IQL", "CQL"])
 def test_resumed_training_of_baselines_is_bit_equal(dataset: OfflineDataset, baseline: str, stop: int) -> None:
     check_resumption(baseline, dataset, stop)
 

@@ -18,10 +18,12 @@ STEPS = 12
 # methods, by the names of agents in `AGENTS`
 LOSSES = {
     "LDCQ": ["policy.vae.losses", "policy.denoiser.forward", "q_targets", "td_errors", "q_loss"],
+    "LDGC": ["policy.vae.losses", "policy.denoiser.forward"],
     "LatentDiffuser": [
         *("policy.vae.losses", "policy.q_function.forward", "policy.denoiser.forward", "policy.energy.forward"),
     ],
     "BC": ["actor_loss"],
+    "GCBC": ["actor_loss"],
     "TD3BC": ["target_values", "bellman_loss", "actor_loss"],
     "ReBRAC": ["target_values", "bellman_loss", "actor_loss"],
     "IQL": ["advantages", "value_loss", "critic_loss", "actor_loss"],

@@ -19,6 +19,7 @@ from ld_agents.common.inference_file import acting_weights, save_for_inference
 TRAINING = {
     "LDCQ": {"vae.encode.", "vae.prior.", "vae.final_state.", "target_critics.", "reward_scale"},
     "LDCQ-gaussian": {"vae.encode.", "vae.final_state.", "target_critics.", "reward_scale"},
+    "LDGC": {"vae.encode.", "vae.prior.", "vae.final_state."},
     "LatentDiffuser": {"vae.encoder.", "denoiser.", "energy.", "q_average.", "scale_of_state."},
     "IQL": {"critics.", "target_critics.", "value."},
 }

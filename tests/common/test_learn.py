@@ -48,15 +48,18 @@ from ld_agents.common.offline_algorithm import Losses, Stage, in_bfloat16
 STAGES = {
     "LDCQ": ["vae", "prior", "q"],
     "LDCQ-gaussian": ["vae", "q"],
+    "LDGC": ["vae", "prior"],
     "LatentDiffuser": ["vae", "values", "prior", "energy"],
-    **{baseline: ["train"] for baseline in ("BC", "TD3BC", "ReBRAC", "IQL", "CQL")},
+    **{baseline: ["train"] for baseline in ("BC", "GCBC", "TD3BC", "ReBRAC", "IQL", "CQL")},
 }
 _TD3_PARTS = {"actor", "target_actor", "critics", "target_critics"}
 LAST_STAGE_PARTS = {
     "LDCQ": {"critics", "target_critics"},
     "LDCQ-gaussian": {"critics", "target_critics"},
+    "LDGC": {"denoiser"},
     "LatentDiffuser": {"energy", "energy_average"},
     "BC": {"actor"},
+    "GCBC": {"actor"},
     "TD3BC": _TD3_PARTS,
     "ReBRAC": _TD3_PARTS,
     "IQL": {"actor", "value", "critics", "target_critics"},
@@ -65,6 +68,7 @@ LAST_STAGE_PARTS = {
 EARLIER_PARTS: dict[str, set[str]] = {
     "LDCQ": {"vae", "denoiser", "latent_mean", "latent_std", "reward_scale"},
     "LDCQ-gaussian": {"vae", "latent_mean", "latent_std", "reward_scale"},
+    "LDGC": {"vae", "latent_mean", "latent_std"},
     "LatentDiffuser": {
         *("vae", "denoiser", "denoiser_average", "latent_mean", "latent_std", "token_mean", "token_std"),
         *("q_function", "q_average", "return_mean", "return_std", "scale_of_state"),

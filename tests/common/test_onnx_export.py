@@ -149,7 +149,7 @@ def members(agent: OfflineAlgorithm) -> dict[str, bytes]:
         return {name: file.read(name) for name in file.namelist()}
 
 
-@pytest.mark.parametrize("name", ["LDCQ", "LatentDiffuser"])
+@pytest.mark.parametrize("name", ["LDCQ", "LDGC", "LatentDiffuser"])
 def test_faster_plans_are_the_same(dataset: OfflineDataset, name: str) -> None:
     """They follow weights that change, are not saved, and can be given up again."""
     agent = make_agent(name, dataset, **SHORT).learn()

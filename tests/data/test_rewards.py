@@ -341,6 +341,23 @@ def test_the_start_of_antmaze_of_minari_can_have_the_noise_of_d4rl() -> None:
         load_dataset(arrays, start_noise=0.1)
 
 
+def test_antmaze_with_goals_drawn_in_the_evaluation() -> None:
+    name = antmaze_set("D4RL/antmaze/umaze-v1")
+    keys = ("achieved_goal", "observation", "desired_goal")
+    for goal, expected in (("relabel", keys[:2]), ("keep", keys)):
+        data = load_dataset(name, goal=goal, eval_goals="cells")  # type: ignore[arg-type]
+        assert data.info.id == f"{name} with drawn goals: cells"
+        assert data.observation_keys == expected
+        assert data.info.reference_scores is None
+        env = data.make_eval_env()
+        goals = {tuple(env.reset(seed=seed)[0]["desired_goal"].tolist()) for seed in range(4)}
+        assert len(goals) == 4
+        env.close()
+    for wrong in ("cell", "ogbench"):  # OGBench has no umaze
+        with pytest.raises(ValueError, match=r"eval_goals is 'cell'|OGBench has no tasks"):
+            load_dataset(name, eval_goals=wrong)  # type: ignore[arg-type]
+
+
 def kitchen_set(dataset_id: str, **metadata: Any) -> str:
     goals = spaces.Dict({"kettle": box(7), "microwave": box(1)})
     space = spaces.Dict({"achieved_goal": goals, "desired_goal": goals, "observation": box(59)})
