@@ -92,10 +92,12 @@ class Progress(BaseCallback):
         self.files, self.record, self.make_env, self.run = files, record, make_env, run
         self.stop_requested = False
         self.learn_seconds = float(record["learn_seconds"])
+        self.learn_cpu = record.get("learn_cpu")
         self._announced = 0
 
     def _on_training_start(self) -> None:
-        self._resumed_at = self._saved_at = time.perf_counter()
+        self._resume()
+        self._saved_at = self._resumed_at
         self._stages = len(self.model.stage_seconds)
         self._told = self.model.num_timesteps, self.learn_seconds
 
@@ -105,7 +107,7 @@ class Progress(BaseCallback):
         if done >= (points + 1) / CURVE_POINTS:
             self._pause()
             self._add_curve_point(points)
-            self._resumed_at = time.perf_counter()
+            self._resume()
         if int(20 * done) > self._announced:
             self._announced = int(20 * done)
             self._announce(done)
@@ -131,8 +133,13 @@ class Progress(BaseCallback):
     def _on_training_end(self) -> None:
         self.save()
 
+    def _resume(self) -> None:
+        self._resumed_at, self._cpu_at = time.perf_counter(), time.process_time()
+
     def _pause(self) -> None:
         self.learn_seconds += time.perf_counter() - self._resumed_at
+        if self.learn_cpu is not None:
+            self.learn_cpu += time.process_time() - self._cpu_at
 
     def _add_curve_point(self, index: int) -> None:
         episodes, training = min(CURVE_EPISODES, self.run.episodes), self.model.policy.training
@@ -146,9 +153,10 @@ class Progress(BaseCallback):
     def save(self) -> None:
         """Bring the checkpoint up to date; the time it takes does not count as learning."""
         self._pause()
-        self.record["learn_seconds"] = round(self.learn_seconds, 3)
+        self.record |= {"learn_seconds": round(self.learn_seconds, 3), "learn_cpu": self.learn_cpu}
         checkpoint.write(self.files.checkpoint, self.run.name, self.model, self.record)
-        self._resumed_at = self._saved_at = time.perf_counter()
+        self._resume()
+        self._saved_at = self._resumed_at
 
 
 def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, Any]]:
@@ -190,6 +198,7 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
         "curve": [],
         "losses": {},
         "learn_seconds": sum(agent.stage_seconds.values()),
+        "learn_cpu": 0.0 if sharing is None else None,  # not known of stages that another run did
         "resumes": 0,
     }
 
@@ -259,6 +268,8 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
     outcome = evaluate(agent, dataset.make_eval_env, run.episodes, seed=seed, n_envs=N_ENVS)
     seconds |= {"learn": record["learn_seconds"], "evaluate": outcome.seconds}
     seconds["total"] = sum(seconds.values())
+    if record.get("learn_cpu") is not None:
+        seconds["learn_cpu"] = record["learn_cpu"]
 
     agent.save(files.model)
     result = {

@@ -95,6 +95,8 @@ def _check_run(run: RunFile) -> None:
     if not all(0 <= run[key] < 1 << 63 for key in ("seed", "gradient_steps")):
         raise ValueError("'seed' and 'gradient_steps' are no counts")
     float(run["budget_share"])
+    if run["seconds"].get("learn_cpu") is not None:
+        float(run["seconds"]["learn_cpu"]), float(run["seconds"]["learn"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]
     for key in ("returns", "lengths", "first_contact", "successes"):

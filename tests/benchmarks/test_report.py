@@ -320,6 +320,19 @@ def test_the_papers_own_numbers_stand_beside_ours() -> None:
     assert "57.7" not in markdown([stand_in])
 
 
+def test_minutes_beside_other_work_are_told() -> None:
+    def lines(wall: float, cpu: float | None, **changes: Any) -> list[str]:
+        run = a_run(seconds={"learn": wall, "learn_cpu": cpu}, **changes)
+        return [line for line in tables.notes(frame([run, a_run("BC")])) if "processor time" in line]
+
+    (line,) = lines(3600.0, 1260.0)
+    assert line.endswith("21.0 minutes of processor time in 60.0 minutes")
+    assert line.startswith("LDCQ")
+    assert not lines(3600.0, 3400.0)
+    assert not lines(3600.0, None), "runs of older versions do not tell"
+    assert not lines(3600.0, 1260.0, hardware={"gpu": "a GPU"}), "where the processor waits for the GPU"
+
+
 def test_mixtures_are_flagged() -> None:
     runs = [
         a_run(seed=0),

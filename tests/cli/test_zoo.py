@@ -48,7 +48,7 @@ def test_shipped_agent_is_what_its_card_says(card: zoo.Card) -> None:
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_shipped_agent_scores_what_its_card_says(card: zoo.Card) -> None:
     """The first episodes of the card's evaluation. Simulators differ in the last bits, so returns are not equal."""
-    n = 4
+    n = 12 if set(card.returns) <= {0, 1} else 4  # with fewer, one that never succeeds could pass
     agent = ld_agents.load(card.name, device="cpu")
     outcome = evaluate(agent, agent.eval_env_spec().make, n, seed=card.evaluation_seed)
     of_card = np.array(card.returns)
