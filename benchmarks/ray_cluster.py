@@ -63,6 +63,7 @@ def joined(address: str, out: Path, cpus: float, gpus: float, local_cpus: int) -
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the priority that runs have without Ray, which takes 15
         options |= {"num_cpus": local_cpus, "include_dashboard": False}
     try:
         import ray

@@ -270,8 +270,9 @@ def do_runs(
         places = cluster.places() if cluster else None
         return live_table(runs, out, alive, failures, clock(), console.height - 4, places)
 
-    def where(run: Run) -> str:
-        return f" at {place}" if cluster and (place := cluster.places().get(run.name)) else ""
+    def names(of: Collection[Run]) -> dict[Run, str]:
+        places = cluster.places() if cluster and of else {}
+        return {run: title(run) + (f" at {places[run.name]}" if run.name in places else "") for run in of}
 
     live = Live(get_renderable=drawn, console=console, refresh_per_second=2) if sys.stdout.isatty() else None
     try:
@@ -279,8 +280,9 @@ def do_runs(
             live.start()
         while (waiting or alive) and not interrupted:
             ended: dict[Run, str | None] = {}
+            room = min(jobs, cluster.room()) if cluster else jobs
             for run in list(waiting):
-                if len(alive) >= (min(jobs, cluster.room()) if cluster else jobs):
+                if len(alive) >= room:
                     break
                 options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
                 try:
@@ -303,17 +305,18 @@ def do_runs(
                     keep_failure(run, out, reason)
                 else:
                     Files(out, run.name).failure.unlink(missing_ok=True)
+            called = {} if live else names(ended)
             for run, reason in ended.items():
                 if reason:
                     failures[run] = reason
                 outcome = f"FAILED, {reason}" if reason else last_line(Files(out, run.name).log)
                 done = len(runs) - len(waiting) - len(alive)
                 if not live:
-                    print(f"[{clock()}] {done}/{len(runs)} {title(run)}{where(run)}: {outcome}", flush=True)
+                    print(f"[{clock()}] {done}/{len(runs)} {called[run]}: {outcome}", flush=True)
             if not live and time.monotonic() - told > 60:
                 told = time.monotonic()
-                news = "; ".join(f"{title(run)}{where(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
-                print(f"[{clock()}] {news}", flush=True)
+                news = (f"{name}: {last_line(Files(out, run.name).log)}" for run, name in names(alive).items())
+                print(f"[{clock()}] {'; '.join(news)}", flush=True)
         if interrupted:
             print("\nstopping; the runs save their checkpoints; Ctrl-C again ends them at once", flush=True)
             raise KeyboardInterrupt

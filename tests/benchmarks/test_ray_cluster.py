@@ -62,7 +62,7 @@ class Mailbox(ray_work.Mailbox):
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+    for variable in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
         monkeypatch.setenv(variable, "")  # what is set below is taken back
         monkeypatch.delenv(variable)
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -196,6 +196,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster  # Ray looks for the mode when it is imported
 
         cluster = Cluster(True, head_node_args={"num_cpus": 1, "node_name": "one", "include_dashboard": False})
