@@ -83,15 +83,6 @@ def student_interval(scores: Matrix) -> tuple[float, float]:
     return float(scores.mean()) - half, float(scores.mean()) + half
 
 
-def difference_interval(first: Matrix, second: Matrix) -> Estimate:
-    """Difference of the means of two sets of scores [runs] on one task, with its interval."""
-
-    def values(one: Matrix, other: Matrix) -> Matrix:
-        return np.array([one.mean() - other.mean()])
-
-    return _estimates((first[:, None], second[:, None]), values, REPS)[0]
-
-
 def aggregates(matrix: Matrix) -> dict[str, Estimate]:
     """IQM, median, mean and optimality gap over runs and tasks."""
 

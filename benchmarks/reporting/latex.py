@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping
 
 import pandas as pd
+from scipy import stats
 
 from reporting.figures import short
-from reporting.intervals import difference_interval, mean_interval
+from reporting.intervals import student_interval
 from reporting.runs import by_dataset, measures
 from reporting.tables import MEASURES, number
 
 HEAD = """% Made by benchmarks/report.py --latex. Needs \\usepackage{booktabs}.
-% Mean of the last checkpoint with its 95 % stratified bootstrap interval over seeds. Bold: the best mean of a row, and
-% every mean whose difference to it has a 95 % bootstrap interval over seeds that contains 0 (not corrected for the
-% number of comparisons; with few seeds such intervals are too narrow). A single seed gives no interval: such a cell is
-% bold only where it is the best.
+% Mean of the last checkpoint with its 95 % interval by Student's t over seeds, which holds for few seeds too. Bold: the
+% best mean of a row, and every mean that Welch's t-test does not tell from it at 5 % (not corrected for the number of
+% comparisons). A single seed gives no interval: such a cell is bold only where it is the best.
 """
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -34,7 +34,7 @@ def escaped(text: str) -> str:
 
 
 def best(cells: Mapping[str, pd.Series]) -> set[str]:
-    """The agent with the highest mean, and those whose scores over seeds the bootstrap cannot tell from its."""
+    """The agent with the highest mean, and those whose scores over seeds Welch's t-test cannot tell from its."""
     first = max(cells, key=lambda label: cells[label].mean())
     return {label for label, scores in cells.items() if label == first or _alike(scores, cells[first])}
 
@@ -42,8 +42,9 @@ def best(cells: Mapping[str, pd.Series]) -> set[str]:
 def _alike(scores: pd.Series, others: pd.Series) -> bool:
     if min(len(scores), len(others)) < 2:
         return False
-    _, low, high = difference_interval(scores.to_numpy(dtype=float), others.to_numpy(dtype=float))
-    return low <= 0 <= high
+    if scores.nunique() == others.nunique() == 1:  # no spread, so no test
+        return bool(scores.iloc[0] == others.iloc[0])
+    return bool(stats.ttest_ind(scores, others, equal_var=False).pvalue >= 0.05)
 
 
 def latex(runs: pd.DataFrame) -> str:
@@ -77,6 +78,6 @@ def _tabular(rows: Mapping[str, Mapping[str, pd.Series]]) -> str:
 
 
 def _cell(scores: pd.Series, bold: bool) -> str:
-    mean, low, high = mean_interval(scores.to_numpy(dtype=float))
+    mean, (low, high) = scores.mean(), student_interval(scores.to_numpy(dtype=float))
     text = f"\\textbf{{{number(mean)}}}" if bold else number(mean)
     return text if math.isnan(low) else f"{text} {{\\scriptsize [{number(low)}, {number(high)}]}}"

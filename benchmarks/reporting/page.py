@@ -80,10 +80,17 @@ def suite_page(
         plans=list(_plans(runs)),
         settings=list(_settings(measured)),
         lost=None if lost is None or lost.empty else table(_scores(lost)),
-        why=why,
+        why=[_with_code(line) for line in why],
         runs=table(_run_rows(measured)),
         notes=[*tables.coverage(runs), *tables.notes(runs), *tables.reasons(failures), tables.origin(measured)],
     )
+
+
+def _with_code(text: str) -> str:
+    """Text with what stands between backticks set as code, as the same text is on the Markdown page."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def table(texts: pd.DataFrame) -> Table:

@@ -132,14 +132,16 @@ def test_files_that_are_none(suite: Path, tmp_path: Path) -> None:
 # LaTeX
 
 
-def test_bold_is_what_the_bootstrap_cannot_tell_from_the_best() -> None:
+def test_bold_is_what_a_test_cannot_tell_from_the_best() -> None:
     cells = {
         "best": pd.Series([100.0, 120.0, 110.0]),
         "close": pd.Series([95.0, 125.0, 105.0]),
+        "unsure": pd.Series([88.0, 92.0, 90.0]),  # p = .07, though no score reaches the best's lowest
+        "far": pd.Series([80.0, 84.0, 82.0]),  # p = .035
         "low": pd.Series([10.0, 12.0, 11.0]),
         "single": pd.Series([109.0]),
     }
-    assert latex.best(cells) == {"best", "close"}
+    assert latex.best(cells) == {"best", "close", "unsure"}
     assert latex.best({"single": pd.Series([5.0]), "many": pd.Series([1.0, 2.0])}) == {"single"}
     assert latex.best({"one": pd.Series([3.0, 3.0]), "two": pd.Series([3.0, 3.0])}) == {"one", "two"}
 
@@ -151,9 +153,10 @@ def test_a_table_in_latex() -> None:
     text = latex.latex(frame([*runs, a_run("B%$", LARGE, 0, 30)]))
     env, contact = text.split("\\end{tabular}")[:2]
     assert "\\begin{tabular}{lrr}" in env
-    assert "95 % bootstrap interval over seeds that contains 0" in env
+    assert "Welch's t-test" in env
     row = next(line for line in env.splitlines() if line.startswith("pointmaze/umaze-v0"))
-    mean, low, high = score(150.5), score(150), score(151)
+    half = 12.706 * 0.5  # t(1), and the standard error of 150 and 151
+    mean, low, high = score(150.5), score(150.5 - half), score(150.5 + half)
     assert row == (
         f"pointmaze/umaze-v0 & {score(30):.1f} {{\\scriptsize [{score(30):.1f}, {score(30):.1f}]}} & "
         f"\\textbf{{{mean:.1f}}} {{\\scriptsize [{low:.1f}, {high:.1f}]}} \\\\"

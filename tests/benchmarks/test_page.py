@@ -104,6 +104,10 @@ def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
     assert "raw return" in text
 
 
+def test_reasons_show_code_and_no_markup() -> None:
+    assert page._with_code("set `a<b>` & go") == "set <code>a&lt;b&gt;</code> &amp; go"
+
+
 def test_numbers_are_sorted_as_numbers() -> None:
     found = page.table(
         pd.DataFrame(
