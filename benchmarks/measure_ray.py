@@ -51,6 +51,9 @@ def sleep(out: Path, name: str, seconds: float) -> None:
 
 def measure() -> dict[str, Any]:
     """What results/ray.json holds."""
+    # before Ray is imported, which looks for the mode then
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     import ray
     import torch
     from ray.cluster_utils import Cluster
@@ -64,8 +67,6 @@ def measure() -> dict[str, Any]:
     run_suite.make_datasets([DATASET])
     found = sorted(RECORD.parent.glob("*/runs/*.json"))
     measured, submitted = [], list[float]()
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {"RAY_worker_niceness": "0"}
     places = max(places for _, places in MEASURED)
     machine = Cluster(True, head_node_args={"num_cpus": places, "include_dashboard": False})
     with tempfile.TemporaryDirectory() as folder, ray_cluster.joined(machine.address, Path(folder), 1, 0, 0) as cluster:
