@@ -8,7 +8,9 @@ they sleep for a set time instead of learning. What is measured is thus the suit
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -49,6 +51,20 @@ def sleep(out: Path, name: str, seconds: float) -> None:
     write("runs", ".json", b"{}")
 
 
+def timed(cluster: Any, seconds: list[float]) -> Any:
+    """The cluster, which from now on adds to `seconds` how long it takes to give a run to Ray."""
+    start = cluster.start
+
+    def timed_start(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        remote = start(*arguments)
+        seconds.append(time.perf_counter() - began)
+        return remote
+
+    cluster.start = timed_start
+    return cluster
+
+
 def measure() -> dict[str, Any]:
     """What results/ray.json holds."""
     # before Ray is imported, which looks for the mode then
@@ -67,30 +83,25 @@ def measure() -> dict[str, Any]:
     run_suite.make_datasets([DATASET])
     found = sorted(RECORD.parent.glob("*/runs/*.json"))
     measured, submitted = [], list[float]()
-    places = max(places for _, places in MEASURED)
-    machine = Cluster(True, head_node_args={"num_cpus": places, "include_dashboard": False})
-    with tempfile.TemporaryDirectory() as folder, ray_cluster.joined(machine.address, Path(folder), 1, 0, 0) as cluster:
-        submit = cluster.start
-
-        def timed(*arguments: Any) -> ray_cluster.RemoteRun:
-            began = time.perf_counter()
-            remote = submit(*arguments)
-            submitted.append(time.perf_counter() - began)
-            return remote
-
-        cluster.start = timed  # type: ignore[assignment, method-assign]
-        for seconds, places in MEASURED:
-            walls = {}
-            for name, seeds in (("ray", range(RUNS)), ("here", range(RUNS, 2 * RUNS))):
-                runs = [Run(f"Sleeper[seconds={seconds:g}]", DATASET, seed, "fast", 1.0, 1) for seed in seeds]
+    cpus = math.lcm(*(places for _, places in MEASURED))
+    machine = Cluster(True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    for seconds, places in MEASURED:
+        walls = {}
+        for name in ("ray", "here"):
+            with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+                out, cluster = Path(temporary), None
+                if name == "ray":
+                    joined = ray_cluster.joined(machine.address, out, cpus / places, 0, 0)
+                    cluster = timed(stack.enter_context(joined), submitted)
+                runs = [Run(f"Sleeper[seconds={seconds:g}]", DATASET, seed, "fast", 1.0, 1) for seed in range(RUNS)]
                 began = time.perf_counter()
-                failures = run_suite.do_runs(runs, Path(folder), places, -1, (), cluster if name == "ray" else None)
+                failures = run_suite.do_runs(runs, out, sys.maxsize if cluster else places, -1, (), cluster)
                 walls[name] = round(time.perf_counter() - began, 2)
                 if failures:
                     raise SystemExit(f"some runs failed: {failures}")
-            load = round(os.getloadavg()[0], 1)
-            measured.append({"seconds": seconds, "runs": RUNS, "places": places, **walls, "load": load})
-            print(measured[-1], flush=True)
+        load = round(os.getloadavg()[0], 1)
+        measured.append({"seconds": seconds, "runs": RUNS, "places": places, **walls, "load": load})
+        print(measured[-1], flush=True)
     machine.shutdown()
     return {
         "commit": provenance.source_commit(),
