@@ -9,6 +9,7 @@ everything that is needed to go on when a worker or a machine is lost, and no st
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -143,7 +144,8 @@ class Cluster:
             if path.suffix in (".py", ".json", ".csv")
         }
         sources |= {f"cwd/{path.name}": path.read_bytes() for path in Path.cwd().glob("*.py")}
-        self.sources = ray.put(sources | {"COMMIT": (provenance.source_commit() or "").encode()})
+        sources["COMMIT"] = (provenance.source_commit() or "").encode()
+        self.sources = {name: hashlib.sha256(text).hexdigest() for name, text in sources.items()}, [ray.put(sources)]
         self.datasets: dict[str, tuple[dict[str, str], list[Any]]] = {}
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -209,7 +211,7 @@ class RemoteRun:
         files.log.write_bytes(b"")
         self.started_from = stamp(files.checkpoint)
         start = pack(self.cluster.out, kept_names)
-        what = self.run.name, self.command, names, self.cluster.sources, start, self.dataset, self.environment
+        what = self.run.name, self.command, names, start, self.cluster.sources, self.dataset, self.environment
         self.task = self.cluster.work.options(name=self.run.name).remote(self.cluster.mailbox, *what)
 
     def poll(self) -> int | None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,22 @@ def pack(folder: Path, names: Iterable[str]) -> Pack:
     return found
 
 
-def unpack(folder: Path, files: Pack) -> None:
-    """Write files, each of which appears whole or not at all."""
+def unpack(folder: Path, files: Pack, to_disk: bool = False) -> None:
+    """Write files, each of which appears whole or not at all; with `to_disk`, even when the power fails."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if to_disk:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
 
 
 def own_folder() -> Path:
-    """Where runs and datasets lie on this machine, without what killed workers have left of their runs.
+    """Where the runs and datasets of this user lie on this machine.
 
     Raises:
         PermissionError: somebody else has made a folder of that name.
@@ -66,22 +67,34 @@ def own_folder() -> Path:
     base.mkdir(mode=0o700, exist_ok=True)
     if base.stat().st_uid != os.getuid():
         raise PermissionError(f"{base} belongs to another user; remove it, or start Ray there with another TMPDIR")
-    for left in base.glob("run-*"):
-        try:
-            os.kill(int(left.name.split("-")[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # a process of somebody else by now
-            pass
     return base
 
 
+@contextlib.contextmanager
+def run_folder(base: Path) -> Iterator[Path]:
+    """A folder for a run while the block lasts. What killed workers have left of theirs, which nobody locks, goes."""
+    from filelock import FileLock, Timeout
+
+    with FileLock(base / "lock"):
+        for left in base.glob("run-*"):
+            with contextlib.suppress(Timeout), FileLock(left / "lock", timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=base))
+        lock = FileLock(folder / "lock")
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
 def place(base: Path, digests: Mapping[str, str], files: Sequence[Any]) -> Path:
-    """The folder of this machine that holds a dataset: sent once, and checked by SHA-256 for each run.
+    """The folder of this machine that holds sources or a dataset: sent once, and checked by SHA-256 for each run.
 
     Args:
         base: `own_folder()`.
-        digests: SHA-256 of the dataset's files; those with absolute paths are not sent.
+        digests: SHA-256 of the files by their paths in that folder; those with absolute paths are not sent.
         files: Ray's reference to the files, in a list so that Ray fetches them only where they are missing.
 
     Raises:
@@ -91,9 +104,9 @@ def place(base: Path, digests: Mapping[str, str], files: Sequence[Any]) -> Path:
     from filelock import FileLock
 
     key = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
-    folder = base / "data" / key
+    folder = base / "sent" / key
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(base / "data" / f"{key}.lock"):
+    with FileLock(base / "sent" / f"{key}.lock"):
         for name, expected in digests.items():
             path = folder / name  # an absolute name stays what it is
             if path.is_file():
@@ -114,8 +127,8 @@ def work(
     run: str,
     command: Sequence[str],
     names: Sequence[str],
-    sources: Pack,
     start: Pack,
+    sources: tuple[Mapping[str, str], Sequence[Any]],
     dataset: tuple[Mapping[str, str], Sequence[Any]],
     environment: Mapping[str, str],
 ) -> int:
@@ -126,35 +139,24 @@ def work(
         run: the run's name.
         command: script in benchmarks/ and its arguments, without the folder for results.
         names: the files that the run may write, relative to that folder; the last one is its log.
-        sources: see `Cluster`.
         start: what the run finds in that folder.
-        dataset: digests and files, see `place`.
+        sources: digests and files of benchmarks/, ld_agents/ and cwd/, where the run starts; see `place`.
+        dataset: digests and files.
         environment: variables of the run beside those of this machine.
     """
-    import ray
-
     base = own_folder()
-    data = place(base, *dataset)
-    folder = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=base))
-    out, log = folder / "out", folder / "out" / names[-1]
-    node, sent = ray.get_runtime_context().get_node_id(), dict[str, tuple[int, int] | None]()
-
-    def send() -> None:
-        found = {name: stamp(out / name) for name in names}
-        ray.get(mailbox.put.remote(run, node, pack(out, (name for name in names if found[name] != sent.get(name)))))
-        sent.update(found)
-
-    try:
-        unpack(folder, sources)
+    code, data = place(base, *sources), place(base, *dataset)
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment)
+    for variable, part in (("MINARI_DATASETS_PATH", "minari"), ("D4RL_DATASET_DIR", "d4rl")):
+        if (data / part).exists():
+            environment[variable] = str(data / part)
+    scripts = code / "benchmarks"
+    (code / "cwd").mkdir(exist_ok=True)
+    with run_folder(base) as folder:
+        out, log = folder / "out", folder / "out" / names[-1]
         unpack(out, start)
-        (folder / "cwd").mkdir(exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
-        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment)
-        for variable, part in (("MINARI_DATASETS_PATH", "minari"), ("D4RL_DATASET_DIR", "d4rl")):
-            if (data / part).exists():
-                environment[variable] = str(data / part)
-        scripts = folder / "benchmarks"
         program = [sys.executable, str(scripts / "claims.py"), str(os.getpid()), str(scripts / command[0])]
         with log.open("wb") as stream:
             # No session of its own: Ray ends the process group of a worker that has died, and `claims.py` the run.
@@ -164,28 +166,40 @@ def work(
                 stdout=stream,
                 stderr=stream,
                 env=environment,
-                cwd=folder / "cwd",
+                cwd=code / "cwd",
             )
-        try:
-            send()  # so that the caller knows where the run is
-            told = time.monotonic()
-            while process.poll() is None:
-                # Short waits: ray.cancel interrupts no long one.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LOOK_SECONDS)
-                if time.monotonic() - told > SEND_SECONDS:
-                    send()
-                    told = time.monotonic()
-        finally:
-            process.terminate()  # it saves its checkpoint; nothing happens where it has ended
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            send()
+        return follow(process, mailbox, run, out, names)
+
+
+def follow(process: subprocess.Popen[bytes], mailbox: Any, run: str, out: Path, names: Sequence[str]) -> int:
+    """Send what a run writes until it has ended, and end it when the task is cancelled; returns its exit code."""
+    import ray
+
+    node, sent = ray.get_runtime_context().get_node_id(), dict[str, tuple[int, int] | None]()
+
+    def send() -> None:
+        found = {name: stamp(out / name) for name in names}
+        ray.get(mailbox.put.remote(run, node, pack(out, (name for name in names if found[name] != sent.get(name)))))
+        sent.update(found)
+
+    try:
+        send()  # so that the caller knows where the run is
+        told = time.monotonic()
+        while process.poll() is None:
+            # Short waits: ray.cancel interrupts no long one.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
+            if time.monotonic() - told > SEND_SECONDS:
+                send()
+                told = time.monotonic()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        process.terminate()  # it saves its checkpoint; nothing happens where it has ended
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        send()
     return process.returncode
 
 
@@ -197,7 +211,7 @@ class Mailbox:
 
     def put(self, run: str, node: str, files: Pack) -> None:
         self.nodes[run] = node
-        unpack(self.out, files)
+        unpack(self.out, files, to_disk=True)
 
     def where(self) -> dict[str, str]:
         return self.nodes

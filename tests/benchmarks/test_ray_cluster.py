@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -140,26 +141,32 @@ sys.exit(int(sys.argv[2]))
 """
 
 
+def sent(files: ray_work.Pack) -> tuple[dict[str, str], list[Any]]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}, [files]
+
+
 def test_a_run_is_done_where_it_is_sent_to(tmp_path: Path, without_ray: None) -> None:
     base = ray_work.own_folder()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    (base / f"run-{ended.pid}-killed").mkdir()
+    (base / "run-of-a-killed-worker").mkdir()
     names = ["checkpoints/a.ckpt", "runs/a.json", "logs/a.log"]
     sources = {"benchmarks/run.py": SCRIPT.encode(), "benchmarks/claims.py": (BENCHMARKS / "claims.py").read_bytes()}
     # what the script imports lies in the folder where runs look for agents of one's own
     sources |= {"cwd/mine.py": b"x = 5", "benchmarks/mine.py": b"x = 4"}
-    data = {"minari/x": b"data"}
-    file = tmp_path / "file"
-    file.write_bytes(b"data")
     mailbox = Mailbox(str(tmp_path / "results"))
-    what = sources, {"checkpoints/a.ckpt": b"1"}, ({"minari/x": digest(file)}, [data]), {"OMP_NUM_THREADS": "3"}
+    what = {"checkpoints/a.ckpt": b"1"}, sent(sources), sent({"minari/x": b"data"}), {"OMP_NUM_THREADS": "3"}
     assert ray_work.work(mailbox, "a", ["run.py", "7"], names, *what) == 7
     assert (tmp_path / "results" / names[0]).read_text() == "12"
     assert (tmp_path / "results" / names[2]).read_text() == "3 data 4\n"
     assert mailbox.sent[-1] == sorted(names)
     assert mailbox.where() == {"a": "here"}
-    assert [path.name for path in base.iterdir()] == ["data"], "nothing is left but the dataset"
+    assert sorted(path.name for path in base.iterdir()) == ["lock", "sent"], "nothing is left but what was sent"
+
+
+def test_folders_of_other_runs_stay(tmp_path: Path) -> None:
+    with ray_work.run_folder(tmp_path) as first, ray_work.run_folder(tmp_path) as second:
+        assert first.exists()
+        assert first != second
+    assert not list(tmp_path.glob("run-*"))
 
 
 # A suite on two raylets.
