@@ -24,10 +24,11 @@ with Ray {ray} on {cpu}, {cores} cores.
 
 A suite of {runs} runs in a cluster of one machine, and the same without Ray. The runs are stand-ins that sleep for the
 time in the first column instead of learning; the suite starts and follows them as any other, and each sends a
-checkpoint of {checkpoint} MB, a model of {model} MB and 20 lines of its log. A place does several runs in a row; the
-columns show by how many seconds a run kept its place longer than it slept, processes started and files sent included.
-The start of the cluster is left out. *Share of a minute*: what Ray adds to that, over a run of 60 seconds. *Load*: how
-many processes of others and of these wanted the cores.
+checkpoint of {checkpoint} MB, a model of {model} MB and 20 lines of its log. A place does several runs in a row. The
+columns show by how many seconds more than it slept a run took until its result was in the suite's folder: its process
+starts, and its files are sent. *First*: the first run of a place, for which Ray starts a process, too. *Later*: all that
+follow (medians over the places). The start of the cluster is left out. *Share of a minute*: what Ray adds to a later
+run, over 60 seconds. *Load*: how many processes, nearly all of others, wanted the {cores} cores.
 
 """
 MIDDLE = """
@@ -80,17 +81,32 @@ def simulated(durations: Sequence[float], overhead: float, submit: float) -> pd.
     return pd.DataFrame(rows)
 
 
+def beyond(ends: Sequence[float], places: int, seconds: float) -> tuple[float, float]:
+    """How many seconds beyond its own a place needs for its first run, and for each later one.
+
+    Args:
+        ends: when the runs ended, in order, in seconds since the suite began.
+        places: how many runs went on side by side.
+        seconds: how long a run takes itself.
+    """
+    rounds = [statistics.median(ends[i : i + places]) for i in range(0, len(ends), places)]
+    return rounds[0] - seconds, (rounds[-1] - rounds[0]) / (len(rounds) - 1) - seconds
+
+
 def page(file: Path) -> str:
     """The whole page from the JSON file."""
     record = json.loads(file.read_text())
     rows, added = [], []
     for measured in record["measured"]:
-        in_a_row = measured["runs"] / measured["places"]
-        ray, here = (measured[name] / in_a_row - measured["seconds"] for name in ("ray", "here"))
-        added.append(ray - here)
-        row = {"a run sleeps": f"{measured['seconds']:.0f} s", "side by side": str(measured["places"])}
-        row |= {"with Ray": f"{ray:+.2f} s", "without": f"{here:+.2f} s", "Ray adds": f"{ray - here:+.2f} s"}
-        rows.append(row | {"share of a minute": f"{(ray - here) / 0.6:.1f} %", "load": f"{measured['load']:.1f}"})
+        found = {name: beyond(measured[name], measured["places"], measured["seconds"]) for name in ("ray", "here")}
+        row = {"a run sleeps": f"{measured['seconds']:.0f} s", "places": str(measured["places"])}
+        for which, what in enumerate(("first", "later")):
+            row |= {
+                f"{what}, with Ray": f"{found['ray'][which]:.2f} s",
+                f"{what}, without": f"{found['here'][which]:.2f} s",
+            }
+        added.append(found["ray"][1] - found["here"][1])
+        rows.append(row | {"share of a minute": f"{added[-1] / 0.6:.1f} %", "load": f"{measured['load']:.1f}"})
     durations, hardware = record["durations"], record["hardware"]
     overhead, submit = max(0.0, *added), record["submit_seconds"]
     head = HEAD.format(

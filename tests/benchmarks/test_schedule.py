@@ -44,12 +44,13 @@ def test_long_runs_first_never_take_more_than_a_third_longer_than_ideal() -> Non
 
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
-    measured = [{"seconds": 10.0, "runs": 20, "places": 5, "ray": 46.0, "here": 42.0, "load": 1.0}]
+    ray, here = [12.0, 12.5, 24.0, 24.5, 36.0, 36.5], [10.5, 10.5, 21.0, 21.0, 31.5, 31.5]
+    measured = [{"seconds": 10.0, "runs": 6, "places": 2, "ray": ray, "here": here, "load": 1.0}]
     record = {"commit": "0123456789abcdef", "ray": "2.60.0", "hardware": {"cpu": "a CPU", "cores": 2}}
     record |= {"checkpoint_bytes": 4 << 20, "model_bytes": 2 << 20, "submit_seconds": 0.004}
     record |= {"measured": measured, "durations": [60.0, 600.0]}
     (tmp_path / "ray.json").write_text(json.dumps(record))
     text = page(tmp_path / "ray.json")
-    assert "| 10 s | 5 | +1.50 s | +0.50 s | +1.00 s | 1.7 % | 1.0 |" in text
-    assert "each run takes 1.00 s longer" in text
+    assert "| 10 s | 2 | 2.25 s | 0.50 s | 2.00 s | 0.50 s | 2.5 % | 1.0 |" in text
+    assert "each run takes 1.50 s longer" in text
     assert "within 4.0 ms" in text
