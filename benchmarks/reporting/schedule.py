@@ -26,9 +26,9 @@ A suite of {runs} runs in a cluster of one machine, and the same without Ray. Th
 time in the first column instead of learning; the suite starts and follows them as any other, and each sends a
 checkpoint of {checkpoint} MB, a model of {model} MB and 20 lines of its log. A place does several runs in a row. The
 columns show by how many seconds more than it slept a run took until its result was in the suite's folder: its process
-starts, and its files are sent. *First*: the first run of a place, for which Ray starts a process, too. *Later*: all that
-follow (medians over the places). The start of the cluster is left out. *Share of a minute*: what Ray adds to a later
-run, over 60 seconds. *Load*: how many processes, nearly all of others, wanted the {cores} cores.
+starts, and its files are sent. *First*: the first run of a place, for which Ray starts a process, too. *Later*: those
+that follow (medians over the places). The start of the cluster is left out. *Share of a minute*: what Ray adds to a
+later run, over 60 seconds. *Load*: how many processes, nearly all of others, wanted the {cores} cores.
 
 """
 MIDDLE = """
