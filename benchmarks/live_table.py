@@ -69,7 +69,7 @@ def live_table(
 
     Sparklines have one scale per dataset, from the lowest to the highest return of any curve.
     """
-    alive = alive if places is None else [run for run in alive if run.name in places]
+    alive = alive if places is None else [run for run in runs if run in alive and run.name in places]
     found = {run: read_progress(Files(out, run.name).log) for run in runs}
     done = {run for run in runs if run in failures or (found[run].result is not None and run not in alive)}
     ends: dict[str, list[float]] = {}

@@ -206,8 +206,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster  # Ray looks for the mode when it is imported
 
-        cluster = Cluster(True, head_node_args={"num_cpus": 1, "node_name": "one", "include_dashboard": False})
-        cluster.add_node(num_cpus=1, node_name="two")
+        each: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
+        cluster = Cluster(True, head_node_args={**each, "node_name": "one", "include_dashboard": False})
+        cluster.add_node(**each, node_name="two")
         yield cluster.address
         cluster.shutdown()
 
