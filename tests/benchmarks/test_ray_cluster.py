@@ -39,8 +39,9 @@ QUICK, SLOW = (
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ray's `get` returns what it is given, and temporary files are the test's own."""
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda reference: reference, get_runtime_context=Node))
+    """References to files are the files, and temporary files are the test's own."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_runtime_context=Node))
+    monkeypatch.setattr(ray_work, "fetch", lambda reference: reference)
     monkeypatch.setattr(ray_work.tempfile, "tempdir", str(tmp_path))
 
 
