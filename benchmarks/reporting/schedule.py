@@ -34,27 +34,31 @@ later run, over 60 seconds. *Load*: how many processes, nearly all of others, wa
 MIDDLE = """
 ## How well a suite would fill many machines
 
-By simulation: {n:,} runs whose durations are drawn from those of the {found} runs in this repository (median
-{median:.0f} s, longest {longest:,.0f} s). A free worker takes the next run; each run takes {overhead:.2f} s longer than
-here, and no two start within {submit:.1f} ms, as measured above. *Ideal*: no schedule of whole runs takes less than the
-sum of their durations over the workers, nor less than the longest run. *Efficiency*: ideal over simulated time, mean of
-{draws} draws. *Workers busy*: the share of the workers' time that runs take.
+By simulation: {n:,} runs whose durations are drawn from those of {found} runs in this repository (median
+{median:.0f} s, longest {longest:,.0f} s). A free worker takes the next run. As measured above, each worker is there
+after {first:.1f} s, each run takes {later:.2f} s longer than without Ray, and no two start within {submit:.1f} ms.
+*Ideal*: no schedule of whole runs takes less than the sum of their durations over the workers, nor less than the
+longest run. *Efficiency*: ideal over simulated time, mean of {draws} draws. *Workers busy*: the share of the workers'
+time that runs take.
 
 """
 
 
-def makespan(durations: Sequence[float], workers: int, overhead: float = 0.0, submit: float = 0.0) -> float:
+def makespan(
+    durations: Sequence[float], workers: int, first: float = 0.0, later: float = 0.0, submit: float = 0.0
+) -> float:
     """Seconds until all runs have ended when each worker that is free takes the next one.
 
     Args:
         durations: seconds of the runs, in the order in which they start.
         workers: how many runs go on side by side.
-        overhead: seconds that each run takes longer.
+        first: seconds until there are workers.
+        later: seconds that each run takes longer.
         submit: seconds between the starts of two runs.
     """
-    free = [0.0] * workers
+    free = [first] * workers
     for index, duration in enumerate(durations):
-        heapq.heapreplace(free, max(free[0], index * submit) + duration + overhead)
+        heapq.heapreplace(free, max(free[0], index * submit) + duration + later)
     return max(free)
 
 
@@ -63,7 +67,7 @@ def ideal(durations: Sequence[float], workers: int) -> float:
     return max(sum(durations) / workers, max(durations))
 
 
-def simulated(durations: Sequence[float], overhead: float, submit: float) -> pd.DataFrame:
+def simulated(durations: Sequence[float], first: float, later: float, submit: float) -> pd.DataFrame:
     """A row for each number of workers and order of the runs."""
     rng = np.random.default_rng(0)
     draws = [rng.choice(durations, N_RUNS).tolist() for _ in range(DRAWS)]
@@ -71,7 +75,7 @@ def simulated(durations: Sequence[float], overhead: float, submit: float) -> pd.
     for workers in WORKERS:
         for order in ("random", "longest first"):
             cases = [sorted(draw, reverse=True) if order == "longest first" else draw for draw in draws]
-            takes = [makespan(case, workers, overhead, submit) for case in cases]
+            takes = [makespan(case, workers, first, later, submit) for case in cases]
             best = [ideal(case, workers) for case in cases]
             efficiency = statistics.fmean(b / t for b, t in zip(best, takes, strict=True))
             busy = statistics.fmean(sum(case) / workers / t for case, t in zip(cases, takes, strict=True))
@@ -96,7 +100,7 @@ def beyond(ends: Sequence[float], places: int, seconds: float) -> tuple[float, f
 def page(file: Path) -> str:
     """The whole page from the JSON file."""
     record = json.loads(file.read_text())
-    rows, added = [], []
+    rows, first, later = [], [0.0], [0.0]
     for measured in record["measured"]:
         found = {name: beyond(measured[name], measured["places"], measured["seconds"]) for name in ("ray", "here")}
         row = {"a run sleeps": f"{measured['seconds']:.0f} s", "places": str(measured["places"])}
@@ -105,10 +109,11 @@ def page(file: Path) -> str:
                 f"{what}, with Ray": f"{found['ray'][which]:.2f} s",
                 f"{what}, without": f"{found['here'][which]:.2f} s",
             }
-        added.append(found["ray"][1] - found["here"][1])
-        rows.append(row | {"share of a minute": f"{added[-1] / 0.6:.1f} %", "load": f"{measured['load']:.1f}"})
+        first.append(found["ray"][0] - found["here"][0])
+        later.append(found["ray"][1] - found["here"][1])
+        rows.append(row | {"share of a minute": f"{later[-1] / 0.6:.1f} %", "load": f"{measured['load']:.1f}"})
     durations, hardware = record["durations"], record["hardware"]
-    overhead, submit = max(0.0, *added), record["submit_seconds"]
+    cost = {"first": max(first), "later": max(later), "submit": record["submit_seconds"]}
     head = HEAD.format(
         commit=record["commit"][:12],
         ray=record["ray"],
@@ -123,8 +128,9 @@ def page(file: Path) -> str:
         found=len(durations),
         median=statistics.median(durations),
         longest=max(durations),
-        overhead=overhead,
-        submit=1000 * submit,
+        first=cost["first"],
+        later=cost["later"],
+        submit=1000 * cost["submit"],
         draws=DRAWS,
     )
-    return head + markdown(pd.DataFrame(rows)) + middle + markdown(simulated(durations, overhead, submit))
+    return head + markdown(pd.DataFrame(rows)) + middle + markdown(simulated(durations, **cost))

@@ -115,6 +115,20 @@ def test_a_dataset_is_sent_once_and_checked_for_each_run(tmp_path: Path, without
         ray_work.place(base, {str(source): "0" * 64}, [])
 
 
+def test_more_runs_are_given_to_ray_than_fit() -> None:
+    """So that none of its places waits for the suite to look, and a cluster that can grow is asked to."""
+    nodes = [{"Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Resources": {"CPU": 8.0}}]
+
+    def room(cpus: float, gpus: float) -> int:
+        need = {"CPU": cpus, "GPU": gpus}
+        return ray_cluster.Cluster.room(SimpleNamespace(need=need, nodes=lambda: nodes))  # type: ignore[arg-type]
+
+    assert room(1, 0) == 16 + 1 + 1
+    assert room(0.1, 0) == 160 + 1 + 16
+    assert room(1, 0.25) == 4 + 1
+    assert room(9, 0) == room(1, 2) == 0
+
+
 def test_files_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
