@@ -264,6 +264,7 @@ def test_a_suite_whose_worker_is_killed_equals_the_serial_one(
     arguments = ["--suite", "smoke", "--datasets", DATASET, "--budget", "1", "--episodes", "3", "--seeds", "0"]
     command = [sys.executable, str(BENCHMARKS / "run_suite.py"), *arguments, "--ray", address, "--out", str(out)]
     command += ["--agents", SLOW.agent, QUICK.agent]
+    commit = run_one.provenance.source_commit()
     suite = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + PATIENCE
     while not slow.checkpoint.exists():  # it comes at the end of the first of two stages
@@ -277,6 +278,7 @@ def test_a_suite_whose_worker_is_killed_equals_the_serial_one(
     assert "it starts again from its last checkpoint" in text
     assert not Path(f"/proc/{process}").exists()
 
+    monkeypatch.setattr(run_one.provenance, "source_commit", lambda: commit)
     monkeypatch.setattr(goal_seeker.time, "sleep", lambda _: None)
     for run, resumes in ((QUICK, 0), (SLOW, 1)):
         run_one.run_and_write(run, serial, with_plans=True)

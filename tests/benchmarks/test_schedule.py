@@ -52,6 +52,6 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     record |= {"measured": measured, "durations": [60.0, 600.0]}
     (tmp_path / "ray.json").write_text(json.dumps(record))
     text = page(tmp_path / "ray.json")
-    assert "| 10 s | 2 | 2.25 s | 0.50 s | 2.00 s | 0.50 s | 2.5 % | 1.0 |" in text
+    assert "| 10 s | 2 | 2.25 s | 0.50 s | 2.00 s | 0.50 s | 36.5 s | 31.5 s | 2.8 % | 1.0 |" in text
     assert "each worker is there\nafter 1.8 s, each run takes 1.50 s longer" in text
     assert "within 4.0 ms" in text
