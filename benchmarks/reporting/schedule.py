@@ -29,7 +29,8 @@ columns show by how many seconds more than it slept a run took until its result 
 starts, and its files are sent. *First*: the first run of a place, for which Ray starts a process, too. *Later*: those
 that follow (medians over the places). *Suite*: when the last run had ended; the start of the cluster is left out.
 *Share of a minute*: what Ray adds to the suite, for each run of a place, over 60 seconds. *Load*: how many processes,
-nearly all of others, wanted the {cores} cores; Ray's processes, one for each place, start slowly beside so many.
+nearly all of others, wanted the {cores} cores. Of Ray's processes, one for each place, few start at the same time, so
+more places than the machine has cores mostly wait for them.
 
 """
 MIDDLE = """
