@@ -139,7 +139,7 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
 
 
 def start(
-    run: Run, out: Path, *options: str, cluster: ray_cluster.Cluster | None = None
+    run: Run, out: Path, cluster: ray_cluster.Cluster | None = None, *options: str
 ) -> subprocess.Popen[bytes] | ray_cluster.RemoteRun | None:
     """The process that does a run, here or in a cluster; its output goes to the run's log.
 
@@ -288,7 +288,7 @@ def do_runs(
                 try:
                     if (reason := done_elsewhere(run, out, began)) is not False:
                         ended[run] = reason
-                    elif (process := start(run, out, *options, cluster=cluster)) is not None:
+                    elif (process := start(run, out, cluster, *options)) is not None:
                         alive[run] = process
                     else:
                         continue
