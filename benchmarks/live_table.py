@@ -55,12 +55,21 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 
 def live_table(
-    runs: Sequence[Run], out: Path, alive: Collection[Run], failures: Mapping[Run, str], clock: str, height: int
+    runs: Sequence[Run],
+    out: Path,
+    alive: Collection[Run],
+    failures: Mapping[Run, str],
+    clock: str,
+    height: int,
+    places: Mapping[str, str] | None = None,
 ) -> Table:
     """The runs with their progress; where there are more than `height`, those that wait are only counted.
 
+    `places` are the machines of runs in a cluster by the runs' names; those without one wait for theirs.
+
     Sparklines have one scale per dataset, from the lowest to the highest return of any curve.
     """
+    alive = alive if places is None else [run for run in runs if run in alive and run.name in places]
     found = {run: read_progress(Files(out, run.name).log) for run in runs}
     done = {run for run in runs if run in failures or (found[run].result is not None and run not in alive)}
     ends: dict[str, list[float]] = {}
@@ -76,8 +85,9 @@ def live_table(
     datasets = len({run.dataset for run in runs}) > 1
     if datasets:
         table.add_column("dataset", no_wrap=True)
-    for name in ("seed", "", "steps/s", "ETA", "learning curve", "return"):
-        table.add_column(name, justify="left" if name in ("", "learning curve") else "right", no_wrap=True)
+    for name in ("seed", *["machine"] * (places is not None), "", "steps/s", "ETA", "learning curve", "return"):
+        words = name in ("machine", "", "learning curve")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
     for run in shown:
         progress = found[run]
         state: ProgressBar | Text = Text("waiting", style="dim")
@@ -90,6 +100,7 @@ def live_table(
         busy = run in alive and not progress.evaluating
         curve = sparkline(progress.curve, min(ends[run.dataset], default=0), max(ends[run.dataset], default=1))
         names = [run.agent, *[run.dataset.removeprefix("ld-agents/")] * datasets, str(run.seed)]
+        names += [] if places is None else [places.get(run.name, "")]
         speed, left = (progress.speed, progress.left) if busy else ("", "")
         result = (progress.result if run in done else None) or ""
         table.add_row(

@@ -52,8 +52,13 @@ def versions() -> dict[str, str | None]:
 
 
 def source_commit() -> str | None:
-    """The git commit of the sources, with `+changes` when they differ from it; None outside a repository."""
+    """The git commit of the sources, with `+changes` when they differ from it; None outside a repository.
+
+    Sources that a suite sends to other machines have it in the file COMMIT beside them.
+    """
     root = Path(__file__).resolve().parent.parent
+    if (root / "COMMIT").exists():
+        return (root / "COMMIT").read_text() or None
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

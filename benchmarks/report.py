@@ -34,6 +34,7 @@ from reporting import (
     losses,
     overview,
     ranking_table,
+    schedule,
     simulators,
     tables,
 )
@@ -193,6 +194,7 @@ def all_pages(root: Path) -> Pages:
         root / "results" / "datasets.md": datasets_table.page(root / "results" / "datasets"),
         root / "results" / "coverage.md": coverage.page(),
         root / "results" / "simulators.md": simulators.page(root / "results" / "simulators.json"),
+        root / "results" / "ray.md": schedule.page(root / "results" / "ray.json"),
         root / "results" / "offline_evaluation.md": ranking_table.page(root / "results" / "offline_evaluation"),
         root / "results" / "overview.png": ((lambda: overview.figure(runs, groups)), digest(runs)),
     }

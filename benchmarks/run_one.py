@@ -38,7 +38,7 @@ from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
-from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
+from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec, unguided
 
 N_ENVS = 25
 CURVE_POINTS = 5
@@ -183,17 +183,17 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
     policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
     agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
-    unguided = dataclasses.replace(run, agent=f"{name}[guidance=none]")
-    shares = run.budget == 1 and run != unguided
-    sharing = shared_agent(Files(out, unguided.name), agent, dataset) if shares else None
+    base = unguided(run)
+    shares = run.budget == 1 and run != base
+    sharing = shared_agent(Files(out, base.name), agent, dataset) if shares else None
     if sharing is not None:
-        print(f"VAE and prior are those of {unguided.name}", flush=True)
+        print(f"VAE and prior are those of {base.name}", flush=True)
         agent = sharing
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
-        "shares_with": None if sharing is None else unguided.name,
+        "shares_with": None if sharing is None else base.name,
         "skipped_points": CURVE_POINTS * agent.num_timesteps // total_steps,
         "curve": [],
         "losses": {},
@@ -213,11 +213,11 @@ def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
         return None
     if json.loads(base.result.read_text())["dataset"]["hash"] != dataset.content_hash:
         return None
-    unguided = LatentDiffuser.load(base.model, dataset=dataset)
+    trained = LatentDiffuser.load(base.model, dataset=dataset)
     of_energy = {name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
-    if dataclasses.replace(unguided.settings, **of_energy) != agent.settings:
+    if dataclasses.replace(trained.settings, **of_energy) != agent.settings:
         return None
-    shared = unguided.with_energy(**of_energy)
+    shared = trained.with_energy(**of_energy)
     shared.settings_origin = agent.settings_origin
     return shared
 

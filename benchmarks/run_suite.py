@@ -4,6 +4,7 @@
     python benchmarks/run_suite.py --full                            suite `quick`: the same maze with full trainings
     python benchmarks/run_suite.py --suite maze2d --seeds 0 1        another suite, fewer seeds
     python benchmarks/run_suite.py --agents LDCQ my_module:MyAgent   your own agent beside ours, no registration needed
+    python benchmarks/run_suite.py --ray 10.0.0.1:6379               on the machines of a Ray cluster
 
 A second call does only the missing runs, and beside a first that is still at work it shares them. Ctrl-C keeps finished
 runs, and interrupted ones resume from their checkpoints; a second Ctrl-C ends at once, without saving them anew.
@@ -33,6 +34,7 @@ from rich.live import Live
 from rich.table import Table
 
 import claims
+import ray_cluster
 import report
 from files import write_json
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
@@ -136,8 +138,13 @@ def make_datasets(specs: Iterable[str]) -> dict[str, str]:
     return failures
 
 
-def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes] | None:
-    """The process that does a run; its output goes to the run's log. None while another process does the run."""
+def start(
+    run: Run, out: Path, cluster: ray_cluster.Cluster | None = None, *options: str
+) -> subprocess.Popen[bytes] | ray_cluster.RemoteRun | None:
+    """The process that does a run, here or in a cluster; its output goes to the run's log.
+
+    None while another process does the run.
+    """
     log, lock = Files(out, run.name).log, claims.claim(Files(out, run.name).lock)
     if lock is None:
         return None
@@ -146,9 +153,11 @@ def start(run: Run, out: Path, *options: str) -> subprocess.Popen[bytes] | None:
         return None
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = (f"--{name}={value}" for name, value in dataclasses.asdict(run).items())
-    program = [sys.executable, claims.__file__, str(os.getpid()), str(RUN_ONE)]
-    command = [*program, f"--out={out}", "--claimed", *settings, *options]
+    arguments = ["--claimed", *settings, *options]
     try:
+        if cluster is not None:
+            return cluster.start(run, [RUN_ONE.name, *arguments], RUN_ENVIRONMENT, lock)
+        command = [sys.executable, claims.__file__, str(os.getpid()), str(RUN_ONE), f"--out={out}", *arguments]
         with log.open("wb") as stream:
             # In a session of its own a run does not get the terminal's Ctrl-C, so it can save its checkpoint first.
             return subprocess.Popen(
@@ -198,7 +207,7 @@ def done_elsewhere(run: Run, out: Path, since: float) -> str | Literal[False] | 
     return False
 
 
-def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
+def stop(processes: Collection[subprocess.Popen[bytes] | ray_cluster.RemoteRun]) -> None:
     """Ask runs to save their checkpoints and end; kill those that do not."""
     for process in processes:
         process.terminate()
@@ -220,8 +229,15 @@ def title(run: Run) -> str:
     return f"{run.agent} on {run.dataset}, seed {run.seed}"
 
 
-def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports: Sequence[str] = ()) -> dict[Run, str]:
-    """Do the runs, `jobs` at a time; returns the reasons of those that failed.
+def do_runs(
+    runs: Sequence[Run],
+    out: Path,
+    jobs: int,
+    plans_seed: int,
+    imports: Sequence[str] = (),
+    cluster: ray_cluster.Cluster | None = None,
+) -> dict[Run, str]:
+    """Do the runs, `jobs` at a time, here or in a cluster; returns the reasons of those that failed.
 
     Several suites on one folder share the runs: each is done by the process that holds its lock.
     Shows a live table on a terminal; elsewhere, a line for each run that ends and one a minute about the others.
@@ -229,7 +245,8 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
     Raises:
         KeyboardInterrupt: after every running process has saved its checkpoint and ended.
     """
-    waiting, alive, failures = list(runs), dict[Run, subprocess.Popen[bytes]](), dict[Run, str]()
+    waiting, failures = list(runs), dict[Run, str]()
+    alive: dict[Run, subprocess.Popen[bytes] | ray_cluster.RemoteRun] = {}
     interrupted, console = False, Console()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -250,7 +267,12 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
         return str(datetime.timedelta(seconds=round(time.monotonic() - started)))
 
     def drawn() -> Table:
-        return live_table(runs, out, alive, failures, clock(), console.height - 4)
+        places = cluster.places() if cluster else None
+        return live_table(runs, out, alive, failures, clock(), console.height - 4, places)
+
+    def names(of: Collection[Run]) -> dict[Run, str]:
+        places = cluster.places() if cluster and of else {}
+        return {run: title(run) + (f" at {places[run.name]}" if run.name in places else "") for run in of}
 
     live = Live(get_renderable=drawn, console=console, refresh_per_second=2) if sys.stdout.isatty() else None
     try:
@@ -258,14 +280,15 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
             live.start()
         while (waiting or alive) and not interrupted:
             ended: dict[Run, str | None] = {}
+            room = min(jobs, cluster.room()) if cluster else jobs
             for run in list(waiting):
-                if len(alive) == jobs:
+                if len(alive) >= room:
                     break
                 options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
                 try:
                     if (reason := done_elsewhere(run, out, began)) is not False:
                         ended[run] = reason
-                    elif (process := start(run, out, *options)) is not None:
+                    elif (process := start(run, out, cluster, *options)) is not None:
                         alive[run] = process
                     else:
                         continue
@@ -273,23 +296,27 @@ def do_runs(runs: Sequence[Run], out: Path, jobs: int, plans_seed: int, imports:
                     ended[run] = f"cannot be started: {error}"
                 waiting.remove(run)
             time.sleep(POLL_SECONDS)
-            for run in [run for run, process in alive.items() if process.poll() is not None]:
-                ended[run] = reason = why_failed(alive.pop(run).returncode, Files(out, run.name))
+            for run, code in [(run, process.poll()) for run, process in alive.items()]:
+                if code is None:
+                    continue
+                del alive[run]
+                ended[run] = reason = why_failed(code, Files(out, run.name))
                 if reason:
                     keep_failure(run, out, reason)
                 else:
                     Files(out, run.name).failure.unlink(missing_ok=True)
+            called = {} if live else names(ended)
             for run, reason in ended.items():
                 if reason:
                     failures[run] = reason
                 outcome = f"FAILED, {reason}" if reason else last_line(Files(out, run.name).log)
                 done = len(runs) - len(waiting) - len(alive)
                 if not live:
-                    print(f"[{clock()}] {done}/{len(runs)} {title(run)}: {outcome}", flush=True)
+                    print(f"[{clock()}] {done}/{len(runs)} {called[run]}: {outcome}", flush=True)
             if not live and time.monotonic() - told > 60:
                 told = time.monotonic()
-                news = "; ".join(f"{title(run)}: {last_line(Files(out, run.name).log)}" for run in alive)
-                print(f"[{clock()}] {news}", flush=True)
+                news = (f"{name}: {last_line(Files(out, run.name).log)}" for run, name in names(alive).items())
+                print(f"[{clock()}] {'; '.join(news)}", flush=True)
         if interrupted:
             print("\nstopping; the runs save their checkpoints; Ctrl-C again ends them at once", flush=True)
             raise KeyboardInterrupt
@@ -339,13 +366,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments of your own"
     )
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side (default: all cores)")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: all cores, here or in the cluster)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="do the runs in a Ray cluster: HOST:PORT, auto (this machine's), or local"
+    )
+    parser.add_argument("--cpus", type=float, default=1.0, help="CPUs of a run in a cluster (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of a run in a cluster, such as 0.25 (default: 0)")
     options = parser.parse_args(arguments)
     # `first` has a preset that few agents have: other agents and budgets start from `quick`.
     changed = options.agents or options.datasets or options.preset or options.budget is not None or options.cpu_bf16
     options.suite = options.suite or ("quick" if changed else "first")
-    if options.jobs < 1 or (options.budget is not None and options.budget <= 0):
+    if (options.jobs is not None and options.jobs < 1) or (options.budget is not None and options.budget <= 0):
         parser.error("--jobs must be at least 1 and --budget above 0")
+    if options.cpus <= 0 or options.gpus < 0:
+        parser.error("--cpus must be above 0 and --gpus not below")
     return options
 
 
@@ -369,12 +403,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             check_place(out, len(missing))
             failures = check_agents(missing)
-            unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing if run not in failures))
-            failures |= {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
-            for run, reason in failures.items():
-                keep_failure(run, out, reason)
-            runnable = [run for run in missing if run not in failures]
-            failures |= do_runs(runnable, out, options.jobs, min(suite.seeds), options.imports)
+            with contextlib.ExitStack() as stack:
+                cluster, jobs = None, options.jobs or usable_cores()
+                if options.ray:
+                    joined = ray_cluster.joined(options.ray, out, options.cpus, options.gpus, usable_cores())
+                    cluster, jobs = stack.enter_context(joined), options.jobs or sys.maxsize
+                unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing if run not in failures))
+                failures |= {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
+                for run, reason in failures.items():
+                    keep_failure(run, out, reason)
+                runnable = [run for run in missing if run not in failures]
+                failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
         print(f"interrupted with {finished} of {len(runs)} runs finished; run the same command again to resume")

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class Run:
         if self.dataset not in TASKS or not plain:
             names.append(hashlib.sha256(json.dumps([*parts, self.budget]).encode()).hexdigest()[:8])
         return "__".join(names)
+
+
+def unguided(run: Run) -> Run:
+    """The run without guidance whose VAE and prior a LatentDiffuser can take over; see `run_one.shared_agent`."""
+    return replace(run, agent=f"{parse_spec(run.agent)[0]}[guidance=none]")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

@@ -94,3 +94,16 @@ def test_a_long_table_shows_what_is_at_work(tmp_path: Path) -> None:
     assert len(lines) == 4
     assert lines[1].split()[:2] == ["BC", "1"]
     assert "0 of 4 runs done" in lines[-1]
+
+
+def test_the_table_tells_the_machines_of_a_cluster(tmp_path: Path) -> None:
+    first, second, third, _ = RUNS
+    write_log(tmp_path, first, "learning, 5 % of 9,000 gradient steps, 80 steps/s, 0:01:30 left\n")
+    places = {first.name: "node-7", third.name: "node-8"}
+    console = Console(file=io.StringIO(), width=100, height=30)
+    console.print(live_table(RUNS, tmp_path, [first, second], {third: "out of memory"}, "0:01:02", 20, places))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].split()[:4] == ["agent", "seed", "machine", "steps/s"]
+    assert lines[1].split()[:3] == ["LDCQ", "0", "node-7"]
+    assert lines[2].split() == ["LDCQ", "1", "waiting"], "it has been given to the cluster, which has no room yet"
+    assert lines[3].split() == ["BC", "0", "node-8", "failed"]

@@ -53,6 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tmp_path / "results" / "datasets").mkdir()
     (tmp_path / "results" / "datasets" / "door.json").write_text(json.dumps(record))
     (tmp_path / "results" / "simulators.json").write_text(json.dumps(TWO_SIMULATORS))
+    shutil.copy(report.ROOT / "results" / "ray.json", tmp_path / "results")
     write_runs(tmp_path / "results" / "quick", [a_run()])  # not part of the repository
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intervals, "REPS", 20)
@@ -133,6 +134,7 @@ def test_check_passes_and_finds_every_change(repository: Path) -> None:
     assert level in next(line for line in changed.splitlines() if line.startswith("+|"))
     assert f"--- {readme}" in problems_after(readme, readme.read_text().replace(level, "99.9"))
     assert "--- " in problems_after(repository / "results" / "datasets.md", "by hand")
+    assert "--- " in problems_after(repository / "results" / "ray.md", "by hand")
     for name in ("simulators.md", "simulators.json"):
         page = (repository / "results" / name).read_text()
         assert "--- " in problems_after(
