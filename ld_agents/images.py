@@ -29,7 +29,7 @@ from ld_agents.data.dataset import OfflineDataset
 from ld_agents.networks.critics import descend
 from ld_agents.networks.image_encoder import ImageVAE
 
-_SCALE_FRAMES = 4096  # that the scale of pixels is taken from
+_COMPONENT_FRAMES = 2048  # that the principal components are taken from
 _ENCODED_AT_ONCE = 256
 
 
@@ -38,7 +38,7 @@ _ENCODED_AT_ONCE = 256
 class ImageSettings:
     """Settings of the stage `images` of a "CnnPolicy". The numbers are ours: the paper has none."""
 
-    image_code: LatentDim = 32  # numbers in a code
+    image_code: LatentDim = 64  # numbers in a code
     image_widths: Widths = (32, 64, 128)  # channels of the convolutions, each of which halves a frame
     image_kl_weight: NonNegative = 1.0  # beta
     image_learning_rate: Fraction = 1e-3  # Adam's, falling to 0 as a cosine
@@ -47,7 +47,7 @@ class ImageSettings:
 
 
 PAPER = ImageSettings()
-FAST = dataclasses.replace(PAPER, image_widths=(16, 32, 64), image_steps=4_000)  # minutes on one core
+FAST = dataclasses.replace(PAPER, image_widths=(16, 32, 64), image_steps=2_000)  # minutes on one core
 PRESETS = {"fast": FAST, "paper": PAPER}
 
 
@@ -95,7 +95,7 @@ class ImageAgent(OfflineAlgorithm):
         assert isinstance(encoder, ImageVAE)
         rows = torch.arange(len(frames), device=self.device)
         if self.stage_steps["images"] == 0:
-            encoder.set_pixel_scale(self._some_frames(self.random_subset(rows, _SCALE_FRAMES, "pixel scale")))
+            encoder.fit_components(self._some_frames(self.random_subset(rows, _COMPONENT_FRAMES, "components")))
         optimizer = self.optimizer("images", encoder.parameters(), s.image_learning_rate)
         for step in self.remaining_steps("images"):
             self.set_learning_rate(optimizer, s.image_learning_rate * self.cosine_decay("images", step))

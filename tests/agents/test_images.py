@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +222,13 @@ def test_a_file_for_acting_leaves_the_decoder_out(agent_name: str, file: bytes, 
 
 
 def test_a_trained_encoder_shows_more_than_the_mean_frame_and_where_the_spot_is(frames: OfflineDataset) -> None:
-    agent = make("BC", frames, image_steps=400, steps=1).learn()
+    agent = make("BC", frames, image_steps=200, steps=1).learn()
     encoder = agent.policy.image_encoder
     assert isinstance(encoder, ImageVAE)
     with torch.no_grad():
         pixels, codes = encoder.standardized(frames.observations), encoder(frames.observations)
         left = ((encoder.decode(codes) - pixels) ** 2).sum() / (pixels**2).sum()  # the mean frame leaves 1
-    assert left < 0.25
+    assert left < 0.1
     rows, columns = np.linspace(-3, 3, SHAPE[0]), np.linspace(-3, 3, SHAPE[1])
     light = frames.observations.double().numpy()[..., 0] - frames.observations.double().numpy()[..., 0].min(0)
     where = np.stack([(light.sum(2) * rows).sum(1), (light.sum(1) * columns).sum(1)], 1) / light.sum((1, 2))[:, None]
@@ -263,18 +264,34 @@ def test_stages_see_the_codes_of_the_frames_that_the_policy_sees(frames: Offline
 
 
 def test_the_loss_is_that_of_a_beta_vae() -> None:
-    """By hand: with all weights zero the code is N(0, 1), which costs nothing, and every pixel is its mean."""
-    vae = ImageVAE((4, 4, 1), 2, (3,))
-    for parameter in vae.parameters():
-        torch.nn.init.zeros_(parameter)
-    frames = torch.zeros(2, 4, 4, 1, dtype=torch.uint8)
+    """By hand: two frames that differ in all 16 pixels, which one principal component tells apart."""
+    vae, frames = ImageVAE((4, 4, 1), 2, (3,)), torch.zeros(2, 4, 4, 1, dtype=torch.uint8)
     frames[1] = 100
-    vae.set_pixel_scale(frames)
-    losses = vae.losses(frames, torch.zeros(2, 2))
-    assert losses["kl"].item() == 0
-    assert losses["reconstruction"].item() == pytest.approx(0.5 * 16)  # every pixel is one deviation off
+    vae.pixel_mean.fill_(50.0)
+    vae.pixel_std.fill_(50.0)
+    losses = vae.losses(frames, torch.zeros(2, 2))  # the code is N(0, 1), and every pixel one deviation off
+    assert {name: loss.item() for name, loss in losses.items()} == {"reconstruction": 8.0, "kl": 0.0}
     vae.mean.bias.data.fill_(2.0)
     assert vae.losses(frames, torch.zeros(2, 2))["kl"].item() == pytest.approx(0.5 * 2 * 2**2)
+    vae.mean.bias.data.zero_()
+    vae.fit_components(frames)
+    torch.testing.assert_close(vae(frames).abs(), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), atol=1e-5, rtol=0)
+    losses = vae.losses(frames, torch.zeros(2, 2))
+    assert losses["reconstruction"].item() == pytest.approx(0, abs=1e-8)
+    # mean 1, variance 1 / (1 + 16)
+    assert losses["kl"].item() == pytest.approx(0.5 * (1 / 17 + math.log(17)), rel=1e-5)
+
+
+def test_untrained_codes_are_principal_components(frames: OfflineDataset) -> None:
+    """What they leave is what a singular value decomposition says, and they are uncorrelated with variance 1."""
+    vae = ImageVAE(SHAPE, 4, (8, 8))
+    vae.fit_components(frames.observations)
+    with torch.no_grad():
+        pixels, codes = vae.standardized(frames.observations), vae(frames.observations)
+        left = ((vae.decode(codes) - pixels) ** 2).sum()
+    singular = torch.linalg.svdvals(pixels.flatten(1).double())
+    assert left.item() == pytest.approx((singular[4:] ** 2).sum().item(), rel=1e-3)
+    torch.testing.assert_close(codes.T @ codes / len(codes), torch.eye(4), atol=1e-3, rtol=0)
 
 
 def test_settings_of_the_paper_preset_are_larger(frames: OfflineDataset) -> None:
