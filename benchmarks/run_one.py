@@ -32,6 +32,7 @@ import checkpoint
 import claims
 import provenance
 from files import write_json
+from ld_agents import zoo
 from ld_agents.data.replay import replay_check
 from ld_agents.data.storage import NOT_WRITABLE
 from ld_agents.evaluation.rollouts import evaluate
@@ -180,9 +181,8 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
     if files.checkpoint.exists() or checkpoint.previous(files.checkpoint).exists():
         print("starting over, the checkpoint is unusable", flush=True)
 
-    policy = "MultiInputPolicy" if isinstance(dataset.observation_space, gym.spaces.Dict) else "MlpPolicy"
     preset = None if run.preset == "default" else run.preset
-    agent = cls(policy, dataset, preset=preset, seed=run.seed, **settings)
+    agent = cls(zoo.policy_for(dataset), dataset, preset=preset, seed=run.seed, **settings)
     base = unguided(run)
     shares = run.budget == 1 and run != base
     sharing = shared_agent(Files(out, base.name), agent, dataset) if shares else None
@@ -276,7 +276,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "schema": SCHEMA,
         "agent": run.agent,
         "agent_class": f"{type(agent).__module__}.{type(agent).__qualname__}",
-        "settings": agent.config()["settings"],
+        "settings": {**(config := agent.config())["settings"], **config.get("image_settings", {})},
         "settings_origin": {name: origin for name, origin in agent.settings_origin.items() if origin != "preset"},
         "preset": run.preset,
         "dataset": {

@@ -127,6 +127,13 @@ SUITES: dict[str, Suite] = {
         datasets=_named("ld-agents/pointmaze/{}-v0[eval_goals=cells,goal=keep]", ("large", "medium")),
         seeds=(0, 1, 2),
     ),
+    # Images: LDCQ and BC learn from the same frames. An episode takes some seconds, so there are few.
+    "images": Suite(
+        agents=("LDCQ", "BC"),
+        datasets=("ld-agents/carracing/driver-v0",),
+        seeds=(0, 1, 2),
+        episodes=20,
+    ),
     # All that a suite does, in less than a minute: the scores mean nothing.
     "smoke": Suite(
         agents=("LDCQ[q_windows=1024]", "LDCQ[prior=gaussian,q_windows=1024]", "BC"),

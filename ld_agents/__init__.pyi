@@ -49,6 +49,12 @@ class BC(_BC):
         best_fraction: float = ...,
         return_discount: float = ...,
         steps: int = ...,
+        image_code: int = ...,
+        image_widths: tuple[int, ...] = ...,
+        image_kl_weight: float = ...,
+        image_learning_rate: float = ...,
+        image_batch_size: int = ...,
+        image_steps: int = ...,
     ) -> None: ...
 
 class CQL(_CQL):
@@ -203,6 +209,12 @@ class LDCQ(_LDCQ):
         q_steps: int = ...,
         target_rate: float = ...,
         priority_alpha: float = ...,
+        image_code: int = ...,
+        image_widths: tuple[int, ...] = ...,
+        image_kl_weight: float = ...,
+        image_learning_rate: float = ...,
+        image_batch_size: int = ...,
+        image_steps: int = ...,
     ) -> None: ...
 
 class LDGC(_LDGC):

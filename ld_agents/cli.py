@@ -75,12 +75,9 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train an agent on a dataset and save it."""
-    from gymnasium.spaces import Dict
-
     cls, chosen = zoo.agent_class(agent), dict(_setting(text) for text in settings or [])
     recorded = ld_agents.load_dataset(dataset)
-    policy = "MultiInputPolicy" if isinstance(recorded.observation_space, Dict) else "MlpPolicy"
-    trained = cls(policy, recorded, preset=preset, seed=seed, device=device, **chosen)
+    trained = cls(zoo.policy_for(recorded), recorded, preset=preset, seed=seed, device=device, **chosen)
     trained.learn(steps, progress_bar=sys.stderr.isatty()).save(out)
     _print(f"{agent} learned for {trained.num_timesteps:,} gradient steps. Saved to {out}; next: ld-agents eval {out}")
 

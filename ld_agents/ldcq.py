@@ -57,6 +57,7 @@ from ld_agents.common.offline_algorithm import Losses, Stage
 from ld_agents.common.planning_policy import Noise, chosen
 from ld_agents.common.prioritized_sampler import PrioritizedSampler
 from ld_agents.data.returns import returns_to_go
+from ld_agents.images import ImageAgent
 from ld_agents.latent_prior import LatentPriorPolicy, LatentPriorTraining
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
 from ld_agents.networks.critics import LatentCritic, clip_norm, descend, polyak_update
@@ -117,18 +118,19 @@ class LDCQPolicy(LatentPriorPolicy):
     def propose(self, observations: Tensor, n: int | None = None, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Candidates, an episode's first or those of noise keys [n]; their Q in units of reward. [n, K, Z], [n, K]."""
         with torch.inference_mode():
-            keys, s = (observation_keys(observations, self.noise_seed, 0) if keys is None else keys), self.settings
-            states, shape = self.normalize(observations), (n or s.candidates_acting, s.latent_dim)
+            s = self.settings
+            keys = observation_keys(observations.flatten(1), self.noise_seed, 0) if keys is None else keys
+            states, shape = self.states_of(observations), (n or s.candidates_acting, s.latent_dim)
             latents = self.draw_latents(states, lambda k: keyed_normal(keys, shape, k))
             return latents, self.score(states[:, None], latents) / self.reward_scale
 
     def decode_action(self, observations: Tensor, latents: Tensor) -> Tensor:
         """Mean actions of latents, in the units of the environment. Shapes [n, S], [n, Z] -> [n, A]."""
         with torch.inference_mode():
-            return self.unscale(self.vae.action.act(self.normalize(observations), self._raw(latents), None))
+            return self.unscale(self.vae.action.act(self.states_of(observations), self._raw(latents), None))
 
 
-class LDCQ(LatentPriorTraining):
+class LDCQ(LatentPriorTraining, ImageAgent):
     """Latent Diffusion-Constrained Q-learning.
 
     Example:
@@ -136,16 +138,16 @@ class LDCQ(LatentPriorTraining):
         agent.learn(progress_bar=True)
         action, state = agent.predict(observation, deterministic=True)
 
-    Training has three stages of gradient steps (`vae`, `prior`, `q`); candidates for Q-learning are drawn at the
-    start of the last. With `prior="gaussian"` there is no diffusion model: the paper's ablation, which draws
-    candidates from the VAE's own prior p_omega(z | s) instead.
+    Training has three stages of gradient steps (`vae`, `prior`, `q`), with "CnnPolicy" after one for `images`;
+    candidates for Q-learning are drawn at the start of the last. With `prior="gaussian"` there is no diffusion model:
+    the paper's ablation, which draws candidates from the VAE's own prior p_omega(z | s) instead.
 
     See `OfflineAlgorithm` for the arguments and `LDCQSettings` for the settings.
     """
 
     policy: LDCQPolicy
     settings: LDCQSettings
-    policy_aliases: ClassVar = {"MlpPolicy": LDCQPolicy, "MultiInputPolicy": LDCQPolicy}
+    policy_aliases: ClassVar = dict.fromkeys(("MlpPolicy", "MultiInputPolicy", "CnnPolicy"), LDCQPolicy)
 
     @classmethod
     def presets(cls) -> dict[str, LDCQSettings]:
@@ -166,7 +168,8 @@ class LDCQ(LatentPriorTraining):
     def stages(self) -> list[Stage]:
         s = self.settings
         vae, q = Stage("vae", s.vae_steps, self.train_vae), Stage("q", s.q_steps, self.train_q, self._q_bytes)
-        return [vae, q] if s.prior == "gaussian" else [vae, Stage("prior", s.prior_steps, self.train_prior), q]
+        prior = [] if s.prior == "gaussian" else [Stage("prior", s.prior_steps, self.train_prior)]
+        return [*self.image_stages(), vae, *prior, q]
 
     def _q_bytes(self) -> int:
         """What Q-learning keeps of its windows: states, next states, latents, priorities and candidates."""

@@ -75,6 +75,8 @@ def evaluate_offline(
             f"discount is {discount}, held_out {held_out}, n_steps {n_steps}, gradient_steps {gradient_steps}. Give a "
             "discount from 0 to below 1, held_out between 0 and 1, at least 20 steps and one gradient step."
         )
+    if dataset.has_frames:
+        raise ValueError("Fitted Q evaluation learns from vectors, not from frames. Evaluate in the environment.")
     device = dataset.rewards.device
     generator = torch.Generator(device).manual_seed(seed)
     transitions = Transitions(dataset, states=dataset.observation_rows.__getitem__, actions=dataset.actions.__getitem__)

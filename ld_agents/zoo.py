@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ld_agents.common import agent_file
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.minari import local_info
 from ld_agents.data.storage import is_minari_id
 from ld_agents.evaluation.scores import normalise
@@ -102,6 +104,13 @@ def agent_class(name: Any) -> type[OfflineAlgorithm]:
         raise ValueError(f"There is no agent {name!r}. Known: {', '.join(sorted(known))}; import an own one's module.")
     found: type[OfflineAlgorithm] = known[name]
     return found
+
+
+def policy_for(dataset: OfflineDataset) -> str:
+    """The name of the policy that the observations of a dataset need."""
+    if dataset.has_frames:
+        return "CnnPolicy"
+    return "MultiInputPolicy" if isinstance(dataset.observation_space, spaces.Dict) else "MlpPolicy"
 
 
 def load_file(path: Any, **options: Any) -> OfflineAlgorithm:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,6 +64,9 @@ class Behavior:
     def begin(self, rng: np.random.Generator) -> Drawn:
         """What is drawn for a new episode; it is passed to the environment's reset as options."""
         return {}
+
+    def start(self, env: gym.Env[Any, Any], episode: Drawn) -> None:
+        """Called after the reset; a behavior that sees more than the observations keeps it in `episode`."""
 
     def finished(self, episode: Drawn) -> bool:
         """Whether the behavior has finished its task, so that the recording of the episode ends."""

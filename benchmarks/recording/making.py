@@ -223,7 +223,7 @@ class _Making:
 _KIND = {
     "regenerated": "Regenerated; not D4RL's own file.",
     "stand-in": "A stand-in: not made as D4RL's set was.",
-    "recorded": "Recorded from a saved agent.",
+    "recorded": "Recorded here, after no published recipe.",
 }
 
 

@@ -16,6 +16,7 @@ from ld_agents.evaluation import environments
 from ld_agents.evaluation.eval_env import ENVIRONMENTS
 from recording.behaviors import POLICIES, AntNavigator, Behavior, DapgPolicy, LocomotionActor, SacActor
 from recording.kitchen_script import KitchenScript
+from recording.race_driver import RaceDriver
 from recording.recorder import Demonstrations
 
 MILLION = 1_000_000
@@ -65,6 +66,7 @@ def recipes(policies: Path = Path()) -> dict[str, Recipe]:
         **_locomotion_noised(policies / "locomotion"),
         **_adroit(policies / "adroit"),
         **_kitchen(policies / "kitchen"),
+        **_car_racing(),
     }
 
 
@@ -318,4 +320,18 @@ def _kitchen(folder: Path) -> dict[str, Recipe]:
             demonstrations="scripted",
             original_steps=3_680,
         ),
+    }
+
+
+def _car_racing() -> dict[str, Recipe]:
+    return {
+        "ld-agents/carracing/driver-v0": Recipe(
+            ENVIRONMENTS["carracing"],
+            "recorded",
+            "A scripted driver that sees the road itself. Every episode draws its top speed from 30 to 65 m/s and the "
+            "standard deviation of its action noise, which is correlated over about ten steps, from 0 to 0.2. Without "
+            "noise at 65 m/s the driver returns 862 ± 53 (seeds 100 to 107).",
+            [RaceDriver(noise=0.2, slowest=30.0, fastest=65.0)],
+            steps=100_000,
+        )
     }

@@ -170,13 +170,14 @@ class _Lane:
         self.drawn = self.part.behavior.begin(self.rng)
         self._seed = int(self.rng.integers(_SEEDS))
         self.observation, _ = self.env.reset(seed=self._seed, options=self.drawn or None)
-        self._first, self.rows = np.asarray(self.observation, np.float32), []
+        self.part.behavior.start(self.env, self.drawn)
+        self._first, self.rows = _stored(self.observation), []
         self._success: bool | None = None
 
     def step(self, action: Array) -> None:
         action = np.clip((self._center + self._half * action).astype(np.float32), self._low, self._high)
         self.observation, reward, terminal, timeout, info = self.env.step(action)
-        self.rows.append((np.asarray(self.observation, np.float32), action, float(reward), bool(terminal)))
+        self.rows.append((_stored(self.observation), action, float(reward), bool(terminal)))
         if "success" in info:
             self._success = bool(self._success) or bool(info["success"])
         self.steps += 1
@@ -194,6 +195,11 @@ class _Lane:
         self.episodes.append(
             Episode(observations, actions, rewards, terminals, self._seed, self.drawn or None, self._success, reached)
         )
+
+
+def _stored(observation: Array) -> Array:
+    """An observation as it is stored: images as they are, all else as float32."""
+    return observation if observation.dtype == np.uint8 else np.asarray(observation, np.float32)
 
 
 def _act_in(lanes: list[_Lane], finished: Callable[[_Lane], bool]) -> list[Episode]:

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.common.actor_policy import ActorPolicy
-from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
+from ld_agents.common.offline_algorithm import Losses, Stage
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, Widths, documented
 from ld_agents.data.returns import episode_of_steps, episode_returns
+from ld_agents.images import ImageAgent
 from ld_agents.networks.critics import TanhActor, descend
 
 
@@ -36,19 +37,22 @@ class BCPolicy(ActorPolicy):
         return self.actor(states)
 
 
-class BC(OfflineAlgorithm):
-    """Behavior cloning, one stage (`train`). See `OfflineAlgorithm` for arguments, `BCSettings` for settings."""
+class BC(ImageAgent):
+    """Behavior cloning, one stage (`train`), with "CnnPolicy" after one for `images`.
+
+    See `OfflineAlgorithm` for arguments, `BCSettings` for settings, and `ImageSettings` for those of images.
+    """
 
     policy: BCPolicy
     settings: "BCSettings"
-    policy_aliases: ClassVar = {"MlpPolicy": BCPolicy, "MultiInputPolicy": BCPolicy}
+    policy_aliases: ClassVar = dict.fromkeys(("MlpPolicy", "MultiInputPolicy", "CnnPolicy"), BCPolicy)
 
     @classmethod
     def presets(cls) -> dict[str, "BCSettings"]:
         return PRESETS
 
     def stages(self) -> list[Stage]:
-        return [Stage("train", self.settings.steps, self.train)]
+        return [*self.image_stages(), Stage("train", self.settings.steps, self.train)]
 
     def train(self) -> Iterator[Losses]:
         """A step of the actor per gradient step."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from ld_agents.common.attached import adapt_evaluations, check_callbacks, refuse_normalized
 from ld_agents.common.offline_policy import State
@@ -43,7 +43,7 @@ class ActingAgent(StagedTraining):
         `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise.
 
         Args:
-            observation: [S], [n, S], or a dictionary of such arrays.
+            observation: [S], [n, S], a dictionary of such arrays, or frames [h, w, C] or [n, h, w, C] uint8.
             state: one row per environment, or None.
             episode_start: [n] booleans, or None.
 
@@ -103,6 +103,12 @@ class ActingAgent(StagedTraining):
                 "id of a registered environment, or a function that makes it, as in agent.evaluate(env)."
             )
         return spec
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's, without the wrapper that turns frames: agents take them as they are recorded."""
+        wrapped = StagedTraining._wrap_env(env, verbose, monitor_wrapper)
+        return wrapped.venv if isinstance(wrapped, VecTransposeImage) else wrapped
 
     def set_env(self, env: gym.Env[Any, Any] | VecEnv, force_reset: bool = True) -> None:
         """Attaches an environment, for callbacks and `get_env`. Training never steps it.

@@ -8,6 +8,7 @@ the file's own size, or twice that where matrices are stored in half precision.
 import hashlib
 import io
 import json
+import math
 import pathlib
 import platform
 import zipfile
@@ -27,6 +28,7 @@ _FORMAT = 1
 _MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
 _NO_TENSORS = safetensors.torch.save({})
 _MAX_JSON_BYTES = 1 << 20
+_MAX_FRAME = 1_000_000  # numbers
 
 
 def write(
@@ -144,6 +146,9 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
         return {"dict": {key: space_to_json(value) for key, value in space.spaces.items()}}
     if not isinstance(space, spaces.Box):
         raise ValueError(f"Only Box and Dict spaces can be saved, not {space}.")
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    if len(space.shape) == 3 and (low == low[0]).all() and (high == high[0]).all():  # frames, of very many numbers
+        return {"low": low[0].item(), "high": high[0].item(), "dtype": str(space.dtype), "shape": list(space.shape)}
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
 
@@ -153,6 +158,11 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
     if np.dtype(data["dtype"]).kind not in "fiu":
         raise TypeError(f"a space of type {data['dtype']!r}")
     dtype = np.dtype(data["dtype"])
+    if "shape" in data:
+        shape = tuple(int(size) for size in data["shape"])
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _MAX_FRAME:
+            raise ValueError(f"a frame of shape {shape}")
+        return spaces.Box(data["low"], data["high"], shape, dtype.type)
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
 
 

@@ -31,6 +31,8 @@ def acting_weights(agent: Any) -> set[str]:
     """Names of the weights that acting reads, found by acting, and in mazes of those that draw its candidates."""
     policy = agent.policy
     observation = policy.observation_mean[: policy.input_dim].cpu().numpy().astype(np.float32)[None]
+    if policy.image_encoder is not None:
+        observation = np.zeros((1, *agent.observation_space.shape), np.uint8)
     with torch.inference_mode(), _Reads() as reads:
         for deterministic in (True, False):
             agent.predict(observation, deterministic=deterministic)

@@ -27,6 +27,7 @@ from ld_agents.common.onnx_export import ONNXExport
 from ld_agents.common.settings import layered
 from ld_agents.common.staged_training import Losses, Stage, in_bfloat16
 from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.frames import is_frame_space
 from ld_agents.data.load import load_dataset
 from ld_agents.data.returns import moments
 from ld_agents.evaluation import scores
@@ -38,7 +39,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
     """Learns from a fixed dataset, behind the API of Stable-Baselines3.
 
     Args:
-        policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary.
+        policy: "MlpPolicy" for vectors, "MultiInputPolicy" where the goal stays in a dictionary, "CnnPolicy" for
+            images (LDCQ and BC).
         dataset: an `OfflineDataset`, or whatever `load_dataset` takes.
         preset: one of `presets()`, such as "fast" (minutes on a CPU), which None is too, and "paper" (published sizes:
             days, on a GPU).
@@ -99,7 +101,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         self.dataset = dataset
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
         self.policy = self._make_policy().to(self.device)
-        if getattr(self.settings, "normalize_observations", False):
+        if getattr(self.settings, "normalize_observations", False) and not dataset.has_frames:
             self._normalize_as(dataset)
 
     def _normalize_as(self, dataset: OfflineDataset) -> None:
@@ -126,8 +128,11 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         settings: dict[str, Any],
     ) -> None:
         """Everything but the networks."""
-        if policy == "CnnPolicy":
+        if policy == "CnnPolicy" and policy not in self.policy_aliases:
             raise ValueError(f"{type(self).__name__} takes vectors: encode images first and pass their codes.")
+        if (policy == "CnnPolicy") != is_frame_space(observation_space):
+            instead = "use 'MlpPolicy'" if policy == "CnnPolicy" else "images: use 'CnnPolicy', with LDCQ or BC"
+            raise ValueError(f"Observations are in {observation_space}: {instead}.")
         if policy == "MultiInputPolicy" and observation_keys is None:
             raise ValueError("These observations are vectors, not dictionaries: use 'MlpPolicy'.")
         if (n_actions := int(np.prod(action_space.shape))) > 1000:
@@ -299,7 +304,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
                 verbose=verbose,
                 tensorboard_log=tensorboard_log,
                 cpu_bf16=description.get("cpu_bf16") is True,
-                settings=description["settings"],
+                settings={**description["settings"], **description.get("image_settings", {})},
             )
             agent.family, agent.settings_origin = agent._origins_in(description)
             # shapes are compared before any memory is taken for them

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
-from torch import Tensor
+from torch import Tensor, nn
 
 from ld_agents.common.keyed_noise import next_keys, observation_keys
 
@@ -24,14 +24,16 @@ class OfflinePolicy(BasePolicy):
         action_space: a bounded Box. Networks work in [-1, 1]; `predict` returns actions in this box.
         observation_keys: the keys of a Dict observation that make up the flat state, in order. Dictionaries are
             accepted whenever this is given, also where `observation_space` is a Box.
-        state_dim: S, the size of the flat state.
+        state_dim: S, the size of the flat state; of frames, the size of their codes.
 
     Attributes:
         input_dim: the size of a flat observation; S, unless the policy adds something to it.
+        image_encoder: frames [n, h, w, C] uint8 to codes [n, S]; None where observations are vectors.
     """
 
     observation_mean: Tensor
     observation_std: Tensor
+    image_encoder: nn.Module | None
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class OfflinePolicy(BasePolicy):
         self.noise_seed = seed
         self.noise_calls = 0
         self.inference_only = False
+        self.image_encoder = None
         self.register_buffer("observation_mean", torch.zeros(state_dim))
         self.register_buffer("observation_std", torch.ones(state_dim))
 
@@ -112,6 +115,10 @@ class OfflinePolicy(BasePolicy):
         """Raw to normalized observations, [..., S]. The identity unless the agent normalizes observations."""
         return (observations - self.observation_mean) / self.observation_std
 
+    def states_of(self, observations: Tensor) -> Tensor:
+        """What networks see: normalized vectors, or codes of frames. Shapes [n, S] or [n, h, w, C] -> [n, S]."""
+        return self.normalize(observations if self.image_encoder is None else self.image_encoder(observations))
+
     def action_bounds(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest action, [A] each, on the policy's device."""
         assert isinstance(self.action_space, spaces.Box)
@@ -132,6 +139,10 @@ class OfflinePolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], State | None]:
         """Acts. See `OfflineAlgorithm.predict`."""
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
+            )
         flat, single = self._flatten(observation)
         starts = np.zeros(len(flat), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
         if len(starts) != len(flat):
@@ -147,12 +158,12 @@ class OfflinePolicy(BasePolicy):
             self.noise_calls += 1
         with torch.inference_mode():
             observations = torch.as_tensor(flat, device=self.device)
-            keys = observation_keys(observations, self.noise_seed, 0 if deterministic else self.noise_calls)
+            keys = observation_keys(observations.flatten(1), self.noise_seed, 0 if deterministic else self.noise_calls)
             if state is not None:
                 begins, last_keys = (torch.as_tensor(part, device=self.device) for part in (starts, state[-1]))
                 keys = torch.where(begins, keys, next_keys(last_keys))
             held = None if state is None else state[:-1]
-            actions, held = self.act(self.normalize(observations), keys, held, starts, deterministic)
+            actions, held = self.act(self.states_of(observations), keys, held, starts, deterministic)
             actions = self.unscale(actions)
             state = None if held is None else (*held, keys.cpu().numpy())
         assert isinstance(self.action_space, spaces.Box)
@@ -179,9 +190,9 @@ class OfflinePolicy(BasePolicy):
         if traced:
             keys = torch.zeros(len(observation), dtype=torch.int64, device=observation.device)
         else:
-            keys = observation_keys(observation, self.noise_seed, 0 if deterministic else self.noise_calls)
+            keys = observation_keys(observation.flatten(1), self.noise_seed, 0 if deterministic else self.noise_calls)
         starts = np.ones(len(observation), bool)
-        actions, state = self.act(self.normalize(observation.float()), keys, None, starts, deterministic)
+        actions, state = self.act(self.states_of(observation.float()), keys, None, starts, deterministic)
         if traced and state:
             raise RuntimeError("This agent holds plans, which a traced policy cannot. Export it: agent.export(path).")
         return self.unscale(actions)
@@ -195,17 +206,28 @@ class OfflinePolicy(BasePolicy):
         )
         return torch.as_tensor(self.predict(observation, deterministic=deterministic)[0], device=self.device)
 
-    def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], bool]:
+    def _flatten(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[Any], bool]:
+        if self.image_encoder is not None:
+            return self._frames(observation)
         return self._vectors(observation, self.observation_keys, self.input_dim)
+
+    def _frames(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> tuple[NDArray[np.uint8], bool]:
+        assert self.observation_space.shape is not None
+        shape, frames = self.observation_space.shape, np.asarray(observation)
+        if frames.shape[-3:] == (shape[2], *shape[:2]):  # as SB3's VecTransposeImage turns them
+            frames = np.moveaxis(frames, -3, -1)
+        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-3:] != shape:
+            raise ValueError(
+                f"Expected a uint8 frame of shape {shape} or a batch of shape (n, {', '.join(map(str, shape))}), got "
+                f"{frames.dtype} of shape {frames.shape}. Give frames as they are in the data: the evaluation "
+                "environment of the dataset makes them."
+            )
+        return frames.reshape(-1, *shape), frames.ndim == 3
 
     def _vectors(
         self, observation: NDArray[Any] | dict[str, NDArray[Any]], keys: tuple[str, ...] | None, size: int
     ) -> tuple[NDArray[np.float32], bool]:
         """Observations as vectors of a size, [n, size], of a dictionary its keys'; and whether there is just one."""
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict was given a tuple. env.reset() of Gymnasium returns (observation, info): pass observation."
-            )
         if isinstance(observation, dict):
             if keys is None:
                 raise ValueError(f"predict was given a dictionary, but this agent learned from vectors of size {size}.")

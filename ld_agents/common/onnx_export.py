@@ -22,11 +22,12 @@ Acting with numpy and onnxruntime alone, in any number n of environments:
         action, *state = session.run(None, inputs)
         return action, dict(zip(about["state"], state))  # in the units of the environment
 
-Inputs and outputs, all float32 but `step`:
+Inputs and outputs, all float32 but `step` and frames:
 
 | name                            | shape                 | what it is                                                 |
 | ------------------------------- | --------------------- | ---------------------------------------------------------- |
 | `observation`                   | [n, S]                | in the units of the data; normalization is in the graph    |
+|                                 | [n, h, w, C] uint8    | of a `CnnPolicy`; the encoder is in the graph              |
 | `noise`                         | [n, K, ...]           | standard normal, for the plans; planners only              |
 | `action_noise`                  | [n, A]                | standard normal; zeros act on the mean. Stochastic agents  |
 | `plan`, output `next_plan`      | [n, ...]              | what a planner holds                                       |
@@ -135,10 +136,13 @@ class _ActorStep(nn.Module):
     def example(self) -> dict[str, Tensor]:
         """Inputs of two environments."""
         noise = {name: torch.zeros(2, *shape) for name, shape in self.noise.items()}
-        return {"observation": torch.zeros(2, self.policy.input_dim), **noise}
+        observation = torch.zeros(2, self.policy.input_dim)
+        if self.policy.image_encoder is not None:
+            observation = torch.zeros(2, *self.policy.observation_space.shape, dtype=torch.uint8)
+        return {"observation": observation, **noise}
 
     def forward(self, observation: Tensor, action_noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        return (self.in_space(self.policy.action(self.policy.normalize(observation), action_noise)),)
+        return (self.in_space(self.policy.action(self.policy.states_of(observation), action_noise)),)
 
     def in_space(self, actions: Tensor) -> Tensor:
         actions = self.policy.unscale(actions)
@@ -158,7 +162,7 @@ class _PlannerStep(_ActorStep):
     def model(self) -> Any:
         """The graph of `forward`, whose `planned` comes from the graph of a plan where one is due."""
         onnx, inputs = required("onnx"), self.example()
-        plan_of = Function(self.policy, lambda seen, noise: self.policy.plan_of(self.policy.normalize(seen), noise))
+        plan_of = Function(self.policy, lambda seen, noise: self.policy.plan_of(self.policy.states_of(seen), noise))
         planning = traced(plan_of, inputs, ["new_plan"], ["observation", "noise"])
         planning = onnx.compose.add_prefix(planning, "plan/", rename_inputs=False, rename_outputs=False).graph
         plan = torch.zeros(2, *self.policy.plan_shape)
@@ -189,5 +193,5 @@ class _PlannerStep(_ActorStep):
     ) -> tuple[Tensor, ...]:
         due = (step == 0).view(-1, *[1] * (plan.dim() - 1))
         plan = torch.where(due, planned, plan)
-        actions = self.policy.action_of(plan, step, self.policy.normalize(observation), action_noise)
+        actions = self.policy.action_of(plan, step, self.policy.states_of(observation), action_noise)
         return self.in_space(actions), plan, (step + 1) % self.policy.settings.exec_horizon

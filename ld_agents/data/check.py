@@ -73,15 +73,17 @@ def _facts(data: OfflineDataset) -> dict[str, str]:
         f"{np.median(lengths):g}",
         "ends": f"{terminals:,} terminals, {data.n_episodes - terminals:,} timeouts",
         "last states": f"known after {known:,} of {data.n_episodes:,} episodes",
-        "observations": f"{data.observation_dim} numbers, {_range(data.observations.numpy())}",
+        "observations": "frames of {} x {} pixels, {} channels, uint8".format(*data.observation_rows.shape[1:])
+        if data.has_frames
+        else f"{data.observation_dim} numbers, {_range(data.observations.numpy())}",
         "actions": f"{data.action_dim} numbers, {_range(data.actions.numpy())}, in {data.action_space}",
         "rewards": f"{_range(rewards)}, mean {rewards.mean():.4g}, {100 * (rewards != 0).mean():.3g} % not zero",
         "returns": f"{_range(returns)}, mean {returns.mean():.4g} per episode",
         "environment": info.eval_env.id if info.eval_env else "none: evaluate(agent, env) needs one",
     }
-    for name, columns in (("observation", data.observations.numpy()), ("action", data.actions.numpy())):
+    for name, columns in _columns(data).items():
         for i, column in enumerate(columns.T[:_COLUMNS]):
-            facts[f"{name} {i}"] = (
+            facts[f"{name[:-1]} {i}"] = (
                 f"{_range(column)}, mean {column.mean(dtype=float):.4g}, std {column.std(dtype=float):.4g}"
             )
     return facts
@@ -102,7 +104,7 @@ def _suspicions(data: OfflineDataset) -> list[str]:
             "No episode ends in a terminal, yet their lengths differ. If the environment ended them for good (a fall, "
             "a goal), mark those rows in terminals."
         )
-    for name, array in (("observations", data.observations.numpy()), ("actions", actions)):
+    for name, array in _columns(data).items():
         if constant := np.flatnonzero(array.min(0) == array.max(0)).tolist():
             found.append(f"Columns of {name} that never change: {constant}.")
     low, high = data.action_space.low, data.action_space.high
@@ -120,12 +122,18 @@ def _suspicions(data: OfflineDataset) -> list[str]:
         found.append(f"All rewards are {float(data.rewards[0]):g}: there is nothing to prefer.")
     if (short := (lengths == 1).mean()) > 0.5 and data.n_episodes > 1:
         found.append(f"{100 * short:.0f} % of the episodes are one step long. Are the flags those of ends?")
-    if _shuffled(data):
+    if not data.has_frames and _shuffled(data):
         found.append(
             "Consecutive observations differ as much as random ones. Rows must be in the order of time, one episode "
             "after the other."
         )
     return found
+
+
+def _columns(data: OfflineDataset) -> dict[str, NDArray[Any]]:
+    """What is looked at column by column, [N, .]: not the pixels of frames."""
+    observations = {} if data.has_frames else {"observations": data.observations.numpy()}
+    return {**observations, "actions": data.actions.numpy()}
 
 
 def _shuffled(data: OfflineDataset) -> bool:

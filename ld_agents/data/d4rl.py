@@ -27,10 +27,13 @@ FILE_SIZES: dict[str, tuple[int, int]] = {
     "door": (39, 28),
     "relocate": (39, 30),
     **{task: (60, 9) for task in TASKS.values() if family(task) == "kitchen"},
+    "carla-lane": (48 * 48 * 3, 2),
 }
 """Sizes of observations and actions, by task."""
 
-_LOCOMOTION_STEPS = 1000  # of an episode that no terminal ends, in files without timeouts
+_CARLA_FRAME = (48, 48, 3)  # red, green, blue; D4RL's flat files hold them as numbers from 0 to 1
+_EPISODE_STEPS = {"locomotion": 1000, "carla": 250}  # where no terminal ends it, in files without timeouts
+_ROWS_AT_A_TIME = 4096
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _ONE_AXIS = ("rewards", "terminals", "timeouts")
@@ -93,8 +96,8 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
         terminals = read("terminals")
         if "timeouts" in found:
             timeouts = read("timeouts")
-        elif kind == "locomotion":
-            timeouts = _fixed_length(terminals, _LOCOMOTION_STEPS)
+        elif kind in _EPISODE_STEPS:
+            timeouts = _fixed_length(terminals, _EPISODE_STEPS[kind])
         else:
             timeouts = np.zeros_like(terminals)
             if kind in (None, "adroit"):
@@ -105,12 +108,13 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                 )
         # AntMaze is recorded on after the terminals at its goal
         ends = episode_ends(terminals & (kind != "antmaze"), timeouts)
-        observations, final = {"observation": read("observations")}, None
+        observed = (lambda key: _carla_frames(found[key], f"{path}: {key!r}")) if kind == "carla" else read
+        observations, final = {"observation": observed("observations")}, None
         if goals:
             observations["desired_goal"] = read("infos/goal")
         if "next_observations" in found:
             final = {key: part[ends - 1] for key, part in observations.items()}
-            final["observation"] = read("next_observations")[ends - 1]
+            final["observation"] = observed("next_observations")[ends - 1]
         reference = REFERENCE_SCORES.get(name or "")
         return Recording(
             family=kind,
@@ -129,6 +133,20 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                 reference_scores=None if reference is None else (reference.minimum, reference.maximum),
             ),
         )
+
+
+def _carla_frames(item: Any, where: str) -> np.ndarray:
+    """Frames [N, 48, 48, 3] uint8 from rows of their numbers divided by 255, read some at a time."""
+    import h5py
+
+    array = h5py.Dataset(item)
+    frames = np.empty((len(array), *_CARLA_FRAME), np.uint8)
+    for begin in range(0, len(array), _ROWS_AT_A_TIME):
+        numbers = np.asarray(array[begin : begin + _ROWS_AT_A_TIME], np.float32)
+        if not ((numbers >= 0) & (numbers <= 1)).all():
+            raise ValueError(f"{where} has numbers outside of [0, 1], which D4RL's frames are. {_AGAIN}")
+        frames[begin : begin + len(numbers)] = np.rint(255 * numbers).reshape(-1, *_CARLA_FRAME)
+    return frames
 
 
 def _fixed_length(terminals: np.ndarray, steps: int) -> np.ndarray:

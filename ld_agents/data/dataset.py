@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ld_agents.data.frames import are_frames, checked_frame_space, frame_rows
 from ld_agents.data.space_rules import checked_action_space, checked_observation_space, environment_spaces
 from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env
 
@@ -57,7 +58,8 @@ class OfflineDataset:
     zero; a timeout only means that the recording stops, so it is never treated as a terminal.
 
     Args:
-        observations: [N, S] array or tensor, float32 (used without a copy) or float64.
+        observations: [N, S] array or tensor, float32 (used without a copy) or float64; or frames [N, h, w, C] uint8,
+            which stay uint8 and, if they are a memory map, on disk.
         actions: [N, A], same types. Action t was taken at observation t.
         rewards: [N].
         terminals: [N] bool or 0/1.
@@ -66,6 +68,7 @@ class OfflineDataset:
             one an unbounded Box.
         action_space: Box. None: that of the environment, without one [-1, 1], which all actions must fit.
         final_observations: [E, S], the observation after the last action of each episode. A row of NaN means unknown.
+            Of frames, [E, h, w, C] uint8.
         observation_keys: keys of a Dict observation, in the order in which they are concatenated to S numbers.
         env: the environment that the data were recorded in, or its id in Gymnasium's registry: gives the spaces, and
             becomes the evaluation environment of `info`. None: `info` may name one.
@@ -74,8 +77,10 @@ class OfflineDataset:
         info: origin and evaluation environment.
 
     Attributes:
-        observation_rows: [N, S] or [N + E, S] float32; the final observations follow the N observations.
+        observation_rows: [N, S] or [N + E, S] float32; the final observations follow the N observations. Frames are
+            [N, h, w, C] or [N + E, h, w, C] uint8.
         observations: [N, S], a view of the first N rows.
+        has_frames: whether observations are frames.
         actions: [N, A] float32.
         rewards: [N] float32.
         terminals: [N] bool.
@@ -83,7 +88,7 @@ class OfflineDataset:
         recording_ends: [R] int64, the exclusive end row of each recording, of one or more episodes.
         n_steps: number of transitions N.
         n_episodes: number of episodes E.
-        observation_dim: size S of a flat observation.
+        observation_dim: size S of a flat observation; of a frame, h * w * C.
         action_dim: size A of an action.
 
     Warns:
@@ -113,13 +118,14 @@ class OfflineDataset:
     ) -> None:
         self.info = info if info is not None else DatasetInfo()
         self.observation_keys = tuple(observation_keys) if observation_keys is not None else None
-        rows = _tensor("observations", observations, 2)
+        self.has_frames = are_frames(observations)
+        rows = frame_rows(observations, None, 0) if self.has_frames else _tensor("observations", observations, 2)
         self.actions = _tensor("actions", actions, 2)
         self.rewards = _tensor("rewards", rewards, 1)
         self.terminals = _tensor("terminals", terminals, 1, torch.bool)
         ends = _tensor("timeouts", timeouts, 1, torch.bool)
-        n, self.observation_dim = rows.shape
-        self.n_steps, self.action_dim = n, self.actions.shape[1]
+        self.n_steps = n = len(rows)
+        self.observation_dim, self.action_dim = math.prod(rows.shape[1:]), self.actions.shape[1]
         others = {"actions": self.actions, "rewards": self.rewards, "terminals": self.terminals, "timeouts": ends}
         for name, array in others.items():
             if array.shape[0] != n:
@@ -159,13 +165,14 @@ class OfflineDataset:
                     "recording_ends must be the ends of episodes, the last one that of the data. Mark each of them as "
                     "a timeout or a terminal."
                 )
-        self._check_finite("observations", rows)
+        if not self.has_frames:
+            self._check_finite("observations", rows)
         self._check_finite("actions", self.actions)
         self._check_finite("rewards", self.rewards[:, None])
 
-        if final_observations is None:
-            self._final_known = torch.zeros(e, dtype=torch.bool)
-            self.observation_rows = rows
+        if final_observations is None or self.has_frames:
+            self._final_known = torch.full((e,), final_observations is not None)
+            self.observation_rows = frame_rows(observations, final_observations, e) if self.has_frames else rows
         else:
             final = _tensor("final_observations", final_observations, 2)
             if tuple(final.shape) != (e, self.observation_dim):
@@ -191,9 +198,11 @@ class OfflineDataset:
                 stacklevel=2,
             )
         self.action_space = checked_action_space(action_space, self.actions, self._where)
-        self.observation_space = checked_observation_space(
-            observation_space, self.observation_keys, self.observation_dim
-        )
+        if self.has_frames:
+            self.observation_space: spaces.Box | spaces.Dict = checked_frame_space(observation_space, rows)
+        else:
+            sizes = self.observation_keys, self.observation_dim
+            self.observation_space = checked_observation_space(observation_space, *sizes)
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class OfflineDataset:
             if known:
                 raise
             return found  # make_eval_env tells why
-        shapes = (self.observation_dim,), (self.action_dim,)
+        shapes = tuple(self.observation_rows.shape[1:]), (self.action_dim,)
         if self.info.eval_env is None and spec is not None:
             self.info = replace(self.info, eval_env=spec)
         fits = [
@@ -242,6 +251,13 @@ class OfflineDataset:
     def observations(self) -> torch.Tensor:
         """The N observations, [N, S] float32, without the final ones."""
         return self.observation_rows[: self.n_steps]
+
+    def with_observations(self, rows: torch.Tensor) -> OfflineDataset:
+        """The same steps with other observations, such as codes of frames, in the order of `observation_rows`."""
+        other = self.to(self.rewards.device)
+        other.observation_rows, other.observation_dim, other.has_frames = rows, rows.shape[1], False
+        vars(other).pop("content_hash", None)
+        return other
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -442,7 +458,8 @@ def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32
     tensor: torch.Tensor = array.detach()
     if tensor.ndim != ndim:
         wanted = "[steps, size]" if ndim == 2 else "[steps]"
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}. Reshape them.")
+        image = f" ({tensor.dtype}). Images are uint8 [steps, height, width, channels]" if tensor.ndim == 4 else ""
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}{image}. Reshape them.")
     if dtype == torch.bool and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
         raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
     return tensor.to(dtype).contiguous()

@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from ld_agents.data import hdf5, hub
 from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.frames import is_frame_space, stored_frames
 from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import Recording
 from ld_agents.data.storage import dataset_folder, digest, is_local, whole
@@ -56,16 +57,21 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
     files = _checked_files(data)
     metadata = _read_metadata(dataset_id, data)
     observation_space, action_space = _checked_spaces(dataset_id, metadata)
-    arrays = _cached(
-        data, files, lambda: _assemble(dataset_id, data, metadata, _parts(observation_space), action_space)
-    )
+    stamp, parts = _stamp(data, files), {} if is_frame_space(observation_space) else _parts(observation_space)
+    arrays = _cached(data, stamp, lambda: _assemble(dataset_id, data, metadata, parts, action_space))
     timeouts = np.zeros(len(arrays["rewards"]), dtype=bool)
     timeouts[arrays["ends"] - 1] = True
     keys = [key for key in _GOAL_KEYS if key in arrays]
+    observations = {key: arrays[key] for key in keys}
+    final: Arrays | None = {key: arrays[f"final_{key}"] for key in keys}
+    if not parts:
+        frames = _frames(dataset_id, data, metadata, observation_space)
+        observations["observation"], after = stored_frames(data.parent, stamp.hex(), frames, arrays["ends"])
+        final = None if after is None else {"observation": after}
     return Recording(
         family=family(dataset_id),
-        observations={key: arrays[key] for key in keys},
-        final_observations={key: arrays[f"final_{key}"] for key in keys},
+        observations=observations,
+        final_observations=final,
         actions=arrays["actions"],
         rewards=arrays["rewards"],
         terminals=arrays["terminals"],
@@ -178,10 +184,10 @@ def _checked_spaces(dataset_id: str, metadata: dict[str, Any]) -> tuple[spaces.B
                 stacklevel=5,
             )
     for box in _parts(observation_space).values():
-        if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+        if (not isinstance(box, spaces.Box) or len(box.shape) != 1) and not is_frame_space(observation_space):
             raise TypeError(
-                f"{dataset_id} has observations in {box}. Only flat vectors (Box with one axis) are read. Flatten them "
-                f"yourself and {instead}"
+                f"{dataset_id} has observations in {box}. Only flat vectors (Box with one axis) and frames (uint8 Box "
+                f"of height, width and channels) are read. Flatten others yourself and {instead}"
             )
     assert isinstance(observation_space, (spaces.Box, spaces.Dict))
     return observation_space, action_space
@@ -229,12 +235,17 @@ def _checked_files(data: Path) -> dict[Path, os.stat_result]:
     return found
 
 
-def _cached(data: Path, files: dict[Path, os.stat_result], read: Callable[[], Arrays]) -> Arrays:
-    """All episodes as flat arrays, from the cache where it fits the files."""
+def _stamp(data: Path, files: dict[Path, os.stat_result]) -> bytes:
+    """What changes with the files of a dataset."""
     stamp = hashlib.sha256(f"format {_CACHE_FORMAT}\n".encode())
     for file, status in sorted(files.items()):
         stamp.update(f"{file.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    key = np.frombuffer(stamp.digest(), dtype=np.uint8)
+    return stamp.digest()
+
+
+def _cached(data: Path, stamp: bytes, read: Callable[[], Arrays]) -> Arrays:
+    """All episodes as flat arrays, from the cache where it fits the files."""
+    key = np.frombuffer(stamp, dtype=np.uint8)
     cache = data.parent / _CACHE_NAME
     # No cache, or one that is damaged in whatever way, is written again below.
     with contextlib.suppress(ValueError, KeyError):
@@ -246,6 +257,23 @@ def _cached(data: Path, files: dict[Path, os.stat_result], read: Callable[[], Ar
     with contextlib.suppress(OSError), whole(cache) as unfinished, open(unfinished, "wb") as out:
         np.savez(out, allow_pickle=False, key=key, **arrays)
     return arrays
+
+
+def _frames(dataset_id: str, data: Path, metadata: dict[str, Any], space: spaces.Space[Any]) -> Iterator[np.ndarray]:
+    """The frames of each episode."""
+    from minari.dataset.minari_storage import is_image_space
+
+    # Minari stores images of 32 pixels and more as JPEG, unless it is told not to.
+    plain = metadata.get("jpeg_encoding") is False or not is_image_space(space)
+    read = _hdf5_episodes if plain and metadata.get("data_format") == "hdf5" else _minari_episodes
+    for index, episode in enumerate(read(dataset_id, data, {"observations": (4, np.uint8)})):
+        frames: np.ndarray = episode["observations"]
+        if frames.dtype != np.uint8 or frames.shape[1:] != space.shape:
+            raise ValueError(
+                f"Episode {index} of {dataset_id} has {frames.dtype} frames {frames.shape[1:]}, the space says "
+                f"{space.shape}. Store the dataset again with the right spaces."
+            )
+        yield frames
 
 
 def _hdf5_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, Any]]) -> Iterator[Arrays]:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -30,6 +30,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from ld_agents.data.frames import is_frame_space
 from ld_agents.data.storage import dataset_folder, digest, is_local, whole
 
 Array = NDArray[Any]
@@ -42,7 +43,8 @@ TOLERANCE = 1e-5  # of the replay, absolute; most observations are stored as flo
 class Episode:
     """One recorded episode of T steps.
 
-    observations [T + 1, S] (or a dictionary of such arrays), actions [T, A], rewards [T] float64, terminals [T] bool.
+    observations [T + 1, S] or frames [T + 1, h, w, C] uint8 (or a dictionary of such arrays), actions [T, A], rewards
+    [T] float64, terminals [T] bool.
     `success`: whether any step reported success, None where the environment reports none. `reached`: whether the
     behavior reached its own target, None where it has none. `options`: what the reset was given.
     """
@@ -109,7 +111,7 @@ def replay(
             rewards.append(float(reward))
             check["terminal_mismatches"] += bool(terminated) != bool(terminal)
         errors = {
-            "max_next_state_error": np.stack(after) - episode.observations,
+            "max_next_state_error": np.subtract(np.stack(after), episode.observations, dtype=np.float64),
             "max_reward_error": np.array(rewards) - episode.rewards,
         }
         for name, found in errors.items():  # np.maximum keeps a NaN, which then fails
@@ -252,9 +254,12 @@ def work_folder(dataset_id: str, description: dict[str, Any]) -> Iterator[Path]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that a recording depends on."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: version(name) for name in ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")}
+    found = {name: version(name) for name in ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")}
+    with suppress(PackageNotFoundError):  # only CarRacing needs it
+        found["box2d"] = version("box2d")
+    return found
 
 
 def store(
@@ -299,7 +304,8 @@ def store(
     unfinished = work / "dataset"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec)
+    exactly = {"jpeg_encoding": False} if is_frame_space(env.observation_space) else {}  # its default loses details
+    storage = MinariStorage.new(unfinished / "data", env.observation_space, env.action_space, env.spec, **exactly)
     storage.update_episodes(buffers())
     about: dict[str, Any] = {"dataset_id": dataset_id, "minari_version": minari.__version__, "author": {"ld_agents"}}
     main = unfinished / "data" / "main_data.hdf5"

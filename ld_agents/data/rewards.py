@@ -28,6 +28,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.frames import are_frames
 from ld_agents.evaluation.eval_env import EvalEnvSpec, FixedGoal
 from ld_agents.evaluation.mazes import from_d4rl_frame
 
@@ -129,7 +130,7 @@ def episode_ends(terminals: Array, timeouts: Array) -> NDArray[np.int64]:
 
 
 def _joined(parts: dict[str, Array], keys: tuple[str, ...]) -> Array:
-    columns = [parts[key].astype(np.float32, copy=False) for key in keys]
+    columns = [parts[key] if are_frames(parts[key]) else parts[key].astype(np.float32, copy=False) for key in keys]
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)  # one is not copied
 
 

@@ -4,7 +4,8 @@
 
 * ``ld_agents/AntMaze-umaze-v0``, ``-medium-v0``, ``-large-v0``;
 * ``ld_agents/AdroitPen-v0``, ``AdroitHammer-v0``, ``AdroitDoor-v0``, ``AdroitRelocate-v0``;
-* ``ld_agents/Kitchen-complete-v0``, ``-partial-v0``, ``-mixed-v0``.
+* ``ld_agents/Kitchen-complete-v0``, ``-partial-v0``, ``-mixed-v0``;
+* ``ld_agents/CarRacing-v0`` (`car_racing.py`), which is not of D4RL: its observations are images.
 
 Source of the rules: Fu et al. 2020, "D4RL", and its environments. Where a class departs from them, it says so.
 """
@@ -24,6 +25,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from ld_agents.evaluation.car_racing import CAR_RACING_STEPS, CarRacing
 from ld_agents.evaluation.mazes import maze_map
 
 Start = tuple[NDArray[np.float64], dict[str, Any]]  # what `reset` returns
@@ -51,6 +53,7 @@ def register() -> None:
         *((f"AntMaze-{maze}", AntMaze, {"maze": maze}, steps) for maze, steps in _ANTMAZE_STEPS.items()),
         *((f"Adroit{task}", Adroit, {"task": task}, steps) for task, steps in ADROIT_STEPS.items()),
         *((f"Kitchen-{name}", Kitchen, {"tasks": list(tasks)}, 280) for name, tasks in KITCHEN_TASKS.items()),
+        ("CarRacing", CarRacing, {}, CAR_RACING_STEPS),
     ]
     for name, cls, kwargs, steps in entries:
         env_id, entry_point = f"ld_agents/{name}-v0", f"{cls.__module__}:{cls.__name__}"

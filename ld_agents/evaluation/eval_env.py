@@ -192,6 +192,7 @@ ENVIRONMENTS: dict[str, str] = {
     **{robot.lower(): f"{robot}-v4" for robot in ("HalfCheetah", "Hopper", "Walker2d")},
     **{hand.lower(): f"ld_agents/Adroit{hand}-v0" for hand in environments.ADROIT_STEPS},
     **{f"kitchen-{name}": f"ld_agents/Kitchen-{name}-v0" for name in environments.KITCHEN_TASKS},
+    "carracing": "ld_agents/CarRacing-v0",
 }
 """The environment in which D4RL's data of a task are evaluated and recorded here, by task; the mazes of maze2d have
 `evaluation_spec`."""

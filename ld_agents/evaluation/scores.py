@@ -45,6 +45,7 @@ _TASK_SCORES: dict[str, tuple[float, float]] = {
     "door": (-56.512833, 2880.5693087298737),
     "relocate": (-6.425911, 4233.877797728884),
     **{f"kitchen-{name}": (0.0, 4.0) for name in ("complete", "partial", "mixed")},
+    "carla-lane": (-0.8503839912088142, 1023.5784385429523),
 }
 # For each family: what earns 100 points, what is wrong with D4RL's numbers, what today's simulators do differently.
 _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
@@ -78,6 +79,11 @@ _FAMILY_NOTES: dict[str, tuple[str, str, str]] = {
         "in D4RL's data, unlike in its evaluation, a task pays in every step in which it is done",
         "FrankaKitchen-v1 observes velocities of the objects where D4RL has the goal",
     ),
+    "carla": (
+        "the controller that recorded the data",
+        "measured in a simulator that is not here, with other traffic in every episode",
+        "",
+    ),
 }
 
 _MAZES = ("umaze", "medium", "large")
@@ -99,6 +105,7 @@ D4RL_TASKS: dict[str, str] = {
     },
     **{f"{hand}-{level}-{v}": hand for hand in _HANDS for level in _DEMONSTRATIONS for v in ("v0", "v1")},
     **{f"kitchen-{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
+    "carla-lane-v0": "carla-lane",
 }
 """D4RL's task, for instance "hopper" or "antmaze-umaze", of each of D4RL's datasets."""
 
@@ -121,6 +128,7 @@ TASKS: dict[str, str] = {
     },
     **{f"ld-agents/adroit/{hand}-{level}-v0": hand for hand in _HANDS for level in _DEMONSTRATIONS},
     **{f"ld-agents/kitchen/{name}-v0": f"kitchen-{name}" for name in _KITCHENS},
+    "ld-agents/carracing/driver-v0": "carracing",
 }
 """The same for the datasets of D4RL, of Minari's hub, and those that ld_agents makes."""
 
@@ -129,6 +137,8 @@ _FAMILIES = {
     "maze2d": r"maze2d|pointmaze",
     "kitchen": r"kitchen",
     "adroit": r"\b(pen|hammer|door|relocate)\b",
+    "carla": r"\bcarla\b",
+    "carracing": r"car-?racing",
     "locomotion": r"\b(halfcheetah|hopper|walker2d|walker|ant)\b",
 }
 
@@ -155,6 +165,7 @@ _SERVER_NAMES: dict[str, str] = {
     **{f"{hand}-v0-demos-clipped": f"{hand}-human-v0" for hand in _HANDS},
     **{f"{hand}-demos-v0-bc-combined": f"{hand}-cloned-v0" for hand in _HANDS},
     **{f"{hand}-v0-expert-clipped": f"{hand}-expert-v0" for hand in _HANDS},
+    "carla-lane-follow-flat-v0": "carla-lane-v0",
     "mini-kitchen-microwave-kettle-light-slider-v0": "kitchen-complete-v0",
     "kitchen-microwave-kettle-light-slider-v0": "kitchen-partial-v0",
     "kitchen-microwave-kettle-bottomburner-light-v0": "kitchen-mixed-v0",
@@ -187,14 +198,16 @@ def _reference_score(dataset_id: str, task: str) -> ReferenceScore:
     reached, d4rl_defect, later = _FAMILY_NOTES[family(task) or ""]
     source = f"D4RL, d4rl/infos.py, task {task}: 0 for random actions, 100 for {reached}"
     # D4RL's own simulators: Gymnasium's -v4 of its robots, and this package's AntMaze and Adroit.
-    like_d4rl = family(task) in ("antmaze", "locomotion", "adroit")
+    like_d4rl = family(task) in ("antmaze", "locomotion", "adroit", "carla")
     as_d4rl = like_d4rl and (dataset_id in D4RL_TASKS or dataset_id.startswith("ld-agents/"))
     defects = (d4rl_defect,) if as_d4rl else (d4rl_defect, later)
     return ReferenceScore(*_TASK_SCORES[task], source, defects)
 
 
-REFERENCE_SCORES: dict[str, ReferenceScore] = {name: _reference_score(name, task) for name, task in TASKS.items()}
-"""Reference scores by dataset id."""
+REFERENCE_SCORES: dict[str, ReferenceScore] = {
+    name: _reference_score(name, task) for name, task in TASKS.items() if task in _TASK_SCORES
+}
+"""Reference scores by dataset id. CarRacing, which is not of D4RL, has none: its returns are told as they are."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from recording import behaviors, reference_policies
 from recording import recipes as recipes_module
 from recording.behaviors import POLICIES, Behavior, SavedAgent
 from recording.kitchen_script import KitchenScript
+from recording.race_driver import RaceDriver
 from recording.recipes import Clone, Copy, recipes
 from recording.train_sac import ROBOTS
 from reporting import datasets_table
@@ -33,15 +34,15 @@ pytestmark = pytest.mark.usefixtures("folder")  # nothing is recorded outside th
 def test_recipes_fit_environments_scores_and_labels() -> None:
     environments.register()
     known = recipes(Path("policies"))
-    assert len(known) == 3 + 12 + 9 + 12 + 3
+    assert len(known) == 3 + 12 + 9 + 12 + 3 + 1
     for dataset_id, recipe in known.items():
         assert dataset_id in TASKS
         assert recipe.env_id in gym.registry
-        assert recipe.original_steps is not None
+        assert (recipe.original_steps is None) == (recipe.provenance == "recorded")
         for part in recipe.parts:
             if isinstance(part, Copy | Clone):
                 assert part.dataset_id in known
-            elif type(part) not in (Behavior, KitchenScript):
+            elif type(part) not in (Behavior, KitchenScript, RaceDriver):
                 assert part.file.parent == POLICIES or part.file.parts[0] == "policies"  # type: ignore[union-attr]
     stand_ins = {i for i, recipe in known.items() if recipe.provenance == "stand-in"}
     of_sac = {f"ld-agents/locomotion/{r}-{level}-v1" for r in ROBOTS for level in ("medium", "medium-replay")}
@@ -145,6 +146,8 @@ def test_the_best_policies_are_measured_once_on_each_simulator(folder: Path, mon
 def test_reference_policies_act_in_the_environments_of_the_data() -> None:
     known = reference_policies.reference_policies(Path("policies"))
     for dataset_id, recipe in recipes(Path("policies")).items():
+        if recipe.provenance == "recorded":  # no task of D4RL
+            continue
         env_id, _, behavior = known[TASKS[dataset_id]]
         assert env_id == recipe.env_id
         for part in recipe.parts:

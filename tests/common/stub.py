@@ -15,6 +15,7 @@ from typing import Any
 import ld_agents
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.settings import kind
+from ld_agents.images import ImageAgent, ImageSettings
 
 FILE = Path(ld_agents.__file__).with_suffix(".pyi")
 
@@ -63,7 +64,10 @@ def _common() -> list[str]:
 
 
 def _settings(agent: type[OfflineAlgorithm]) -> list[str]:
-    return [f"{field.name}: {kind(field.type)} = ..." for field in dataclasses.fields(agent.presets()["fast"])]
+    fields = dataclasses.fields(agent.presets()["fast"])
+    if issubclass(agent, ImageAgent):
+        fields += dataclasses.fields(ImageSettings)
+    return [f"{field.name}: {kind(field.type)} = ..." for field in fields]
 
 
 if __name__ == "__main__":

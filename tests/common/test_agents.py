@@ -23,7 +23,7 @@ from conftest import (
     steps_of,
     weights,
 )
-from ld_agents import OfflineDataset
+from ld_agents import BC, LDCQ, OfflineDataset
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 # ---------------------------------------------------------------- seeds
@@ -183,7 +183,8 @@ def test_presets(name: str, dataset: OfflineDataset) -> None:
 
 def test_wrong_policy_names(name: str, dataset: OfflineDataset, goal_dataset: OfflineDataset) -> None:
     agent_class, tiny = AGENTS[name]
-    with pytest.raises(ValueError, match="encode images first"):
+    learns_from_images = agent_class in (LDCQ, BC)
+    with pytest.raises(ValueError, match="use 'MlpPolicy'" if learns_from_images else "encode images first"):
         agent_class("CnnPolicy", dataset, **tiny)
     with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
         agent_class("LstmPolicy", dataset, **tiny)

@@ -239,10 +239,10 @@ def test_a_name_that_does_not_fit_the_numbers(tmp_path: Path) -> None:
 
 
 def test_every_task_has_sizes_and_its_family_a_row() -> None:
-    assert set(FILE_SIZES) == set(TASKS.values())
+    assert set(FILE_SIZES) == set(TASKS.values()) - {"carracing"}  # not of D4RL
     assert {family(name) for name in TASKS} == set(FAMILIES)
     without = {task for task in TASKS.values() if file_environment(task) is None}
-    assert without == {"ant"}
+    assert without == {"ant", "carla-lane"}
 
 
 # -- Minari --------------------------------------------------------------------------------------------------------

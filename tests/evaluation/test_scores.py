@@ -46,6 +46,7 @@ def test_reference_scores_are_d4rl_s(maze: str, minimum: float, maximum: float) 
         ("D4RL/antmaze/large-play-v1", 0.0, 1.0),
         ("ld-agents/kitchen/mixed-v0", 0.0, 4.0),
         ("maze2d-medium-dense-v1", 44.264742, 297.4552547777125),
+        ("carla-lane-v0", -0.8503839912088142, 1023.5784385429523),
     ],
 )
 def test_reference_scores_of_the_families(name: str, minimum: float, maximum: float) -> None:
@@ -53,9 +54,9 @@ def test_reference_scores_of_the_families(name: str, minimum: float, maximum: fl
 
 
 def test_d4rl_s_table_is_whole() -> None:
-    assert len(D4RL_TASKS) == 113
+    assert len(D4RL_TASKS) == 114
     count = {name: sum(family(other) == name for other in D4RL_TASKS) for name in map(family, D4RL_TASKS)}
-    assert count == {"maze2d": 6, "antmaze": 12, "locomotion": 68, "adroit": 24, "kitchen": 3}
+    assert count == {"maze2d": 6, "antmaze": 12, "locomotion": 68, "adroit": 24, "kitchen": 3, "carla": 1}
     assert "hopper-full-replay-v0" not in D4RL_TASKS
 
 
