@@ -9,7 +9,8 @@ from ld_agents.baselines.iql import IQL
 from ld_agents.baselines.rebrac import ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC
 from ld_agents.data.check import DatasetReport, check_dataset
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 from ld_agents.hub import push_to_hub

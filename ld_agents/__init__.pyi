@@ -11,8 +11,8 @@ from ld_agents.baselines.rebrac import ReBRAC as _ReBRAC
 from ld_agents.baselines.td3_bc import TD3BC as _TD3BC
 from ld_agents.data.check import DatasetReport as DatasetReport
 from ld_agents.data.check import check_dataset as check_dataset
-from ld_agents.data.dataset import DatasetInfo as DatasetInfo
 from ld_agents.data.dataset import OfflineDataset as OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo as DatasetInfo
 from ld_agents.data.load import load_dataset as load_dataset
 from ld_agents.evaluation.rollouts import Evaluation as Evaluation
 from ld_agents.evaluation.rollouts import evaluate as evaluate
@@ -115,6 +115,12 @@ class GCBC(_GCBC):
         goal_start: int = ...,
         goal_steps: int | None = ...,
         goal_dropout: float = ...,
+        image_code: int = ...,
+        image_widths: tuple[int, ...] = ...,
+        image_kl_weight: float = ...,
+        image_learning_rate: float = ...,
+        image_batch_size: int = ...,
+        image_steps: int = ...,
     ) -> None: ...
 
 class IQL(_IQL):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ld_agents.data import hdf5
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.rewards import Recording, episode_ends
 from ld_agents.evaluation.eval_env import file_environment
 from ld_agents.evaluation.scores import D4RL_TASKS, REFERENCE_SCORES, TASKS, d4rl_name, family

@@ -6,49 +6,22 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.frames import are_frames, checked_frame_space, frame_rows
 from ld_agents.data.space_rules import checked_action_space, checked_observation_space, environment_spaces
-from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env
-
-Provenance = Literal["hub", "d4rl-file", "regenerated", "stand-in", "recorded", "arrays"]
+from ld_agents.evaluation.eval_env import check_env
 
 LARGEST = 1e15  # of what is learned from: float32 holds its square, and sums of many squares
 _ROWS_PER_CHECK = 262_144
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """Where a dataset comes from and how to evaluate on it.
-
-    Attributes:
-        id: name of the dataset.
-        provenance: how the data were made: from the hub, from a D4RL file, regenerated with the original recipe,
-            a labeled stand-in, recorded from an agent of the user's own, or arrays.
-        description: one paragraph in plain words.
-        eval_env: the evaluation environment, an `EvalEnvSpec`; None if there is none.
-        reference_scores: (minimum, maximum) return for D4RL's normalization.
-        replay_check: result of replaying stored actions in the evaluation simulator.
-        controller: measured returns of reference policies.
-        mujoco: version of MuJoCo that the data were recorded on, if it is known.
-    """
-
-    id: str = "user arrays"
-    provenance: Provenance = "arrays"
-    description: str = ""
-    eval_env: EvalEnvSpec | None = None
-    reference_scores: tuple[float, float] | None = None
-    replay_check: dict[str, Any] | None = None
-    controller: dict[str, Any] | None = None
-    mujoco: str | None = None
 
 
 class OfflineDataset:

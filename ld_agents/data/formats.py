@@ -11,7 +11,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ld_agents.data import hdf5
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import episode_ends
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ld_agents.data.d4rl import find_d4rl_file, read_d4rl
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.formats import read_hdf5, read_ogbench
 from ld_agents.data.in_memory import from_arrays, from_episodes, from_frame, from_replay_buffer
 from ld_agents.data.minari import read_minari

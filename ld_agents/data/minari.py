@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.data import hdf5, hub
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.frames import is_frame_space, stored_frames
 from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import Recording

@@ -27,7 +27,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.frames import are_frames
 from ld_agents.evaluation.eval_env import EvalEnvSpec, FixedGoal
 from ld_agents.evaluation.mazes import from_d4rl_frame

@@ -9,7 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.evaluation.eval_env import EvalEnvSpec
 
 # Three episodes: rows 0-2 (timeout), 3-6 (terminal), 7-8 (the data stop).

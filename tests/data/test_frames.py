@@ -16,7 +16,7 @@ from minari.data_collector import EpisodeBuffer
 
 from ld_agents import OfflineDataset, check_dataset, load_dataset
 from ld_agents.data import frames as frames_module
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 
 pytestmark = pytest.mark.usefixtures("folder")
 

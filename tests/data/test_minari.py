@@ -20,7 +20,8 @@ from minari.data_collector import EpisodeBuffer
 
 from ld_agents.data import hub
 from ld_agents.data import minari as source
-from ld_agents.data.dataset import DatasetInfo, OfflineDataset
+from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.load import load_dataset
 from ld_agents.evaluation.eval_env import EvalEnvSpec
 

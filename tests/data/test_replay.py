@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ld_agents import OfflineDataset, load_dataset
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.data.replay import replay_check
 from ld_agents.evaluation import environments
 from ld_agents.evaluation.eval_env import file_environment

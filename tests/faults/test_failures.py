@@ -19,7 +19,7 @@ from conftest import make_agent, record
 from ld_agents import BC, TD3BC, OfflineDataset
 from ld_agents.common.divergence import DivergedError
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.evaluation.eval_env import EvalEnvSpec
 
 

@@ -14,7 +14,7 @@ import run_one
 import specs
 from conftest import Drift, record
 from ld_agents.data import storage
-from ld_agents.data.dataset import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.evaluation.eval_env import EvalEnvSpec
 
 MEASURED = ("seconds", "predict_ms", "peak_memory_mb", "finished", "resumes")
