@@ -6,6 +6,7 @@ One thread per test process: with more, processes that run side by side slow eac
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ld_agents import BC, CQL, GCBC, IQL, LDCQ, LDGC, TD3BC, LatentDiffuser, Off
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 torch.set_num_threads(1)
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray looks once, when it is imported; TorchRL imports it, too
 
 # Whatever a test relies on is set here, so that tuning the preset breaks no test.
 TINY_LDCQ: dict[str, Any] = {

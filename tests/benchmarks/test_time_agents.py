@@ -111,7 +111,7 @@ def ask() -> Iterator[Ask]:
     """This tree in a process."""
     with started(THIS, "ld_agents", sys.executable, speed.ROOT) as ask:
         about = ask(overrides=TINY["overrides"], networks={})
-        assert about["presets"].keys() == {f"{agent} fast" for agent in AGENTS}
+        assert about["presets"].keys() == {f"{agent} fast" for agent in (*AGENTS, "LDGC", "GCBC")}
         assert about["presets"]["LDCQ fast"]["horizon"] == LDCQ.presets()["fast"].horizon
         yield ask
 

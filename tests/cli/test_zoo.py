@@ -57,7 +57,7 @@ def test_shipped_agent_scores_what_its_card_says(card: zoo.Card) -> None:
 
 def test_shipped_agent_evaluates_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its dataset nor an environment is given: the name of the dataset tells."""
-    agent = ld_agents.load(CARDS[0].name, device="cpu")
+    agent = ld_agents.load("ldcq-pointmaze-large", device="cpu")
     steps = []
     monkeypatch.setattr(
         "ld_agents.common.acting.evaluate", lambda agent, make_env, *rest, **kw: steps.append(make_env())

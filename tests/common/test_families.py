@@ -65,7 +65,7 @@ def test_an_agent_without_settings_for_a_family_takes_its_name(name: str, datase
 
 
 def test_unknown_families_are_refused(name: str, dataset: OfflineDataset) -> None:
-    with pytest.raises(ValueError, match=r"Unknown family 'mazes'. Choose from \['adroit', 'antmaze', 'kitchen'"):
+    with pytest.raises(ValueError, match=r"Unknown family 'mazes'. Choose from \['adroit', 'antmaze', .*'kitchen'"):
         AGENTS[name][0]("MlpPolicy", dataset, family="mazes")
 
 

@@ -111,7 +111,7 @@ def test_help_has_a_line_for_every_setting(name: str) -> None:
 def test_help_tells_what_stands_beside_a_setting() -> None:
     text = str(type(LDCQ.presets()["fast"]).__doc__)
     assert "    horizon: int = 30  # H, environment steps per latent [C]\n" in text
-    assert "noise_scale: float = 1.0  # standard deviation of the noise that candidates start from; above" in text
+    assert "noise_scale: float = 1.0  # standard deviation of the noise that draws start from; above" in text
     assert "bootstrap_exponent: int | None = None  # of the discount; None is H\n" in text
     assert "Literal['diffusion', 'gaussian'] = 'diffusion'" in text
     assert "# actor_penalty" not in text

@@ -27,6 +27,7 @@ STEPS = {
     "ld_agents/Kitchen-complete-v0": 280,
     "ld_agents/Kitchen-partial-v0": 280,
     "ld_agents/Kitchen-mixed-v0": 280,
+    "ld_agents/CarRacing-v0": 1000,
 }
 
 
