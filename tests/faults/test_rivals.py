@@ -211,3 +211,9 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     assert "Ctrl-C again ends them at once" in text
     assert len(children) == 1
     assert ends(children[0])
+
+
+def test_a_suite_that_begins_beside_another_finds_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both try whether the folder takes a file, and the other one has already removed it."""
+    monkeypatch.setattr(run_suite, "write_json", lambda path, _: None)
+    run_suite.check_place(tmp_path, 1)
