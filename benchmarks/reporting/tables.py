@@ -253,7 +253,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
 def _stretched(run: RunFile) -> tuple[float, float] | None:
     """Seconds and processor seconds of learning on a CPU whose cores other programs used as well."""
     cpu = run["seconds"].get("learn_cpu")  # files of older runs do not tell
-    if cpu is None or run["hardware"]["gpu"] or cpu > 0.8 * run["seconds"]["learn"]:
+    if cpu is None or run["hardware"]["gpu"] or run["seconds"]["learn"] < 60 or cpu > 0.8 * run["seconds"]["learn"]:
         return None
     return run["seconds"]["learn"], cpu
 
