@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reporting.runs import ENV, FIRST_CONTACT, SUCCESS
+from reporting.runs import ENV, MEASURED
 
 COLUMNS = ("agent", "dataset", "seed", "score")
 MAX_BYTES = 1 << 20
@@ -54,8 +54,7 @@ def with_added(runs: pd.DataFrame, path: Path) -> pd.DataFrame:
         which = added[twice].iloc[0]
         raise ValueError(f"{path}: {which['label']} on {which['dataset']} has seed {which['seed']} twice; keep one")
     table = pd.concat([runs.astype(object), added.astype(object)], ignore_index=True).astype({"added": bool})
-    numbers = [ENV, FIRST_CONTACT, SUCCESS, "ms_per_action", "minutes", "peak_memory_mb"]
-    table = table.astype(dict.fromkeys(numbers, float))
+    table = table.astype(dict.fromkeys((ENV, *MEASURED), float))
     return table.sort_values(["dataset", "label", "seed"], ignore_index=True, kind="stable")
 
 
@@ -79,7 +78,7 @@ def _row(runs: pd.DataFrame, agent: str, dataset: str, seed: str, score: str) ->
     # What belongs to the dataset is that of a run on it; nothing is known of what belongs to the run.
     base = of_data.iloc[0]
     file = base["file"] | {"agent": agent, "seed": int(seed), "added_score": value, "curve": [], "plans": None}
-    unknown = dict.fromkeys((FIRST_CONTACT, SUCCESS, "ms_per_action", "minutes", "peak_memory_mb"), math.nan)
+    unknown = dict.fromkeys(MEASURED, math.nan)
     given = {"agent": agent, "label": agent, "seed": int(seed), ENV: value, "added": True, "file": file}
     setting = {"preset": "–", "budget": "–", "budget_share": math.nan, "gradient_steps": math.nan, "episodes": "–"}
     return pd.Series({**base.to_dict(), **unknown, **setting, **given})

@@ -22,6 +22,8 @@ ENV = "env"
 FIRST_CONTACT = "first contact"
 SUCCESS = "success"
 PROTOCOLS = (ENV, FIRST_CONTACT)
+# columns of numbers that only a run that was measured here has, beside its score
+MEASURED = (FIRST_CONTACT, SUCCESS, "ms_per_action", "minutes", "learn_minutes", "learn_cpu_minutes", "peak_memory_mb")
 
 MAX_BYTES = 32 << 20  # of a run file
 MAX_FILES = 20_000  # of a suite
@@ -95,8 +97,6 @@ def _check_run(run: RunFile) -> None:
     if not all(0 <= run[key] < 1 << 63 for key in ("seed", "gradient_steps")):
         raise ValueError("'seed' and 'gradient_steps' are no counts")
     float(run["budget_share"])
-    if run["seconds"].get("learn_cpu") is not None:
-        float(run["seconds"]["learn_cpu"]), float(run["seconds"]["learn"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]
     for key in ("returns", "lengths", "first_contact", "successes"):
@@ -114,7 +114,7 @@ def _check_row(row: Mapping[str, Any]) -> None:
     """Finite numbers can still be too large to be added up."""
     if math.isnan(row[ENV]):
         raise ValueError("its mean score is not a number")
-    for key in (ENV, FIRST_CONTACT, "ms_per_action", "minutes", "peak_memory_mb", "budget_share"):
+    for key in (ENV, *MEASURED, "budget_share"):
         if not (math.isnan(row[key]) or abs(row[key]) < 1e12):
             raise ValueError(f"{key!r} is {row[key]:.3g}, beyond all that can be measured")
     for package in ("python", "torch", "stable-baselines3"):
@@ -139,6 +139,7 @@ def frame(runs: Sequence[RunFile]) -> pd.DataFrame:
 
 def _row(run: RunFile) -> dict[str, Any]:
     hardware, versions, raw_because = run["hardware"], run["versions"], why_raw(run)
+    cpu = None if hardware["gpu"] else run["seconds"].get("learn_cpu")  # files of older runs do not tell
     solved = [math.nan if success is None else float(success) for success in run["successes"]]
     return {
         "dataset": run["dataset"]["id"],
@@ -159,6 +160,8 @@ def _row(run: RunFile) -> dict[str, Any]:
         SUCCESS: 100 * np.mean(solved),
         "ms_per_action": run["predict_ms"]["per_action"],
         "minutes": run["seconds"]["total"] / 60,
+        "learn_minutes": run["seconds"].get("learn", math.nan) / 60,
+        "learn_cpu_minutes": math.nan if cpu is None else cpu / 60,
         "peak_memory_mb": run.get("peak_memory_mb") or math.nan,
         "data": run["dataset"]["hash"][:12],
         "simulator": f"mujoco {versions['mujoco']}, gymnasium-robotics {versions['gymnasium-robotics']}",

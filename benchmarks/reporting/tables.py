@@ -15,7 +15,7 @@ import pandas as pd
 from ld_agents.evaluation.environments import has_new_contacts
 from reporting import references
 from reporting.intervals import FEW, MEAN, STUDENT, Estimate, covers, mean_interval, student_interval
-from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, SUCCESS, RunFile, by_dataset, measures, scores
+from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, SUCCESS, by_dataset, measures, scores
 
 # What rows of one dataset may differ in, and the column of the frame of runs that shows it.
 MIXTURES = {
@@ -237,25 +237,16 @@ def notes(runs: pd.DataFrame) -> list[str]:
                     f"{label} on {dataset}: NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0, where contacts "
                     "changed; run them again on one"
                 )
-            if stretched := [times for run in cell["file"] if (times := _stretched(run))]:
-                wall, cpu = (number(sum(column) / len(stretched) / 60) for column in zip(*stretched, strict=True))
-                lines.append(
-                    f"{label} on {dataset}: learned beside other work on the same cores, {cpu} minutes of processor "
-                    f"time in {wall} minutes"
-                )
+            wall, cpu = cell["learn_minutes"], cell["learn_cpu_minutes"]
+            stretched = (wall >= 1) & (cpu <= 0.8 * wall)
+            if stretched.any():
+                took = f"{number(cpu[stretched].mean())} minutes of processor time in {number(wall[stretched].mean())}"
+                lines.append(f"{label} on {dataset}: learned beside other work on the same cores, {took} minutes")
         single += [f"{label} on {dataset}" for label, cell in members.items() if len(cell) == 1]
     if single:
         all_rows = len(single) == len(runs.drop_duplicates(["dataset", "label"]))
         lines.append(f"1 seed, so there is no interval: {'all rows' if all_rows else '; '.join(single)}")
     return lines + [f"D4RL's scale on {', '.join(datasets)}: {defect}" for defect, datasets in defects.items()]
-
-
-def _stretched(run: RunFile) -> tuple[float, float] | None:
-    """Seconds and processor seconds of learning on a CPU whose cores other programs used as well."""
-    cpu = run["seconds"].get("learn_cpu")  # files of older runs do not tell
-    if cpu is None or run["hardware"]["gpu"] or run["seconds"]["learn"] < 60 or cpu > 0.8 * run["seconds"]["learn"]:
-        return None
-    return run["seconds"]["learn"], cpu
 
 
 def origin(runs: pd.DataFrame) -> str:

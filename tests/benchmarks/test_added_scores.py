@@ -11,7 +11,7 @@ import pytest
 from run_files import LARGE, UMAZE, a_run, rows_of, score, three_agents, write_runs
 
 import report
-from reporting import figures, intervals, latex
+from reporting import figures, intervals, latex, tables
 from reporting.added_scores import MAX_ROWS, with_added
 from reporting.runs import frame
 
@@ -127,6 +127,14 @@ def test_files_that_are_none(suite: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is no CSV file"):
         report.main([str(suite), "--add", str(path), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_a_run_is_told_of_added_scores(tmp_path: Path) -> None:
+    runs = frame([a_run(seconds={"learn": 3600.0, "learn_cpu": 1200.0})])
+    file = tmp_path / "mine.csv"
+    file.write_text(f"agent,dataset,seed,score\nMine,{UMAZE},0,65.0\n")
+    told = [line for line in tables.notes(with_added(runs, file)) if "processor time" in line]
+    assert [line.partition(" ")[0] for line in told] == ["LDCQ"]
 
 
 # LaTeX

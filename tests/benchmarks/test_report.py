@@ -329,6 +329,7 @@ def test_minutes_beside_other_work_are_told() -> None:
     assert line.endswith("21.0 minutes of processor time in 60.0 minutes")
     assert line.startswith("LDCQ")
     assert not lines(3600.0, 3400.0)
+    assert not lines(50.0, 10.0), "starting up and reading data, of a training of seconds"
     assert not lines(3600.0, None), "runs of older versions do not tell"
     assert not lines(3600.0, 1260.0, hardware={"gpu": "a GPU"}), "where the processor waits for the GPU"
 

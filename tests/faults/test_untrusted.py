@@ -111,6 +111,8 @@ def test_text_of_run_files_is_escaped(tmp_path: Path) -> None:
         json.dumps({**a_run(), "budget_share": 1e400}),
         json.dumps({**a_run(), "more": [1.0, float("nan")]}),
         json.dumps({**a_run(), "seconds": {"total": []}}),
+        json.dumps({**a_run(), "seconds": {"total": 90.0, "learn": 80.0, "learn_cpu": "12"}}),
+        json.dumps({**a_run(), "seconds": {"total": 90.0, "learn": "80", "learn_cpu": 12.0}}),
         json.dumps({**a_run(), "versions": 3}),
         json.dumps({**a_run(), "hardware": None}),
         json.dumps({**a_run(), "successes": [[], 1, 1, 1]}),
