@@ -115,12 +115,6 @@ class GCBC(_GCBC):
         goal_start: int = ...,
         goal_steps: int | None = ...,
         goal_dropout: float = ...,
-        image_code: int = ...,
-        image_widths: tuple[int, ...] = ...,
-        image_kl_weight: float = ...,
-        image_learning_rate: float = ...,
-        image_batch_size: int = ...,
-        image_steps: int = ...,
     ) -> None: ...
 
 class IQL(_IQL):

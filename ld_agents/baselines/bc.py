@@ -61,9 +61,13 @@ class BC(ImageAgent):
         rows = self.best_rows()
         for _ in self.remaining_steps("train"):
             batch = rows[self.random_indices(len(rows), s.batch_size)]
-            loss = self.actor_loss(self.states(batch), self.actions(batch))
+            loss = self.actor_loss(self.conditions(batch), self.actions(batch))
             descend(optimizer, loss)
             yield {"loss": loss.detach()}
+
+    def conditions(self, rows: Tensor) -> Tensor:
+        """What the actor sees at steps of the data: the state. Shapes [B] -> [B, S]."""
+        return self.states(rows)
 
     def actor_loss(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Mean squared error between the actor's actions and the data's. Shapes [B, S], [B, A] -> scalar."""

@@ -6,16 +6,14 @@ the same episode, drawn evenly as in both papers. Like LDGC it learns from a sha
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from ld_agents.baselines.bc import BC, BCPolicy, BCSettings
 from ld_agents.common.goals import GoalAgent, GoalPolicy, GoalSettings
-from ld_agents.common.offline_algorithm import Losses
 from ld_agents.common.settings import STRICT, documented
-from ld_agents.networks.critics import descend
 
 
 class GCBCPolicy(GoalPolicy, BCPolicy):
@@ -33,16 +31,9 @@ class GCBC(GoalAgent, BC):
     def presets(cls) -> dict[str, "GCBCSettings"]:  # type: ignore[override]
         return PRESETS
 
-    def train(self) -> Iterator[Losses]:
-        """A step of the actor per gradient step."""
-        s = self.settings
-        optimizer = self.optimizer("train", self.policy.actor.parameters(), s.learning_rate)
-        rows = self.best_rows()
-        for _ in self.remaining_steps("train"):
-            batch = rows[self.random_indices(len(rows), s.batch_size)]
-            loss = self.actor_loss(self.with_goals(batch, 1), self.actions(batch))
-            descend(optimizer, loss)
-            yield {"loss": loss.detach()}
+    def conditions(self, rows: Tensor) -> Tensor:
+        """States with goals; some without. Shapes [B] -> [B, S+G+1]."""
+        return self.with_goals(rows, 1)
 
 
 @documented

@@ -15,7 +15,7 @@ from typing import Any
 import ld_agents
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.settings import kind
-from ld_agents.images import ImageAgent, ImageSettings
+from ld_agents.images import ImageSettings
 
 FILE = Path(ld_agents.__file__).with_suffix(".pyi")
 
@@ -65,7 +65,7 @@ def _common() -> list[str]:
 
 def _settings(agent: type[OfflineAlgorithm]) -> list[str]:
     fields = dataclasses.fields(agent.presets()["fast"])
-    if issubclass(agent, ImageAgent):
+    if "CnnPolicy" in agent.policy_aliases:
         fields += dataclasses.fields(ImageSettings)
     return [f"{field.name}: {kind(field.type)} = ..." for field in fields]
 

@@ -123,5 +123,6 @@ def test_editors_complete_every_setting() -> None:
         own = text.partition(f"class {agent.__name__}(")[2].partition("\nclass ")[0]
         for field in dataclasses.fields(agent.presets()["fast"]):
             assert f" {field.name}: " in own
+        assert (" image_code: " in own) == ("CnnPolicy" in agent.policy_aliases)
         assert " seed: int | None = None," in own
     assert text == stub.text(), "the settings changed: run python tests/common/stub.py"
