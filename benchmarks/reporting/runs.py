@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
 from specs import SCHEMA
 
@@ -217,10 +218,17 @@ def base_id(run: RunFile) -> str:
 
 
 def has_goal(run: RunFile) -> bool:
-    """Whether the first-contact protocol is defined: point mazes, where a positive reward means being at the goal."""
-    return family(base_id(run)) == "maze2d" and all(
-        success is not None and success == (contact is not None)
-        for success, contact in zip(run["successes"], run["first_contact"], strict=True)
+    """Whether the first-contact protocol is defined: point mazes, where a positive reward means being at the goal.
+
+    Not with drawn goals, where episodes end at the first contact and the return is the rate of success.
+    """
+    return (
+        family(base_id(run)) == "maze2d"
+        and DRAWN_GOALS not in base_id(run)
+        and all(
+            success is not None and success == (contact is not None)
+            for success, contact in zip(run["successes"], run["first_contact"], strict=True)
+        )
     )
 
 

@@ -12,6 +12,7 @@ from rliable import metrics
 from run_files import ANTMAZE, HOPPER, LARGE, PEN, UMAZE, a_plan, a_run, rows_of, score, three_agents, write_runs
 
 import report
+from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import REFERENCE_SCORES, MeasuredScore
 from reporting import figures, intervals, references, tables
 from reporting.aggregates import aggregate, score_matrices
@@ -359,6 +360,15 @@ def test_first_contact_only_where_reward_means_success() -> None:
     assert measures(frame([a_run(successes=[None] * 4)])) == ["env"]
     assert measures(frame([a_run(successes=[False] * 4)])) == ["env", "success"]
     assert measures(frame([a_run(successes=[False] * 4, first_contact=[None] * 4)])) == ["env", "first contact"]
+
+
+def test_rates_of_success_of_drawn_goals_have_no_first_contact() -> None:
+    """An episode ends there: what is paid from then on is nothing."""
+    data = {"name": f"{LARGE}{DRAWN_GOALS}cells", "reference_scores": None}
+    solved, contacts = [True, True, False, True], [101, 101, None, 101]
+    runs = frame([a_run(dataset=data, returns=[1.0, 1.0, 0.0, 1.0], successes=solved, first_contact=contacts)])
+    assert measures(runs) == ["env", "success"]
+    assert (runs["env"][0], runs["success"][0], runs["unit"][0]) == (0.75, 75.0, "raw return")
 
 
 def test_terminal_table_fits() -> None:
