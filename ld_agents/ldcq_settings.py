@@ -118,21 +118,18 @@ MINUTES = dataclasses.replace(
 PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 
 # What differs between families of datasets in the fast preset; found on seeds 101 and above (results/tuning/README.md).
-# Point mazes: .6 of the time. 260 visits of the data to large's goal must tell the critic which candidates stay there,
-# so Q-learning gets many windows with few candidates each, the critic sees state and latent at once, and it chooses
-# often. AntMaze: an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait.
+# Point mazes: 260 visits of the data to large's goal must tell the critic which candidates stay there. So Q-learning
+# gets many windows with few candidates each, the critic sees state and latent at once, and it chooses often. AntMaze:
+# an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait.
 FAMILY: dict[str, dict[str, Any]] = {
     "maze2d": {
         "critic": "joint",
         "critic_hidden": 256,
-        "vae_steps": 2_500,
-        "prior_steps": 2_500,
         "q_windows": 131_072,
-        "q_steps": 6_000,
         "candidates_stored": 8,
         "candidates_per_target": 8,
         "solver_steps": 5,
-        "exec_horizon": 2,
+        "exec_horizon": 5,
     },
     "antmaze": {
         "normalize_observations": True,
