@@ -52,11 +52,13 @@ STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interr
 
 
 def grid(suite: Suite) -> list[Run]:
-    """All runs of a suite, in the order in which they are started: costly agents and datasets first."""
-    return [
-        Run(canonical_spec(agent), canonical_spec(dataset), seed, suite.preset, suite.budget, suite.episodes)
-        for agent, dataset, seed in itertools.product(suite.agents, suite.datasets, suite.seeds)
-    ]
+    """All runs of a suite, in the order in which they are started."""
+    agents, datasets = ([canonical_spec(spec) for spec in specs] for specs in (suite.agents, suite.datasets))
+    order: Iterable[tuple[str, str, int]] = itertools.product(agents, datasets, suite.seeds)
+    if suite.pairs is not None:
+        chosen = [pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets]
+        order = ((*pair, seed) for seed in suite.seeds for pair in chosen)
+    return [Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes) for agent, dataset, seed in order]
 
 
 def is_finished(run: Run, out: Path) -> bool:
@@ -236,6 +238,7 @@ def do_runs(
     plans_seed: int,
     imports: Sequence[str] = (),
     cluster: ray_cluster.Cluster | None = None,
+    measured: bool = False,
 ) -> dict[Run, str]:
     """Do the runs, `jobs` at a time, here or in a cluster; returns the reasons of those that failed.
 
@@ -284,7 +287,7 @@ def do_runs(
             for run in list(waiting):
                 if len(alive) >= room:
                     break
-                options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
+                options = ["--plans"] * (run.seed == plans_seed) + ["--measure"] * measured + ["--imports", *imports]
                 try:
                     if (reason := done_elsewhere(run, out, began)) is not False:
                         ended[run] = reason
@@ -413,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for run, reason in failures.items():
                     keep_failure(run, out, reason)
                 runnable = [run for run in missing if run not in failures]
-                failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster)
+                failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster, suite.measured)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
         print(f"interrupted with {finished} of {len(runs)} runs finished; run the same command again to resume")
