@@ -14,6 +14,7 @@ from specs import Run, bases
 MAZE = "ld-agents/pointmaze/large-v0"
 HAND = "ld-agents/adroit/pen-human-v0"  # of Adroit's human sets the one on which most agents score above zero
 TASKS = (MAZE, HAND)
+SOLVING = ("LDCQ", "LatentDiffuser", "IQL", "TD3BC", "BC")  # the agents that have scores in the maze, and BC
 
 
 class Cell(NamedTuple):
@@ -51,6 +52,11 @@ def _agents(specs: Mapping[str, str], datasets: Sequence[str] = TASKS) -> tuple[
 def _over(name: str, values: Sequence[float], template: str, default: float | None = None) -> dict[str, str]:
     """Specs of an agent by the value of a setting; the default is what the agent has without it."""
     return {f"{value:g}": name if value == default else f"{name}[{template.format(value)}]" for value in values}
+
+
+def _datasets(names: Mapping[str, str], agents: Sequence[str]) -> tuple[Cell, ...]:
+    """Datasets by the value of what makes them differ, a line per agent."""
+    return tuple(Cell(value, agent, agent, dataset) for agent in agents for value, dataset in names.items())
 
 
 # The most telling first.
@@ -183,6 +189,16 @@ STUDIES: dict[str, Study] = {
             [MAZE],
         ),
         ("tilt", "plan_ms"),
+    ),
+    "wind": Study(
+        "What do agents that plan ahead lose where gusts of wind blow?",
+        "wind, % of the largest force of the point",
+        _datasets({"0": MAZE, **{f"{n}": f"ld-agents/pointmaze/large-wind{n}-v0" for n in (10, 20, 40)}}, SOLVING),
+    ),
+    "action_noise": Study(
+        "What do agents that plan ahead lose where actions are executed with noise?",
+        "standard deviation of the noise, % of the largest action",
+        _datasets({"0": MAZE, **{f"{n}": f"ld-agents/pointmaze/large-noise{n}-v0" for n in (25, 50, 100)}}, SOLVING),
     ),
 }
 
