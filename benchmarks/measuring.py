@@ -8,6 +8,8 @@
 | `outside` | share of draws, or of the policy's actions, that lie outside the data's support |
 | `unlikely` | share of draws whose decoder makes the actions of the nearest window of the data unlikely |
 | `covered` | share of the data's latents near which one of 16 draws at their state lies |
+| `same_task` | Kitchen: share of windows whose nearest latent of another episode goes before the same task |
+| `latent_map` | Kitchen: two principal components of latents, and the task that comes next |
 | `tilt` | mean standardized return of guided plans, less that of unguided ones |
 | `value`, `discounted_return` | Q of what is chosen where episodes start, and the discounted return that came |
 | `overestimation` | the difference of these two |
@@ -32,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.evaluation.rollouts import evaluate
+from ld_agents.evaluation.scores import family
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_prior import LatentPriorTraining
 from ld_agents.ldcq import LDCQ
@@ -40,6 +43,7 @@ REFERENCE, HELD_OUT, DRAWS = 8192, 512, 16
 INSIDE = 0.95
 EPISODES = 25
 DECISIONS = 20
+MAPPED = 1000
 
 
 def measure(agent: Any, dataset: OfflineDataset, seed: int) -> dict[str, Any]:
@@ -224,7 +228,13 @@ def latent_measures(agent: LatentPriorTraining, rng: torch.Generator) -> dict[st
     recorded = agent.data.window_rows(held_out, agent.settings.horizon)[1]
     seen = states_in[..., : agent.policy.vae_state_dim]
     decoded = agent.policy.vae.action.act(seen, agent.policy._raw(targets)[:, None].expand(-1, seen.shape[1], -1), None)
-    return {"action_error": unexplained(decoded[recorded], actions[recorded]), **draws["own"], "draws": draws}
+    measured = {"action_error": unexplained(decoded[recorded], actions[recorded]), **draws["own"], "draws": draws}
+    if family(agent.data.info.id) == "kitchen":
+        tasks = next_tasks(agent.data.observations, agent.data.episode_ends)
+        same = tasks[reference][nearest(targets, points)[1]] == tasks[held_out]
+        measured["same_task"] = float(same.float().mean())
+        measured["latent_map"] = latent_map(points[:MAPPED], tasks[reference][:MAPPED])
+    return measured
 
 
 def latents_at(agent: LatentPriorTraining, states: Tensor, points: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
@@ -251,6 +261,45 @@ def latents_at(agent: LatentPriorTraining, states: Tensor, points: Tensor, rng: 
         best = agent.policy.score(states[:, None], draws["own"]).argmax(1)
         draws["chosen"] = draws["own"][torch.arange(len(best)), best][:, None]
     return draws
+
+
+def next_tasks(observations: Tensor, ends: Tensor) -> Tensor:
+    """Which task of the kitchen an episode does next; their number where none comes. Shapes [N, 59], [E] -> [N]."""
+    from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+
+    offset = 9  # of the joints' velocities, which observations hold before the objects
+    done = torch.stack(
+        [
+            (observations[:, kitchen_env.OBS_ELEMENT_INDICES[task] + offset] - torch.as_tensor(goal).to(observations))
+            .norm(dim=1)
+            .lt(kitchen_env.BONUS_THRESH)
+            for task, goal in kitchen_env.OBS_ELEMENT_GOALS.items()
+        ],
+        1,
+    )  # [N, tasks]
+    found = torch.full((len(observations),), done.shape[1])
+    for begin, end in zip([0, *ends.tolist()[:-1]], ends.tolist(), strict=True):
+        coming = done.shape[1]
+        for row in range(end - 2, begin - 1, -1):
+            begun = (done[row + 1] & ~done[row]).nonzero()
+            coming = int(begun[0]) if len(begun) else coming
+            found[row] = coming
+    return found
+
+
+def latent_map(latents: Tensor, tasks: Tensor) -> dict[str, Any]:
+    """Latents [W, Z] in the plane of their two principal components, with the share of variance of each."""
+    from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+
+    centered = latents - latents.mean(0)
+    _, sizes, directions = torch.linalg.svd(centered, full_matrices=False)
+    places = centered @ directions[:2].T
+    return {
+        "places": [[round(x, 3) for x in place] for place in places.tolist()],
+        "variance": (sizes**2 / (sizes**2).sum())[:2].tolist(),
+        "tasks": tasks.tolist(),
+        "names": [*kitchen_env.OBS_ELEMENT_GOALS, "none"],
+    }
 
 
 def unexplained(decoded: Tensor, actions: Tensor) -> float:

@@ -13,6 +13,7 @@ from specs import Run, bases
 
 MAZE = "ld-agents/pointmaze/large-v0"
 HAND = "ld-agents/adroit/pen-human-v0"  # of Adroit's human sets the one on which most agents score above zero
+KITCHEN = "ld-agents/kitchen/mixed-v0"  # four of seven tasks in any order
 TASKS = (MAZE, HAND)
 SOLVING = ("LDCQ", "LatentDiffuser", "IQL", "TD3BC", "BC")  # the agents that have scores in the maze, and BC
 
@@ -133,6 +134,12 @@ STUDIES: dict[str, Study] = {
             {"0": "LatentDiffuser[guidance=none]", **_over("LatentDiffuser", (0.5, 1, 2, 4), "guidance_scale={}", 1)}
         ),
         ("tilt",),
+    ),
+    "latent_space": Study(
+        "Do latents tell what the robot is about to do, and how many numbers does that take?",
+        "numbers in a latent of LDCQ",
+        _agents(_over("LDCQ", (2, 4, 8, 16, 32), "latent_dim={}", default=16), [KITCHEN]),
+        ("action_error", "same_task", "covered"),
     ),
     "kl_weight": Study(
         "How regular must the latent space be?",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -43,6 +44,7 @@ MEASURES = {
     "covered": Measure("data's latents covered, %", 100),
     "outside": Measure("outside the data, %", 100),
     "unlikely": Measure("unlikely when decoded, %", 100),
+    "same_task": Measure("neighbors before the same task, %", 100),
     "tilt": Measure("tilt of plans, deviations", digits=2),
     "value": Measure("Q at the start"),
     "discounted_return": Measure("discounted return"),
@@ -138,6 +140,28 @@ def draw(study: Study, found: list[tuple[Cell, pd.DataFrame]]) -> Figure:
     return figure
 
 
+def maps(found: list[tuple[Cell, pd.DataFrame]]) -> dict[str, Any]:
+    """By value of the setting, the map of latents of the first run that has one."""
+    files = {cell.value: [(run.get("measured") or {}).get("latent_map") for run in of["file"]] for cell, of in found}
+    return {value: each[0] for value, each in files.items() if each[0]}
+
+
+def draw_maps(study: Study, of_values: Mapping[str, Any]) -> Figure:
+    """Latents in the plane of their principal components, a panel for each value of the setting."""
+    figure, axes = pyplot.subplots(1, len(of_values), figsize=(0.6 + 3.9 * len(of_values), 4.6), squeeze=False)
+    for axis, (value, found) in zip(axes[0], of_values.items(), strict=True):
+        places, tasks = np.array(found["places"]), np.array(found["tasks"])
+        for i, name in enumerate(found["names"]):
+            last = i == len(found["names"]) - 1
+            color, label = ("#c8c8c8", "no task follows") if last else (f"C{i}", f"before {name}")
+            axis.scatter(*places[tasks == i].T, s=7, color=color, label=label, zorder=2)
+        first, second = found["variance"]
+        axis.set_title(f"{study.setting}: {value}", fontsize=10)
+        axis.set(xlabel=f"{100 * first:.0f} % of the variance", ylabel=f"{100 * second:.0f} %", xticks=[], yticks=[])
+    legend_below(figure)
+    return figure
+
+
 def _known(numbers: list[float]) -> list[float]:
     return [value for value in numbers if not math.isnan(value)]
 
@@ -183,12 +207,16 @@ def pages(
         shown[name], answer = table(study, found, texts), answers.get(name, OPEN)
         made[folder / "tables" / f"{name}.md"] = page(study, shown[name], members, answer, f"{name}.png")
         made[folder / "figures" / f"{name}.png"] = functools.partial(draw, study, found), digest(members)
+        pictures = f"![{study.setting}](figures/{name}.png)\n"
+        if of_values := maps(found):
+            made[folder / "figures" / f"{name}_map.png"] = (
+                functools.partial(draw_maps, study, of_values),
+                digest(members),
+            )
+            pictures += f"\n![Latents in the plane of their principal components](figures/{name}_map.png)\n"
         lacking = len(study.cells) - len(found)
         missing = f" {lacking} of {len(study.cells)} cells have no run yet." * bool(lacking)
-        parts.append(
-            f"\n## {study.question}\n\n{answer} [Table](tables/{name}.md).{missing}\n\n"
-            f"![{study.setting}](figures/{name}.png)\n"
-        )
+        parts.append(f"\n## {study.question}\n\n{answer} [Table](tables/{name}.md).{missing}\n\n{pictures}")
     if still_open:
         parts.append("\n## Open\n\nStudies without runs to compare:\n\n" + "".join(still_open))
     made[folder / "README.md"] = "".join(parts)

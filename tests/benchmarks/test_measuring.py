@@ -230,3 +230,23 @@ def test_raw_actions_are_their_own_latents_and_tilt_is_what_guidance_adds(
     assert found["action_error"] == pytest.approx(0, abs=1e-9)
     assert found["tilt"] == pytest.approx(1.5)
     assert measuring.measure(make_agent("LatentDiffuser", data, guidance="none").learn(), data, seed=0)["tilt"] == 0
+
+
+def test_next_tasks_of_a_kitchen_and_their_map() -> None:
+    kitchen = pytest.importorskip("gymnasium_robotics.envs.franka_kitchen.kitchen_env")
+    names = list(kitchen.OBS_ELEMENT_GOALS)
+    observations = torch.zeros(9, 59)
+    for task in names:  # far from every goal
+        observations[:, kitchen.OBS_ELEMENT_INDICES[task] + 9] = 50.0
+    for rows, task in ((slice(2, 6), "kettle"), (slice(4, 6), "microwave"), (slice(6, 9), "microwave")):
+        goal = torch.as_tensor(kitchen.OBS_ELEMENT_GOALS[task]).float()
+        observations[rows, kitchen.OBS_ELEMENT_INDICES[task] + 9] = goal
+    found = measuring.next_tasks(observations, torch.tensor([6, 9]))
+    kettle, microwave, none = names.index("kettle"), names.index("microwave"), len(names)
+    # the second episode begins with its task done
+    assert found.tolist() == [kettle, kettle, microwave, microwave, none, none, none, none, none]
+    latents = torch.tensor([[3.0, 0, 0], [-3.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]]) + 7
+    mapped = measuring.latent_map(latents, torch.tensor([0, 1, 2, 7]))
+    assert np.abs(mapped["places"]) == pytest.approx(np.array([[3, 0], [3, 0], [0, 1], [0, 1]]), abs=1e-3)
+    assert mapped["variance"] == pytest.approx([0.9, 0.1])
+    assert (mapped["tasks"], mapped["names"][-1], len(mapped["names"])) == ([0, 1, 2, 7], "none", 8)

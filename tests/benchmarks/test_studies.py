@@ -19,7 +19,7 @@ from ld_agents.evaluation.scores import family
 from reporting import figures, intervals
 from reporting import studies as pages
 from reporting.runs import read_runs
-from studies import HAND, MAZE, PAIRS, STUDIES
+from studies import HAND, KITCHEN, MAZE, PAIRS, STUDIES
 
 
 def resolved(agent: str, dataset: str) -> Any:
@@ -183,6 +183,24 @@ def test_check_finds_a_measure_that_changed(repository: Path) -> None:
     run["measured"]["draws"]["uniform"] = 3
     path.write_text(json.dumps(run))
     assert "'int' object has no attribute 'items'" in read_runs(folder / "runs")[1][0]
+
+
+def test_maps_of_latents_are_drawn_where_runs_have_them(repository: Path) -> None:
+    folder = repository / "results" / "studies"
+    places = {"places": [[0.0, 1.0], [1.0, 0.0]], "variance": [0.6, 0.3], "tasks": [0, 1], "names": ["kettle", "none"]}
+    runs = [
+        a_run(agent, KITCHEN, 0, level) | {"measured": measured(level, same_task=level / 100, **more)}
+        for agent, level, more in (("LDCQ", 2.0, {"latent_map": places}), ("LDCQ[latent_dim=2]", 1.0, {}))
+    ]
+    write_runs(repository / "results" / "kitchens", runs)
+    for path in (repository / "results" / "kitchens" / "runs").iterdir():
+        shutil.move(path, folder / "runs" / f"kitchen{path.name}")
+    report.build(folder)
+    assert (folder / "figures" / "latent_space_map.png").read_bytes().startswith(b"\x89PNG")
+    assert "(figures/latent_space_map.png)" in (folder / "README.md").read_text()
+    assert not (folder / "figures" / "latent_dim_map.png").exists()
+    head, _, *found = rows(folder / "tables" / "latent_space.md")
+    assert [row[head.index("neighbors before the same task, %")] for row in found] == ["1.0", "2.0"]
 
 
 def test_a_suite_of_studies_is_reported_with_its_page(repository: Path) -> None:
