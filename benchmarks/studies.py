@@ -167,7 +167,7 @@ STUDIES: dict[str, Study] = {
         ("action_error", "plan_ms", "plan_mflop"),
     ),
     "raw_actions": Study(
-        "Is planning in a latent space better than planning in the space of actions, at equal computation?",
+        "Is planning in a latent space better than planning in the space of actions, and what does either cost?",
         "what LatentDiffuser plans",
         _agents(
             {
