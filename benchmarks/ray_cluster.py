@@ -244,6 +244,7 @@ class RemoteRun:
                 return 1
             lost = f"its worker was lost ({type(error).__name__}); it starts again from its last checkpoint"
             print(f"{self.run.name}: {lost}", flush=True)
+            self.cluster.mailbox.lose.remote(self.run.name)
             self._submit()
             return None
         if code == 0:
@@ -255,8 +256,8 @@ class RemoteRun:
         import ray
 
         self.stopped = True
-        if self.returncode is None:
-            ray.cancel(self.task)
+        if self.returncode is None and not ray.get(self.cluster.mailbox.stop.remote(self.run.name)):
+            ray.cancel(self.task)  # it waits for a machine
 
     def kill(self) -> None:
         import ray

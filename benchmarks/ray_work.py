@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 LOOK_SECONDS = 0.5
-SEND_SECONDS = 5.0
-STOP_SECONDS = 15.0  # for a run to save its checkpoint: less than the suite waits
+SEND_SECONDS = 2.0  # after which a run learns, at the latest, that it has to stop
+STOP_SECONDS = 15.0  # for a run to save its checkpoint: with the above less than the suite waits
 
 Pack = dict[str, bytes]  # files by their paths relative to some folder
 
@@ -180,25 +180,30 @@ def work(
 
 
 def follow(process: subprocess.Popen[bytes], mailbox: Any, run: str, out: Path, names: Sequence[str]) -> int:
-    """Send what a run writes until it has ended, and end it when the task is cancelled; returns its exit code."""
+    """Send what a run writes until it has ended, and end it when the mailbox says so; returns its exit code.
+
+    The mailbox is asked because `ray.cancel` interrupts Python code at any point, and where that happens to be a
+    callback of Ray's own, nobody notices.
+    """
     import ray
 
     node, sent = ray.get_runtime_context().get_node_id(), dict[str, tuple[int, int] | None]()
 
-    def send() -> None:
+    def send() -> bool:
         found = {name: stamp(out / name) for name in names}
-        fetch(mailbox.put.remote(run, node, pack(out, (name for name in names if found[name] != sent.get(name)))))
+        changed = pack(out, (name for name in names if found[name] != sent.get(name)))
+        stopped = fetch(mailbox.put.remote(run, node, changed))
         sent.update(found)
+        return bool(stopped)
 
     try:
-        send()  # so that the caller knows where the run is
+        stopped = send()  # so that the caller knows where the run is
         told = time.monotonic()
-        while process.poll() is None:
-            # Short waits: ray.cancel interrupts no long one.
+        while process.poll() is None and not stopped:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_SECONDS)
             if time.monotonic() - told > SEND_SECONDS:
-                send()
+                stopped = send()
                 told = time.monotonic()
     finally:
         process.terminate()  # it saves its checkpoint; nothing happens where it has ended
@@ -215,11 +220,22 @@ class Mailbox:
     """An actor beside the caller: writes into the suite's folder what the runs send, and knows where they are."""
 
     def __init__(self, out: str) -> None:
-        self.out, self.nodes = Path(out), dict[str, str]()
+        self.out, self.nodes, self.stopped = Path(out), dict[str, str](), set[str]()
 
-    def put(self, run: str, node: str, files: Pack) -> None:
+    def put(self, run: str, node: str, files: Pack) -> bool:
+        """Take the files; returns whether the run has to stop."""
         self.nodes[run] = node
         unpack(self.out, files, to_disk=True)
+        return run in self.stopped
+
+    def stop(self, run: str) -> bool:
+        """Have a run stop with its next message; returns whether it has sent one, so that it is at work."""
+        self.stopped.add(run)
+        return run in self.nodes
+
+    def lose(self, run: str) -> None:
+        """A run whose machine was lost waits for another one."""
+        self.nodes.pop(run, None)
 
     def where(self) -> dict[str, str]:
         return self.nodes

@@ -46,8 +46,6 @@ from suites import ALL_AGENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_KEPT = ("first", "quick", "smoke")  # suites whose results are not part of the repository
-# Runs that belong to two suites are stored with one; the other's tables show them too.
-SHARED_RUNS = {"maze2d": ("guidance", "LatentDiffuser")}
 # Checks of pages that are not made from run files: each returns a list of problems.
 OTHER_CHECKS: tuple[Callable[[], list[str]], ...] = (timing.check_pages,)
 BLOCK = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
@@ -121,9 +119,6 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     if not runs:
         lines = [*skipped, f"no finished run in {folder / 'runs'}; benchmarks/run_suite.py makes them"]
         raise SystemExit("\n".join(lines))
-    if folder.name in SHARED_RUNS:
-        other, agent = SHARED_RUNS[folder.name]
-        runs += [run for run in read_runs(folder.parent / other / "runs")[0] if run["agent"] == agent]
     return frame(runs), [f"skipped {line}" for line in skipped]
 
 

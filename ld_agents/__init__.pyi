@@ -186,6 +186,7 @@ class LDCQ(_LDCQ):
         solver_steps: int = ...,
         extra_steps: int = ...,
         noise_scale: float = ...,
+        critic: Literal["branches", "joint"] = ...,
         critic_hidden: int = ...,
         critic_latent_hidden: int = ...,
         n_critics: int = ...,

@@ -40,8 +40,8 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one
 network for all action dimensions, the action likelihood at a random subset of each window's steps (unbiased),
-standardized latents, Q-learning on a random subset of the windows, candidates that start from wider noise
-(`noise_scale`), and cosine learning rates.
+standardized latents, critics that see state and latent side by side (`critic`; point mazes), Q-learning on a random
+subset of the windows, candidates that start from wider noise (`noise_scale`), and cosine learning rates.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ from ld_agents.data.returns import returns_to_go
 from ld_agents.images import ImageAgent
 from ld_agents.latent_prior import LatentPriorPolicy, LatentPriorTraining
 from ld_agents.ldcq_settings import FAMILY, PRESETS, LDCQSettings
-from ld_agents.networks.critics import LatentCritic, clip_norm, descend, polyak_update
+from ld_agents.networks.critics import JointLatentCritic, LatentCritic, clip_norm, descend, polyak_update
 
 
 class LDCQPolicy(LatentPriorPolicy):
@@ -72,12 +72,17 @@ class LDCQPolicy(LatentPriorPolicy):
     def __init__(self, *spaces: Any, settings: LDCQSettings, **kwargs: Any) -> None:
         super().__init__(*spaces, settings=settings, **kwargs)
         s = settings
-        critic_sizes = (self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
-        self.critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
-        self.target_critics = nn.ModuleList(LatentCritic(*critic_sizes) for _ in range(s.n_critics))
+        self.critics = nn.ModuleList(self._critic() for _ in range(s.n_critics))
+        self.target_critics = nn.ModuleList(self._critic() for _ in range(s.n_critics))
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
         self.register_buffer("reward_scale", torch.tensor(1.0 if s.reward_scale is None else float(s.reward_scale)))
+
+    def _critic(self) -> nn.Module:
+        s = self.settings
+        if s.critic == "joint":
+            return JointLatentCritic(self.state_dim, s.latent_dim, s.critic_hidden)
+        return LatentCritic(self.state_dim, s.latent_dim, s.critic_hidden, s.critic_latent_hidden)
 
     @property
     def has_denoiser(self) -> bool:
@@ -113,7 +118,17 @@ class LDCQPolicy(LatentPriorPolicy):
     def score(self, states: Tensor, latents: Tensor) -> Tensor:
         """min_i Q_i. Shapes [..., S], [..., Z] -> [...]."""
         critics = self.target_critics if self.settings.acting_critics == "averaged" else self.critics
-        return torch.stack([critic(states, latents) for critic in critics]).amin(0)
+        return self.q_values(critics, states, latents).amin(0)
+
+    def q_values(self, critics: nn.ModuleList, states: Tensor, latents: Tensor) -> Tensor:
+        """Q_i. Shapes [..., S], [..., Z] -> [C, ...].
+
+        Joint critics see latents as the VAE has them, where the posterior is about as wide in every dimension: 1 is
+        much there. Standardized latents hide from a critic of few examples which dimensions say little.
+        """
+        if self.settings.critic == "joint":
+            latents = self._raw(latents)
+        return torch.stack([critic(states, latents) for critic in critics])
 
     def propose(self, observations: Tensor, n: int | None = None, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Candidates, an episode's first or those of noise keys [n]; their Q in units of reward. [n, K, Z], [n, K]."""
@@ -259,14 +274,13 @@ class LDCQ(LatentPriorTraining, ImageAgent):
         Returns:
             targets of the C critics, [C, B].
         """
-        target = self.policy.target_critics
-        q = torch.stack([critic(next_states[:, None], candidates) for critic in target])  # [C, B, K]
+        q = self.policy.q_values(self.policy.target_critics, next_states[:, None], candidates)  # [C, B, K]
         chosen = q.argmax(2).roll(-1, 0)  # [C, B]
         return returns + bootstraps * q.amin(0).gather(1, chosen.T).T
 
     def td_errors(self, states: Tensor, latents: Tensor, targets: Tensor) -> Tensor:
         """Q_i(s, z) - y_i of each critic. Shapes [B, S], [B, Z], [C, B] -> [C, B]."""
-        return torch.stack([critic(states, latents) for critic in self.policy.critics]) - targets
+        return self.policy.q_values(self.policy.critics, states, latents) - targets
 
     def q_loss(self, td_errors: Tensor, weights: Tensor) -> Tensor:
         """Sum over critics of the weighted mean squared error. Shapes [C, B], [B] -> scalar."""

@@ -25,8 +25,9 @@ from ld_agents.latent_prior_settings import LatentPriorSettings
 class LDCQSettings(LatentPriorSettings):
     """Settings of LDCQ. Defaults: the paper where it says, else the released code [C] or its fork's scripts [F]."""
 
-    critic_hidden: Width = 256  # units of the critics' state branch
-    critic_latent_hidden: Width = 128  # units of their latent branch
+    critic: Literal["branches", "joint"] = "branches"  # state and latent meet late, as in the code, or at once
+    critic_hidden: Width = 256  # units of the critics' state branch, or of both joint layers
+    critic_latent_hidden: Width = 128  # units of their latent branch, if they have one
     n_critics: Annotated[int, Field(ge=2, le=16)] = 2  # whose minimum is taken; paper
 
     # where the paper and the released code differ; the code's values are in RELEASED_CODE
@@ -126,19 +127,18 @@ MINUTES = dataclasses.replace(
 PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 
 # What differs between families of datasets in the fast preset; found on seeds 101 and above (results/tuning/README.md).
-# Point mazes: .6 of the time. A critic that has seen few windows at the goal cannot tell there which candidates stay:
-# so Q-learning gets many windows with few candidates each, and the critic chooses often. AntMaze: an ant falls when it
-# is decoded badly, and the mean of a Gaussian is not a gait.
+# Point mazes: 260 visits of the data to large's goal must tell the critic which candidates stay there. So Q-learning
+# gets many windows with few candidates each, the critic sees state and latent at once, and it chooses often. AntMaze:
+# an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait.
 FAMILY: dict[str, dict[str, Any]] = {
     "maze2d": {
-        "vae_steps": 2_500,
-        "prior_steps": 2_500,
+        "critic": "joint",
+        "critic_hidden": 256,
         "q_windows": 131_072,
-        "q_steps": 6_000,
         "candidates_stored": 8,
         "candidates_per_target": 8,
         "solver_steps": 5,
-        "exec_horizon": 2,
+        "exec_horizon": 5,
     },
     "antmaze": {
         "normalize_observations": True,

@@ -90,6 +90,21 @@ class QFunction(nn.Module):
         return rows.view(h.shape[:-1])
 
 
+class JointLatentCritic(nn.Module):
+    """Q(s, z): layers that see state and latent side by side, each with LayerNorm and GELU."""
+
+    def __init__(self, state_dim: int, latent_dim: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.join = nn.Linear(state_dim + latent_dim, hidden)
+        self.join_norm = nn.LayerNorm(hidden)
+        self.head = nn.Sequential(*norm_gelu_mlp(hidden, hidden), nn.Linear(hidden, 1))
+
+    def forward(self, states: Tensor, latents: Tensor) -> Tensor:
+        """Shapes [..., S], [..., Z] -> [...]. Leading dimensions broadcast, as those of `LatentCritic`."""
+        joined = linear_of_parts(self.join, states, latents)
+        return self.head(F.gelu(self.join_norm(joined))).squeeze(-1)
+
+
 class LatentCritic(nn.Module):
     """Q(s, z): a state branch, a latent branch, a common head; LayerNorm and GELU after each hidden layer.
 

@@ -27,6 +27,27 @@ Trained = Callable[[str], OfflineAlgorithm]
 # ---------------------------------------------------------------- acting
 
 
+def test_joint_critics_see_latents_as_the_vae_has_them(dataset: OfflineDataset) -> None:
+    agent = make_agent("LDCQ", dataset, critic="joint", critic_hidden=12, standardize_latents=True).learn()
+    policy = agent.policy
+    assert float((policy.latent_std - 1).abs().max()) > 0.05
+    latents, scores = policy.propose(dataset.observations[:7])
+    states = policy.normalize(dataset.observations[:7])[:, None]
+    raw = latents * policy.latent_std + policy.latent_mean
+    with torch.no_grad():
+        wanted = torch.stack([critic(states, raw) for critic in policy.critics])
+        targets = agent.q_targets(torch.zeros(7), torch.ones(7), states[:, 0], latents)
+        next_values = torch.stack([critic(states, raw) for critic in policy.target_critics])
+    torch.testing.assert_close(scores, wanted.amin(0) / policy.reward_scale)
+    # the first critic's target is the least value of the second critic's choice
+    best = next_values[1].argmax(1, keepdim=True)
+    torch.testing.assert_close(targets[0], next_values.amin(0).gather(1, best)[:, 0])
+    errors = agent.td_errors(states[:, 0], latents[:, 0], torch.zeros(2, 7)).detach()
+    torch.testing.assert_close(errors, wanted[:, :, 0])
+    copy = LDCQ.load(io.BytesIO(saved(agent)), device="cpu")
+    assert torch.equal(copy.policy.propose(dataset.observations[:7])[1], scores)
+
+
 @pytest.mark.parametrize("name", ["LDCQ", "LDCQ-gaussian"])
 def test_acting_decodes_the_candidate_with_the_highest_score(
     trained: Trained, dataset: OfflineDataset, name: str

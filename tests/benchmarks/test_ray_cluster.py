@@ -59,9 +59,9 @@ class Mailbox(ray_work.Mailbox):
         self.sent: list[list[str]] = []
         self.put = SimpleNamespace(remote=self.receive)
 
-    def receive(self, run: str, node: str, files: ray_work.Pack) -> None:
+    def receive(self, run: str, node: str, files: ray_work.Pack) -> bool:
         self.sent.append(sorted(files))
-        ray_work.Mailbox.put(self, run, node, files)
+        return ray_work.Mailbox.put(self, run, node, files)
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +176,44 @@ def test_a_run_is_done_where_it_is_sent_to(tmp_path: Path, without_ray: None) ->
     assert mailbox.sent[-1] == sorted(names)
     assert mailbox.where() == {"a": "here"}
     assert sorted(path.name for path in base.iterdir()) == ["lock", "sent"], "nothing is left but what was sent"
+
+
+SLEEPER = """
+import pathlib, signal, sys, time
+checkpoint = pathlib.Path(sys.argv[1].removeprefix("--out=")) / "checkpoints/a.ckpt"
+def stop(signum, frame):
+    checkpoint.write_text("saved")
+    sys.exit(9)
+signal.signal(signal.SIGTERM, stop)
+checkpoint.parent.mkdir(parents=True)
+checkpoint.write_text("begun")
+time.sleep(60)
+"""
+
+
+def test_a_run_that_has_to_stop_sends_its_checkpoint(
+    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(Mailbox):
+        def receive(self, run: str, node: str, files: ray_work.Pack) -> bool:
+            stopped = super().receive(run, node, files)
+            if "checkpoints/a.ckpt" in files:
+                assert self.stop(run), "it is at work"
+            return stopped
+
+    monkeypatch.setattr(ray_work, "SEND_SECONDS", 0.2)
+    monkeypatch.setattr(ray_work, "LOOK_SECONDS", 0.1)
+    sources = {"benchmarks/run.py": SLEEPER.encode(), "benchmarks/claims.py": (BENCHMARKS / "claims.py").read_bytes()}
+    mailbox = Stopping(str(tmp_path / "results"))
+    assert not mailbox.stop("b"), "it waits for a machine"
+    began = time.monotonic()
+    what: tuple[Any, ...] = ({}, sent(sources), sent({"minari/x": b"data"}), {})
+    assert ray_work.work(mailbox, "a", ["run.py"], ["checkpoints/a.ckpt", "logs/a.log"], *what) == 9
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "results" / "checkpoints" / "a.ckpt").read_text() == "saved"
+    mailbox.lose("a")
+    assert mailbox.where() == {}
+    assert not mailbox.stop("a"), "it waits for another machine"
 
 
 def test_folders_of_other_runs_stay(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from ld_agents.networks.critics import (
+    JointLatentCritic,
     LatentCritic,
     Linear,
     TanhActor,
@@ -304,6 +305,18 @@ def test_critic_broadcasts_states_over_candidates() -> None:
     # the split of the joining layer is a layer on the concatenation
     joined = F.gelu(critic.join_norm(critic.join(torch.cat([critic.state(states), critic.latent(latents[:, 0])], -1))))
     torch.testing.assert_close(critic.head(joined)[:, 0], scores[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_joint_critic_sees_states_and_candidates_side_by_side() -> None:
+    torch.manual_seed(0)
+    critic = JointLatentCritic(3, 6, 16)
+    assert size(critic) == (9 + 1) * 16 + (16 + 1) * 16 + (16 + 1) + 2 * 2 * 16
+    states, latents = randn(4, 3), randn(4, 5, 6, seed=1)
+    scores = critic(states[:, None], latents)
+    assert scores.shape == (4, 5)
+    joined = torch.cat([states[:, None].expand(4, 5, 3), latents], -1)
+    wanted = critic.head(F.gelu(critic.join_norm(critic.join(joined)))).squeeze(-1)
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
