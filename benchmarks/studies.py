@@ -101,11 +101,11 @@ STUDIES: dict[str, Study] = {
     ),
     "horizon": Study(
         "How many steps should a latent stand for? More spread rewards faster, fewer are decoded better.",
-        "steps per latent of LDCQ, which decides every 2 of them",
+        "steps per latent of LDCQ, which decides every 5 of them",
         (
             *_agents(_over("LDCQ", (5, 10, 20, 30, 40), "horizon={}", default=30), [MAZE]),
             *_agents(
-                {"30": "LDCQ[exec_horizon=2]", **_over("LDCQ", (5, 10, 20, 40), "exec_horizon=2,horizon={}")}, [HAND]
+                {"30": "LDCQ[exec_horizon=5]", **_over("LDCQ", (5, 10, 20, 40), "exec_horizon=5,horizon={}")}, [HAND]
             ),
         ),
         ("action_error", "covered", "overestimation"),
