@@ -29,7 +29,7 @@ import ray_work
 from ld_agents.data.d4rl import find_d4rl_file
 from ld_agents.data.storage import dataset_folder, digest, is_local, is_minari_id
 from ray_work import pack, stamp
-from specs import Files, Run, parse_spec, unguided
+from specs import Files, Run, bases, parse_spec
 
 RETRIES = 3  # lost workers in a row without a new checkpoint
 CONNECT_SECONDS = 5.0
@@ -203,8 +203,9 @@ class RemoteRun:
         self.lock = os.dup(lock)
 
     def _submit(self) -> None:
-        files, base = self.files, Files(self.cluster.out, unguided(self.run).name)
-        kept = [files.checkpoint, checkpoint.previous(files.checkpoint), base.result, base.model]
+        files, of_bases = self.files, [Files(self.cluster.out, base.name) for base in bases(self.run)]
+        kept = [files.checkpoint, checkpoint.previous(files.checkpoint)]
+        kept += [path for base in of_bases for path in (base.result, base.model)]
         written = [files.checkpoint, files.model, files.result, files.log]
         kept_names, names = ([str(path.relative_to(self.cluster.out)) for path in paths] for paths in (kept, written))
         files.log.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import difflib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from reporting import (
     ranking_table,
     schedule,
     simulators,
+    studies,
     tables,
 )
 from reporting.added_scores import with_added
@@ -141,6 +142,8 @@ def add_suite(
     title, failures = folder.resolve().name, read_failures(folder)
     if out is None:
         pages.folders += [folder / "tables", folder / "figures"]
+    if title == studies.FOLDER:
+        return add_studies(pages, folder, runs, failures)
     found, why = losses.losses(runs), losses.read_reasons(folder)
     pages.problems += [f"{folder / 'reasons.md'}: {line}" for line in losses.stale(found, why)]
     folder = out or folder
@@ -171,6 +174,19 @@ def add_suite(
     return tables.table_terminal(texts, runs)
 
 
+def add_studies(pages: Pages, folder: Path, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]]) -> str:
+    """Add the studies' tables, figures and page to the pages; returns the table of all runs for the terminal."""
+    numbers, texts = tables.score_tables(runs)
+    made, problems = studies.pages(folder, runs, texts)
+    pages.made |= made
+    pages.problems += problems
+    texts = tables.with_failures(texts, failures)
+    pages.uncommitted[folder / "report.html"] = lambda: suite_page(
+        folder.resolve().name, runs, numbers, texts, aggregates.aggregate(runs), failures
+    )
+    return tables.table_terminal(texts, runs)
+
+
 def all_pages(root: Path) -> Pages:
     """Everything in a repository that is made from run files and records."""
     pages, found = Pages(), []
@@ -180,7 +196,9 @@ def all_pages(root: Path) -> Pages:
             add_suite(pages, folder)
         except SystemExit as error:  # tables without runs
             pages.problems.append(str(error))
-        found += read_runs(folder / "runs")[0]
+        found += read_runs(folder / "runs")[0] if folder.name != studies.FOLDER else []
+    if (folder := root / "results" / studies.FOLDER).exists() and not (folder / "runs").exists():
+        pages.made |= studies.pages(folder, None, None)[0]
     # Agents of the suites' grids with all their steps; other settings are studies with tables of their own.
     runs = frame([r for r in found if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1])
     groups, readme = overview.by_family(runs), root / "README.md"

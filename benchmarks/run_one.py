@@ -30,6 +30,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import checkpoint
 import claims
+import measuring
 import provenance
 from files import write_json
 from ld_agents import zoo
@@ -39,7 +40,18 @@ from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
-from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec, unguided
+from specs import (
+    ACTING,
+    SCHEMA,
+    Files,
+    Run,
+    agent_class,
+    bases,
+    canonical_spec,
+    import_modules,
+    load_dataset,
+    parse_spec,
+)
 
 N_ENVS = 25
 CURVE_POINTS = 5
@@ -183,17 +195,18 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
 
     preset = None if run.preset == "default" else run.preset
     agent = cls(zoo.policy_for(dataset), dataset, preset=preset, seed=run.seed, **settings)
-    base = unguided(run)
-    shares = run.budget == 1 and run != base
-    sharing = shared_agent(Files(out, base.name), agent, dataset) if shares else None
-    if sharing is not None:
-        print(f"VAE and prior are those of {base.name}", flush=True)
-        agent = sharing
+    base, sharing = None, None
+    for base in bases(run):
+        sharing = taken_over(Files(out, base.name), agent, dataset)
+        if sharing is not None:
+            print(f"what it can share with {base.name} is learned", flush=True)
+            agent = sharing
+            break
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
         "total_steps": total_steps,
         "dataset_hash": dataset.content_hash,
-        "shares_with": None if sharing is None else base.name,
+        "shares_with": base.name if base and sharing else None,
         "skipped_points": CURVE_POINTS * agent.num_timesteps // total_steps,
         "curve": [],
         "losses": {},
@@ -203,17 +216,26 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
     }
 
 
-def shared_agent(base: Files, agent: Any, dataset: Any) -> Any:
-    """A LatentDiffuser like `agent` that continues from the VAE and prior of a finished run without guidance.
+def taken_over(base: Files, agent: Any, dataset: Any) -> Any:
+    """An agent like `agent` that has learned what it can share with a finished run.
 
-    Agents that differ in their energy alone are then compared on the same plans, and cost a fraction. None where there
-    is no such run, or one on other data or with other settings of VAE and prior.
+    That is all where they differ in acting alone, and VAE and prior where LatentDiffusers differ in their energy: they
+    are then compared on the same plans, and cost a fraction. None where there is no such run, or one on other data or
+    with other settings.
     """
-    if not isinstance(agent, LatentDiffuser) or not (base.result.exists() and base.model.exists()):
+    if not (base.result.exists() and base.model.exists()):
         return None
     if json.loads(base.result.read_text())["dataset"]["hash"] != dataset.content_hash:
         return None
-    trained = LatentDiffuser.load(base.model, dataset=dataset)
+    trained = type(agent).load(base.model, dataset=dataset)
+    of_acting = {name: getattr(agent.settings, name) for name in ACTING[type(agent).__name__]}
+    if dataclasses.replace(trained.settings, **of_acting) == agent.settings:
+        agent.policy.load_state_dict(trained.policy.state_dict())
+        for progress in ("stage_budget", "stage_steps", "stage_seconds", "num_timesteps"):
+            setattr(agent, progress, getattr(trained, progress))
+        return agent
+    if not isinstance(agent, LatentDiffuser):
+        return None
     of_energy = {name: getattr(agent.settings, name) for name in ENERGY_SETTINGS}
     if dataclasses.replace(trained.settings, **of_energy) != agent.settings:
         return None
@@ -241,7 +263,7 @@ def learn(agent: Any, progress: Progress) -> None:
     signal.signal(signal.SIGTERM, previous)
 
 
-def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
+def run_and_write(run: Run, out: Path, with_plans: bool = False, with_measures: bool = False) -> Path:
     """Do one run and return the path of its result; nothing is done where the result exists."""
     files = Files(out, run.name)
     if files.result.exists():
@@ -272,6 +294,11 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         seconds["learn_cpu"] = record["learn_cpu"]
 
     agent.save(files.model)
+    measured = None
+    if with_measures:
+        started = time.perf_counter()
+        measured = measuring.measure(agent, dataset, evaluation_seed(run.seed, CURVE_POINTS))
+        seconds["measure"] = time.perf_counter() - started
     result = {
         "schema": SCHEMA,
         "agent": run.agent,
@@ -306,6 +333,7 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False) -> Path:
         "resumes": record["resumes"],
         "predict_ms": rounded(outcome.predict_ms, 4),
         "peak_memory_mb": provenance.peak_memory_mb(),
+        "measured": measured,
         "plans": maze_plans.plan_paths(agent, dataset.make_eval_env, seed=seed) if with_plans else None,
         "hardware": provenance.hardware(agent.device),
         "versions": provenance.versions(),
@@ -336,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that receives runs/, models/, checkpoints/")
     parser.add_argument("--imports", nargs="*", default=[], metavar="MODULE", help="modules that register environments")
     parser.add_argument("--plans", action="store_true", help="store the paths of candidate latents (point mazes)")
+    parser.add_argument("--measure", action="store_true", help="measure more than scores; see measuring.py")
     parser.add_argument("--claimed", action="store_true", help=argparse.SUPPRESS)  # the suite has passed on the lock
     options = parser.parse_args(arguments)
     import_modules(options.imports)
@@ -343,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Run(*what, options.seed, options.preset, options.budget, options.episodes)
     try:
         with contextlib.nullcontext() if options.claimed else claims.claimed(Files(options.out, run.name).lock):
-            run_and_write(run, options.out, options.plans)
+            run_and_write(run, options.out, options.plans, options.measure)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise

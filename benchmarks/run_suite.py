@@ -38,6 +38,7 @@ import ray_cluster
 import report
 from files import write_json
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
+from ld_agents.evaluation import scores
 from live_table import live_table
 from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 from suites import SUITES, Suite
@@ -52,11 +53,13 @@ STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interr
 
 
 def grid(suite: Suite) -> list[Run]:
-    """All runs of a suite, in the order in which they are started: costly agents and datasets first."""
-    return [
-        Run(canonical_spec(agent), canonical_spec(dataset), seed, suite.preset, suite.budget, suite.episodes)
-        for agent, dataset, seed in itertools.product(suite.agents, suite.datasets, suite.seeds)
-    ]
+    """All runs of a suite, in the order in which they are started."""
+    agents, datasets = ([canonical_spec(spec) for spec in specs] for specs in (suite.agents, suite.datasets))
+    order: Iterable[tuple[str, str, int]] = itertools.product(agents, datasets, suite.seeds)
+    if suite.pairs is not None:
+        chosen = [pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets]
+        order = ((*pair, seed) for seed in suite.seeds for pair in chosen)
+    return [Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes) for agent, dataset, seed in order]
 
 
 def is_finished(run: Run, out: Path) -> bool:
@@ -110,7 +113,8 @@ def check_agents(runs: Iterable[Run]) -> dict[Run, str]:
             cls = agent_class(name)
             preset = "fast" if run.preset == "default" else run.preset
             if issubclass(cls, OfflineAlgorithm):
-                cls._resolve(preset, None, {key: value for key, value in settings.items() if key != "cpu_bf16"})
+                of_agent = {key: value for key, value in settings.items() if key != "cpu_bf16"}
+                cls._resolve(preset, scores.family(parse_spec(run.dataset)[0]), of_agent)
         except Exception as error:  # a module of the user's own may raise anything
             failures[run] = f"{type(error).__name__}: {error}"
     return failures
@@ -236,6 +240,7 @@ def do_runs(
     plans_seed: int,
     imports: Sequence[str] = (),
     cluster: ray_cluster.Cluster | None = None,
+    measured: bool = False,
 ) -> dict[Run, str]:
     """Do the runs, `jobs` at a time, here or in a cluster; returns the reasons of those that failed.
 
@@ -284,7 +289,7 @@ def do_runs(
             for run in list(waiting):
                 if len(alive) >= room:
                     break
-                options = ["--plans"] * (run.seed == plans_seed) + ["--imports", *imports]
+                options = ["--plans"] * (run.seed == plans_seed) + ["--measure"] * measured + ["--imports", *imports]
                 try:
                     if (reason := done_elsewhere(run, out, began)) is not False:
                         ended[run] = reason
@@ -413,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for run, reason in failures.items():
                     keep_failure(run, out, reason)
                 runnable = [run for run in missing if run not in failures]
-                failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster)
+                failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster, suite.measured)
     except KeyboardInterrupt:
         finished = sum(Files(out, run.name).result.exists() for run in runs)
         print(f"interrupted with {finished} of {len(runs)} runs finished; run the same command again to resume")

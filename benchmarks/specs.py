@@ -8,15 +8,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ld_agents
+from ld_agents import latent_diffuser_settings, ldcq_settings
 from ld_agents.evaluation.scores import TASKS
 
 SCHEMA = 1  # of the run files
+# Settings of agents that their training does not depend on.
+ACTING = {
+    "LDCQ": ldcq_settings.ACTING_SETTINGS,
+    "LatentDiffuser": latent_diffuser_settings.ACTING_SETTINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,12 @@ class Run:
         return "__".join(names)
 
 
-def unguided(run: Run) -> Run:
-    """The run without guidance whose VAE and prior a LatentDiffuser can take over; see `run_one.shared_agent`."""
-    return replace(run, agent=f"{parse_spec(run.agent)[0]}[guidance=none]")
+def bases(run: Run) -> list[Run]:
+    """Runs of which this one can take over what they learned, the most of it first; see `run_one.taken_over`."""
+    name, settings = parse_spec(run.agent)
+    trained = {key: value for key, value in settings.items() if key not in ACTING.get(name, ())}
+    agents = [spelled(name, trained)] + [f"{name}[guidance=none]"] * (name == "LatentDiffuser" and run.budget == 1)
+    return [replace(run, agent=agent) for agent in agents if agent != run.agent]
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -74,7 +83,11 @@ def _value(text: str) -> Any:
 
 def canonical_spec(spec: str) -> str:
     """The one spelling of a spec: no spaces, settings in alphabetical order."""
-    name, settings = parse_spec(spec)
+    return spelled(*parse_spec(spec))
+
+
+def spelled(name: str, settings: Mapping[str, Any]) -> str:
+    """The spec of a name and its settings."""
     items = []
     for key, value in sorted(settings.items()):
         # A text stands without quotation marks where it is read as the same text.

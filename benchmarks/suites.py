@@ -7,12 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from studies import PAIRS
+
 
 @dataclass(frozen=True)
 class Suite:
     """A grid of runs. `agents` and `datasets` are listed with the costliest first: they are started in this order.
 
     `budget` is the share of the preset's gradient steps; `episodes` the number of evaluation episodes of each run.
+    `pairs`: the agents and datasets that belong together, where not all do; one seed of all, then the next. `measured`:
+    whether the runs measure more than scores (`measuring.py`).
     """
 
     agents: tuple[str, ...]
@@ -21,6 +25,8 @@ class Suite:
     preset: str = "fast"
     budget: float = 1.0
     episodes: int = 100
+    pairs: tuple[tuple[str, str], ...] | None = None
+    measured: bool = False
 
 
 ALL_AGENTS = (
@@ -126,6 +132,14 @@ SUITES: dict[str, Suite] = {
         agents=("LDCQ", "LDGC", "LDGC[goals=commanded]", "GCBC", "GCBC[goals=commanded]"),
         datasets=_named("ld-agents/pointmaze/{}-v0[eval_goals=cells,goal=keep]", ("large", "medium")),
         seeds=(0, 1, 2),
+    ),
+    # The questions of `studies.py`.
+    "studies": Suite(
+        agents=tuple(dict.fromkeys(agent for agent, _ in PAIRS)),
+        datasets=tuple(dict.fromkeys(dataset for _, dataset in PAIRS)),
+        seeds=(0, 1, 2),
+        pairs=PAIRS,
+        measured=True,
     ),
     # Images: LDCQ and BC learn from the same frames. An episode takes some seconds, so there are few.
     "images": Suite(

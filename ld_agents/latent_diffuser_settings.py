@@ -147,6 +147,9 @@ class LatentDiffuserSettings:
 
 ENERGY_GUIDED = ("exact", "mse")  # kinds of guidance with a network of their own
 
+# what an agent may change after its training
+ACTING_SETTINGS = ("guidance_scale", "n_candidates", "exec_horizon")
+
 # what `LatentDiffuser.with_energy` may change
 ENERGY_SETTINGS = (
     *(
@@ -161,7 +164,7 @@ ENERGY_SETTINGS = (
     ),
     *("scale_states", "support_states", "support_size", "energy_learning_rate", "energy_batch_size", "energy_steps"),
     *("energy_hidden", "energy_layers", "energy_frequency_scale"),
-    *("guidance_scale", "solver", "solver_grid", "solver_steps", "n_candidates", "exec_horizon"),
+    *("solver", "solver_grid", "solver_steps", *ACTING_SETTINGS),
 )
 
 PAPER = LatentDiffuserSettings()

@@ -66,6 +66,15 @@ class LDCQSettings(LatentPriorSettings):
             )
 
 
+# what an agent may change after its training
+ACTING_SETTINGS = (
+    "candidates_acting",
+    "exec_horizon",
+    "sample_actions",
+    "redraw_at_predicted_state",
+    "acting_critics",
+)
+
 PAPER = LDCQSettings()
 
 # Sizes and budgets are ours, chosen so that a run takes minutes on one core. What was tuned (on seed 100, never on a

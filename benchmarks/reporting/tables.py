@@ -60,9 +60,9 @@ def bracketed(estimate: Estimate) -> str:
     return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
 
 
-def ranged(value: float, values: Sequence[float]) -> str:
+def ranged(value: float, values: Sequence[float], digits: int = 1) -> str:
     """`12.3 (10.0 to 14.5)`: a value with the range of few seeds."""
-    return f"{number(value)} ({number(min(values))} to {number(max(values))})"
+    return f"{number(value, digits)} ({number(min(values), digits)} to {number(max(values), digits)})"
 
 
 def _cell(cell: pd.DataFrame, measure: str, estimate: Estimate) -> str:

@@ -23,6 +23,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -31,6 +32,7 @@ import numpy as np
 from ld_agents.data import recording
 from ld_agents.data.recording import Check, Episode
 from ld_agents.data.storage import is_local
+from ld_agents.evaluation.disturbances import DISTURBED, Disturbance, Push, executed
 from ld_agents.evaluation.environments import register_robotics
 from ld_agents.evaluation.eval_env import evaluation_spec
 from ld_agents.evaluation.mazes import MAZES, cell_center, free_cells, maze_map, next_cells
@@ -49,6 +51,7 @@ BUILT_IN: dict[str, tuple[str, int, int]] = {
     **{f"ld-agents/pointmaze/{maze}-v0": (maze, 1_000_000, 100) for maze in MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
     "ld-agents/pointmaze/umaze-100k-v0": ("umaze", 100_000, 20),
+    **{f"ld-agents/pointmaze/{name}-v0": ("large", 1_000_000, 100) for name in DISTURBED},
 }
 
 
@@ -101,8 +104,13 @@ def _stream(maze: str, seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, list(MAZES).index(maze)], spawn_key=path))
 
 
-def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarray]:
-    """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2]."""
+def _drive(
+    maze: str, seed: int, chunk: int, n_steps: int, disturbance: Disturbance | None = None
+) -> dict[str, np.ndarray]:
+    """One never-reset trajectory: states [n + 1, 4], actions [n, 2], and the goal in force at each state [n + 1, 2].
+
+    With a disturbance also its `pushes`, [n, 2, 2].
+    """
     env = evaluation_spec(maze).make()
     env.reset(seed=0)
     maze_env: Any = env.unwrapped
@@ -124,6 +132,9 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
     actions = np.empty((n_steps, 2), dtype=np.float32)
     states[0] = np.concatenate([point.data.qpos, point.data.qvel])
     goals = np.empty((n_steps + 1, 2))
+    drive: dict[str, np.ndarray] = {"states": states, "actions": actions, "goals": goals}
+    if disturbance:
+        drive["pushes"] = np.array(list(islice(disturbance.pushes(_stream(maze, seed, chunk, 2)), n_steps)))
     x, y, vx, vy = states[0].tolist()
     reached, left = True, 0
     for t in range(n_steps):
@@ -137,19 +148,22 @@ def _drive(maze: str, seed: int, chunk: int, n_steps: int) -> dict[str, np.ndarr
         goals[t] = goals[t + 1] = goal
         ax, ay, reached = controller.act(x, y, vx, vy)
         actions[t] = _clipped(ax + noise[t, 0]), _clipped(ay + noise[t, 1])
-        states[t + 1] = point.step(actions[t])[0]
+        action = executed(point, actions[t], Push(*drive["pushes"][t])) if disturbance else actions[t]
+        states[t + 1] = point.step(action)[0]
         x, y, vx, vy = states[t + 1].tolist()
         left -= 1
     env.close()
-    return {"states": states, "actions": actions, "goals": goals}
+    return drive
 
 
-def play_reference(maze: str, seed: int, policy: str, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+def play_reference(
+    maze: str, seed: int, policy: str, episodes: int, disturbance: Disturbance | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns [episodes] by both protocols, environment and first contact, of a policy in the evaluation environment.
 
     `policy`: "controller", without noise, or "random", uniform actions.
     """
-    env = evaluation_spec(maze).make()
+    env = replace(evaluation_spec(maze), disturbance=disturbance).make()
     task = MAZES[maze]
     controller = _Controller(maze)
     goal = cell_center(maze, task.goal_cell)
@@ -179,6 +193,7 @@ class _Drives:
     maze: str
     steps: int
     chunk_steps: int
+    disturbance: Disturbance | None = None
 
     @property
     def chunks(self) -> int:
@@ -187,9 +202,11 @@ class _Drives:
     def record(self, entropy: tuple[int, ...]) -> tuple[list[Episode], Check]:
         """Episodes whose observations are states and goals [T + 1, 6]; segments of them are replayed in evaluation."""
         seed, chunk = entropy
-        drive = _drive(self.maze, seed, chunk, min(self.chunk_steps, self.steps - chunk * self.chunk_steps))
+        disturbed = [self.disturbance] if self.disturbance else []
+        n_steps = min(self.chunk_steps, self.steps - chunk * self.chunk_steps)
+        drive = _drive(self.maze, seed, chunk, n_steps, *disturbed)
         states, actions, goals = drive["states"], drive["actions"], drive["goals"]
-        env = evaluation_spec(self.maze).make()
+        env = replace(evaluation_spec(self.maze), disturbance=self.disturbance).make()
         maze: Any = env.unwrapped
 
         def pieces(observations: np.ndarray, length: int, goals: np.ndarray) -> list[Episode]:
@@ -204,11 +221,15 @@ class _Drives:
             env.reset(seed=0)
             start: np.ndarray = segment.observations[0]
             maze.point_env.set_state(start[:2], start[2:])
+            if self.disturbance:  # what happened in the recording
+                rows = drive["pushes"][SEGMENT_STEPS * next(places) :]
+                env.get_wrapper_attr("repeat")(Push(*push) for push in rows)
             return start
 
         segments = pieces(states, SEGMENT_STEPS, np.array(evaluation_spec(self.maze).goal))
         count = min(math.ceil(SEGMENTS_CHECKED / self.chunks), len(segments))
         chosen = np.linspace(0, len(segments) - 1, count).astype(int)
+        places = iter(chosen)
         flat = gym.wrappers.TransformObservation(env, lambda seen: seen["observation"], None)
         check = recording.replay(flat, [segments[index] for index in chosen], begin)
         env.close()
@@ -251,7 +272,8 @@ def generate(
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}. It must be at least 1.")
     register_robotics()
-    part = _Drives(maze, n_steps, CHUNK_STEPS)
+    disturbance = Disturbance.of(dataset_id)
+    part = _Drives(maze, n_steps, CHUNK_STEPS, disturbance)
     if processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # A process takes seconds to start: a small dataset is recorded in this one.
@@ -264,13 +286,14 @@ def generate(
     ):
         if is_local(dataset_id):
             return
-        task, spec = MAZES[maze], evaluation_spec(maze)
+        task, spec = MAZES[maze], replace(evaluation_spec(maze), disturbance=disturbance)
         checks: list[Check] = []
         env: Any = gym.make(task.env_id, max_episode_steps=1_000_000, continuing_task=True, reset_target=True)
         if env.unwrapped.maze.maze_map != maze_map(maze):
             raise RuntimeError(f"The map of {task.env_id} differs from D4RL's. Install gymnasium-robotics 1.4.")
         policies = ("controller", "random")
-        played = run(play_reference, [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2)
+        how = [maze] * 2, [seed] * 2, policies, [evaluation_episodes] * 2, [disturbance] * 2
+        played = run(play_reference, *how)
 
         def episodes() -> Iterator[Episode]:
             for recorded, check, _ in recording.recorded_chunks(part, (seed,), work / "chunks", run):
@@ -305,7 +328,7 @@ def generate(
                     f"or after {task.episode_steps} steps; unlike in D4RL's files this is no timeout: an episode is "
                     f"{EPISODE_STEPS:,} steps long and its goal changes on the way. The evaluation environment has "
                     f"D4RL's goal, cell {task.goal_cell}, and pays 1 for every step within 0.45 of it. Reference "
-                    "scores are D4RL's."
+                    f"scores are D4RL's{f', of the undisturbed maze. {disturbance}' if disturbance else ''}."
                 ),
                 "eval_env_spec": evaluated.to_json(),
                 "ref_min_score": reference.minimum,
@@ -313,7 +336,7 @@ def generate(
                 "num_episodes_average_score": 100,
                 "requirements": ["gymnasium-robotics>=1.4", "mujoco>=3.3"],
                 "ld_agents": {
-                    "provenance": "regenerated",
+                    "provenance": "recorded" if disturbance else "regenerated",
                     "seed": seed,
                     "evaluation_goal": spec.goal,
                     "replay_check": check,

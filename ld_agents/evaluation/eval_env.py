@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ld_agents.evaluation import environments
+from ld_agents.evaluation.disturbances import Disturbance, Disturbed
 from ld_agents.evaluation.drawn_goals import DrawnFrom, DrawnGoals
 from ld_agents.evaluation.mazes import MAZES, cell_center, from_d4rl_frame, maze_map
 from ld_agents.evaluation.scores import D4RL_TASKS, TASKS, d4rl_name, family
@@ -28,6 +29,8 @@ FIXED_GOAL_ENTRY_POINTS = (
 )
 """`FixedGoal` in the metadata of a dataset: as it is stored now, and as earlier versions stored it."""
 
+
+DISTURBED_ENTRY_POINT = "ld_agents.evaluation.disturbances:Disturbed"
 
 WRAPPERS = re.findall(
     r"\w+",
@@ -52,6 +55,7 @@ class EvalEnvSpec:
         start_noise: of the ant in gymnasium-robotics' AntMaze, whose episodes all start in one pose at rest otherwise:
             half-width of uniform noise on the pose, standard deviation of normal noise on the velocities. D4RL: 0.1.
         drawn_goals: what start and goal of each episode in a maze are drawn from, see `DrawnGoals`; None: not drawn.
+        disturbance: what makes the dynamics of a point maze random; None: nothing does.
     """
 
     id: str
@@ -62,6 +66,7 @@ class EvalEnvSpec:
     wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
     start_noise: float = 0.0
     drawn_goals: DrawnFrom | None = None
+    disturbance: Disturbance | None = None
 
     @classmethod
     def from_json(cls, text: Any) -> EvalEnvSpec | None:
@@ -76,7 +81,7 @@ class EvalEnvSpec:
         if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
             return None
         kwargs, limit, wrappers = (spec.get(key) for key in ("kwargs", "max_episode_steps", "additional_wrappers"))
-        goal, kept = None, []
+        goal, disturbance, kept = None, None, []
         for wrapper in wrappers if isinstance(wrappers, list) else ():
             place, arguments = (
                 wrapper.get(key) if isinstance(wrapper, dict) else None for key in ("entry_point", "kwargs")
@@ -84,6 +89,10 @@ class EvalEnvSpec:
             if place in FIXED_GOAL_ENTRY_POINTS:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     goal = tuple(float(x) for x in wrapper["kwargs"]["goal"])
+                continue
+            if place == DISTURBED_ENTRY_POINT:
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    disturbance = Disturbance(*(float(wrapper["kwargs"][name]) for name in ("wind", "action_noise")))
                 continue
             module, _, name = str(place).partition(":")
             ours = module.startswith("gymnasium.wrappers.") and isinstance(arguments, dict | None)
@@ -94,6 +103,7 @@ class EvalEnvSpec:
             limit if type(limit) is int and limit > 0 else None,
             goal,
             wrappers=tuple(kept),
+            disturbance=disturbance,
         )
 
     def make(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -141,6 +151,8 @@ class EvalEnvSpec:
             assert isinstance(space, spaces.Box)
             kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
             env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
+        if self.disturbance is not None:
+            env = Disturbed(env, self.disturbance.wind, self.disturbance.action_noise)
         if self.drawn_goals is not None:
             return DrawnGoals(env, self.drawn_goals)
         return env if self.goal is None else FixedGoal(env, self.goal)
@@ -253,7 +265,9 @@ def environment_of(dataset_id: str) -> EvalEnvSpec | None:
             return None if spec is None else spec.with_drawn_goals(drawn_from)
     if dataset_id.startswith("ld-agents/") and dataset_id in TASKS:
         task = TASKS[dataset_id]
-        return evaluation_spec(task.removeprefix("maze2d-")) if family(task) == "maze2d" else _registered(task)
+        if family(task) != "maze2d":
+            return _registered(task)
+        return replace(evaluation_spec(task.removeprefix("maze2d-")), disturbance=Disturbance.of(dataset_id))
     name = d4rl_name(dataset_id)
     return None if name is None else file_environment(D4RL_TASKS[name])
 

@@ -414,7 +414,8 @@ def test_score_matrix_with_a_hole_is_refused() -> None:
 
 
 def test_every_agent_of_the_suites_has_a_look_of_its_own() -> None:
-    agents = {agent for name, suite in SUITES.items() if name != "smoke" for agent in suite.agents}
+    # the studies' figures are drawn by dataset
+    agents = {agent for name, suite in SUITES.items() if name not in ("smoke", "studies") for agent in suite.agents}
     assert agents <= set(figures.LOOKS)
     assert len({figures.look(agent) for agent in agents}) == len({figures.look(agent)[0] for agent in agents}) == 19
     # Others depend on their name alone; settings are a tint of their agent's color.
