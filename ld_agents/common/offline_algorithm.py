@@ -354,15 +354,16 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
                 )
 
     def _origins_in(self, description: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
-        """Family and origins of settings in a saved agent. Of one saved without them, only the preset's are told."""
+        """Family and origins of settings in a saved agent; of settings that are newer than it, as the preset tells."""
         preset = self.presets()[self.preset]
         compared = {
             n: "preset" if getattr(preset, n) == getattr(self.settings, n) else "user" for n in self.settings_origin
         }
         family, origin = description.get("family"), description.get("settings_origin", compared)
-        if not isinstance(family, str | None) or origin.keys() != self.settings_origin.keys():
+        newer = self.settings_origin.keys() - description["settings"].keys()
+        if not isinstance(family, str | None) or origin.keys() | newer != self.settings_origin.keys():
             raise KeyError("family or origins of settings")
-        return family, {name: str(value) for name, value in origin.items()}
+        return family, {name: str(value) for name, value in (compared | origin).items()}
 
     def _check_progress(self) -> None:
         names = {stage.name for stage in self.stages()} if self.stage_budget else set()

@@ -111,6 +111,18 @@ def test_an_agent_saved_before_origins_were_kept_loads(dataset: OfflineDataset) 
     assert loaded.settings_origin["n_critics"] == "preset"
 
 
+def test_an_agent_saved_before_a_setting_existed_loads(dataset: OfflineDataset) -> None:
+    agent = make_agent("LDCQ", dataset, critic="branches")
+    assert agent.settings_origin["critic"] == "user"
+
+    def older(description: dict[str, Any]) -> None:
+        del description["settings"]["critic"], description["settings_origin"]["critic"]
+
+    loaded = LDCQ.load(io.BytesIO(with_description(saved(agent), older)))
+    assert loaded.settings == agent.settings
+    assert loaded.settings_origin == agent.settings_origin | {"critic": "preset"}
+
+
 @pytest.mark.parametrize("origin", [None, [], {}, {"steps": "preset"}, "preset"])
 def test_damaged_origins_are_refused(dataset: OfflineDataset, origin: Any) -> None:
     blob = with_description(saved(make_agent("BC", dataset)), lambda d: d.update(settings_origin=origin))
