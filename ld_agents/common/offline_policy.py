@@ -55,6 +55,11 @@ class OfflinePolicy(BasePolicy):
         self.register_buffer("observation_mean", torch.zeros(state_dim))
         self.register_buffer("observation_std", torch.ones(state_dim))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are. SB3 searches all modules for it: a seventh of a step that goes on with a plan."""
+        return self.observation_mean.device
+
     @abstractmethod
     def act(
         self, states: Tensor, keys: Tensor, state: State | None, episode_start: NDArray[np.bool_], deterministic: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ from ld_agents.common.goals import GoalAgent
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 # ---------------------------------------------------------------- predict
+
+
+def test_device_of_the_policy_follows_its_weights(name: str, trained: Trained) -> None:
+    policy = copy.deepcopy(trained(name).policy)
+    assert policy.device == torch.device("cpu")
+    assert policy.to("meta").device == torch.device("meta") == next(policy.parameters()).device
 
 
 def test_single_and_batched_observations(name: str, trained: Trained) -> None:
