@@ -107,10 +107,12 @@ def _check_run(run: RunFile) -> None:
         raise ValueError("'returns' has an entry that is not finite")
     for point in run["curve"]:
         point["gradient_steps"], point["seconds"], point["returns"], point["first_contact"]
-    for draw in (run.get("measured") or {}).get("draws", {}).values():
+    measured = run.get("measured") or {}
+    for draw in measured.get("draws", {}).values():
         draw.items()
-    for key in ("places", "variance", "tasks", "names"):
-        (run.get("measured") or {}).get("latent_map", {key: 0})[key]
+    if "latent_map" in measured:
+        for key in ("places", "variance", "tasks", "names"):
+            measured["latent_map"][key]
     for start in run["plans"]["starts"] if run["plans"] else ():
         start["position"], start["paths"], start["scores"], start["chosen"], start["route"]
 
