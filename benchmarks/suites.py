@@ -130,7 +130,10 @@ SUITES: dict[str, Suite] = {
     # success. LDCQ learns there from the rewards of the goals that the data command.
     "goals": Suite(
         agents=("LDCQ", "LDGC", "LDGC[goals=commanded]", "GCBC", "GCBC[goals=commanded]"),
-        datasets=_named("ld-agents/pointmaze/{}-v0[eval_goals=cells,goal=keep]", ("large", "medium")),
+        datasets=_named(
+            "ld-agents/{}[eval_goals=cells,goal=keep]",
+            ("antmaze/medium-diverse-v1", "pointmaze/large-v0", "pointmaze/medium-v0"),
+        ),
         seeds=(0, 1, 2),
     ),
     # The questions of `studies.py`.
