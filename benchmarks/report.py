@@ -199,7 +199,9 @@ def all_pages(root: Path) -> Pages:
         found += read_runs(folder / "runs")[0] if folder.name != studies.FOLDER else []
     if (folder := root / "results" / studies.FOLDER).exists() and not (folder / "runs").exists():
         pages.made |= studies.pages(folder, None, None)[0]
-    # Agents of the suites' grids with all their steps; other settings are studies with tables of their own.
+    # Agents of the suites' grids with all their steps; other settings are studies with tables of their own. Of a run
+    # that several suites have, `frame` takes the first: the newest.
+    found.sort(key=lambda run: str(run.get("finished", "")), reverse=True)
     runs = frame([r for r in found if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1])
     groups, readme = overview.by_family(runs), root / "README.md"
     pages.made |= {
