@@ -158,6 +158,14 @@ TINY_CQL: dict[str, Any] = {
     "normalize_observations": True,
 }
 
+TINY_IMAGES: dict[str, Any] = {
+    "image_code": 4,
+    "image_widths": (8, 8),
+    "image_batch_size": 32,
+    "image_learning_rate": 3e-3,
+    "image_steps": 16,
+}
+
 AGENTS: dict[str, tuple[type[OfflineAlgorithm], dict[str, Any]]] = {
     "LDCQ": (LDCQ, TINY_LDCQ),
     "LDCQ-gaussian": (LDCQ, {**TINY_LDCQ, "prior": "gaussian"}),
@@ -284,8 +292,10 @@ class StopAt(BaseCallback):
 def make_agent(name: str, dataset: OfflineDataset, *, seed: int = 0, **settings: Any) -> OfflineAlgorithm:
     """An untrained tiny agent by its name in `AGENTS`."""
     agent_class, tiny = AGENTS[name]
-    kept = isinstance(dataset.observation_space, spaces.Dict)
-    return agent_class("MultiInputPolicy" if kept else "MlpPolicy", dataset, seed=seed, **{**tiny, **settings})
+    policy = "MultiInputPolicy" if isinstance(dataset.observation_space, spaces.Dict) else "MlpPolicy"
+    if dataset.has_frames:
+        policy, tiny = "CnnPolicy", {**tiny, **TINY_IMAGES}
+    return agent_class(policy, dataset, seed=seed, **{**tiny, **settings})
 
 
 def saved(agent: OfflineAlgorithm) -> bytes:
@@ -332,9 +342,8 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def trained(dataset: OfflineDataset) -> Callable[[str], OfflineAlgorithm]:
-    """A fresh copy of a trained agent, by its name."""
+def trained_on(dataset: OfflineDataset) -> Trained:
+    """What makes a fresh copy of a trained agent, by its name."""
     files: dict[str, bytes] = {}
 
     def load(name: str) -> OfflineAlgorithm:
@@ -343,6 +352,11 @@ def trained(dataset: OfflineDataset) -> Callable[[str], OfflineAlgorithm]:
         return AGENTS[name][0].load(io.BytesIO(files[name]), dataset=dataset)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: OfflineDataset) -> Trained:
+    return trained_on(dataset)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import MEASURED_SCORES, REFERENCE_SCORES, TASKS
 from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, RunFile, base_id, measures, on_scale, reference_scores
 
@@ -28,15 +29,23 @@ PUBLISHED_PAPERS = {
     "CORL (re-implementation, last scores)": "CORL, last checkpoint",
     "LDCQ (Venkatraman et al., arXiv 2309.06599, ICLR 2024)": "the paper, second-hand",
 }
+# OGBench's mazes are D4RL's. Its data are others, and its agents are told where to go, as where goals are drawn here.
+OGBENCH = "OGBench (Park et al., arXiv 2410.20092, ICLR 2025)"
+OGBENCH_DATASETS = {r"ld-agents/(pointmaze|antmaze)/(medium|large)(-diverse)?-v[01]": r"\1-\2-navigate-v0"}
+
+
+@functools.cache
+def _rows_of_papers() -> pd.DataFrame:
+    rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    return rows.assign(text=rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""))
 
 
 @functools.cache
 def _published() -> pd.DataFrame:
-    rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    rows = _rows_of_papers()
     rows = rows[rows["paper"].isin(list(PUBLISHED_PAPERS))]
     return rows.assign(
         protocol=ENV,
-        text=rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""),
         paper=rows["paper"].map(PUBLISHED_PAPERS) + " (" + rows["dataset"] + ")",
     )
 
@@ -55,6 +64,27 @@ def published(run: pd.Series) -> dict[str, str]:
     columns = {f"published_{name}": name for name in ("score", "spread", "protocol", "source", "confidence")}
     columns |= {"published, env": "text", "source": "paper"}
     return {column: "; ".join(rows[name]) for column, name in columns.items()}
+
+
+def on_other_data(run: pd.Series) -> list[dict[str, str]]:
+    """Texts for rows of agents that did not run here: published rates of success in OGBench's maze of the same map.
+
+    Where goals are drawn, from a row of the frame of runs.
+    """
+    name, drawn, _ = run["name"].partition(DRAWN_GOALS)
+    if not drawn:
+        return []
+    rows = _rows_of_papers()
+    theirs = (m.expand(other) for ours, other in OGBENCH_DATASETS.items() if (m := re.fullmatch(ours, name)))
+    rows = rows[(rows["paper"] == OGBENCH) & (rows["dataset"] == next(theirs, None))]
+    return [
+        {
+            "agent": f"{row['algorithm']} (published)",
+            "published, env": f"{row['text']} % successes",
+            "source": f"OGBench, {row['confidence']} ({row['dataset']})",
+        }
+        for row in rows.to_dict("records")
+    ]
 
 
 def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:

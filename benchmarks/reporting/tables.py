@@ -36,6 +36,10 @@ CSV_FORMATS = {
 STUDENTS = "Student's t, env"
 BEFORE = ["dataset", "made by", "agent", "preset", "budget", "seeds", "episodes"]
 AFTER = ["ms per action", "minutes", STUDENTS, "published, env", "source"]
+ELSEWHERE = (
+    "; OGBench's are of agents that did not run here, on its own data from the same maze and with five pairs of start "
+    "and goal, and so no comparison"
+)
 MEASURES = {
     ENV: ("env", ""),
     FIRST_CONTACT: ("first contact", "credits every step from the first one at the goal, from the same rollouts"),
@@ -45,7 +49,7 @@ HEAD = """{description}
 
 `env` is the environment's return{explained}. D4RL scores: 0 and 100 are D4RL's constants for random actions and for \
 its reference policy. Rows in italics are reference policies measured here. Published numbers are other people's, on \
-D4RL's own data. Data that are `regenerated` follow D4RL's recipe, a `stand-in` does not.
+D4RL's own data{elsewhere}. Data that are `regenerated` follow D4RL's recipe, a `stand-in` does not.
 
 """
 
@@ -94,7 +98,8 @@ def escaped(text: str) -> str:
 def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The scores as numbers, one row per dataset, agent and measure, and as texts, one row per dataset and agent.
 
-    Reference policies (`is_policy`; in italics) stand below the agents of each dataset.
+    Reference policies (`is_policy`; in italics) stand below the agents of each dataset, and as texts what is published
+    of agents on other data.
     """
     numbers: list[dict[str, Any]] = []
     texts: list[dict[str, Any]] = []
@@ -129,6 +134,7 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             row = {"dataset": dataset, "made by": run["provenance"], "agent": f"*{name}*", "episodes": episodes}
             row |= {measure: number(mean) for measure, mean in means.items()}
             texts.append(row | {"published, env": "", "source": ""})
+        texts += [{"dataset": dataset, **row} for row in references.on_other_data(run)]
     shown = [measure for measure in MEASURES if any(measure in row for row in texts)]
     table = pd.DataFrame(texts, columns=[*BEFORE, *shown, *AFTER], dtype=object)
     table = table.where(table.notna(), "–")  # fillna would warn of downcasting
@@ -161,14 +167,16 @@ def table_csv(numbers: pd.DataFrame) -> str:
 def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]] = ()) -> str:
     """The table for people, with its head and notes."""
     explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
-    head = HEAD.format(description=describe(runs), explained=explained)
+    elsewhere = ELSEWHERE * bool(texts["source"].str.startswith("OGBench").any())
+    head = HEAD.format(description=describe(runs), explained=explained, elsewhere=elsewhere)
     lines = [*coverage(runs), *notes(runs), *reasons(failures), origin(runs)]
     return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {escaped(line)}\n" for line in lines)
 
 
 def table_terminal(texts: pd.DataFrame, runs: pd.DataFrame, width: int = 120) -> str:
     """The table for a terminal of that width; names that are too long lose their beginning."""
-    shown = texts.drop(columns=["preset", "budget", "seeds", "episodes", STUDENTS, "published, env", "source"])
+    shown = texts[texts["env"] != "–"]  # without what is published alone
+    shown = shown.drop(columns=["preset", "budget", "seeds", "episodes", STUDENTS, "published, env", "source"])
     shown["dataset"] = [_short(name.removeprefix("ld-agents/"), 28) for name in shown["dataset"]]
     shown["agent"] = [f"({name.strip('*')})" if name.startswith("*") else name for name in shown["agent"]]
     shown.insert(1, "agent", shown.pop("agent"))

@@ -31,7 +31,7 @@ FILE_SIZES: dict[str, tuple[int, int]] = {
 }
 """Sizes of observations and actions, by task."""
 
-_CARLA_FRAME = (48, 48, 3)  # red, green, blue; D4RL's flat files hold them as numbers from 0 to 1
+_CARLA_FRAME = (48, 48, 3)  # red, green, blue; D4RL's flat files hold them as numbers from 0 to 1, or as uint8
 _EPISODE_STEPS = {"locomotion": 1000, "carla": 250}  # where no terminal ends it, in files without timeouts
 _ROWS_AT_A_TIME = 4096
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -136,16 +136,19 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
 
 
 def _carla_frames(item: Any, where: str) -> np.ndarray:
-    """Frames [N, 48, 48, 3] uint8 from rows of their numbers divided by 255, read some at a time."""
+    """Frames [N, 48, 48, 3] uint8 from rows of uint8, or of their numbers divided by 255, read some at a time."""
     import h5py
 
     array = h5py.Dataset(item)
     frames = np.empty((len(array), *_CARLA_FRAME), np.uint8)
     for begin in range(0, len(array), _ROWS_AT_A_TIME):
-        numbers = np.asarray(array[begin : begin + _ROWS_AT_A_TIME], np.float32)
-        if not ((numbers >= 0) & (numbers <= 1)).all():
-            raise ValueError(f"{where} has numbers outside of [0, 1], which D4RL's frames are. {_AGAIN}")
-        frames[begin : begin + len(numbers)] = np.rint(255 * numbers).reshape(-1, *_CARLA_FRAME)
+        rows = array[begin : begin + _ROWS_AT_A_TIME]
+        if rows.dtype != np.uint8:
+            numbers = np.asarray(rows, np.float32)
+            if not ((numbers >= 0) & (numbers <= 1)).all():
+                raise ValueError(f"{where} has numbers outside of [0, 1], which D4RL's frames are. {_AGAIN}")
+            rows = np.rint(255 * numbers)
+        frames[begin : begin + len(rows)] = rows.reshape(-1, *_CARLA_FRAME)
     return frames
 
 

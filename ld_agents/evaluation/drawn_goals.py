@@ -41,13 +41,16 @@ class DrawnGoals(gym.Wrapper[Any, Any, Any, Any]):
     """Draws start and goal of every episode; an observation is a dictionary that holds the goal, as in `GoalEnv`.
 
     The episode ends at the goal, with reward 1; so a return is 1 or 0, and a mean of returns a rate of success. Radius
-    and step limit are the environment's: 0.45 m in PointMaze and 0.5 m in AntMaze, where OGBench has 1 m and 0.5 m.
+    and step limit are the environment's. In widths of a cell the radius is 0.45 in PointMaze and 0.125 in AntMaze, and
+    0.25 and 0.125 in OGBench; the limit is 300 to 800 steps in PointMaze and 700 or 1000 in AntMaze, and 1000 in
+    OGBench.
 
     ``reset(options={"cells": (start, goal)})`` takes two cells (row, column) instead of drawn ones.
 
     Args:
         env: PointMaze of gymnasium-robotics with `continuing_task=False`, or `AntMaze`, on one of D4RL's maps.
-        drawn_from: "cells": any two free cells; "ogbench": one of OGBench's five tasks, each as likely.
+        drawn_from: "cells": any two free cells; "ogbench": one of OGBench's five tasks, each as likely
+            (OGBench itself runs equally many episodes of each).
 
     Raises:
         TypeError: the environment is neither.

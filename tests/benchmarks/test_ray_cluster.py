@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: on two raylets, where they are interrupted and lose a worker; and what needs no Ray."""
+"""Runs on a Ray cluster: on two raylets, where they are interrupted and lose a worker or machine; what needs no Ray."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ TESTS = Path(__file__).resolve().parent
 BENCHMARKS = TESTS.parents[1] / "benchmarks"
 DATASET = "ld-agents/pointmaze/umaze-10k-v0"
 PATIENCE = 300  # seconds
+STORE: dict[str, Any] = {"object_store_memory": 100 << 20}  # of a raylet
 MEASURED = ("seconds", "predict_ms", "peak_memory_mb", "finished", "resumes")
 QUICK, SLOW = (
     specs.Run(f"goal_seeker:GoalSeeker{settings}", DATASET, 0, "fast", 1.0, 3) for settings in ("", "[pause=0.4]")
@@ -248,7 +249,7 @@ def processes_of(run: specs.Run) -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of two raylets with a CPU each, with a token."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs the extra ray")
@@ -260,11 +261,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster  # Ray looks for the mode when it is imported
 
-        each: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
-        cluster = Cluster(True, head_node_args={**each, "node_name": "one", "include_dashboard": False})
-        cluster.add_node(**each, node_name="two")
-        yield cluster.address
+        head = {"num_cpus": 1, **STORE, "node_name": "one", "include_dashboard": False}
+        cluster = Cluster(True, head_node_args=head)
+        cluster.add_node(num_cpus=1, **STORE, node_name="two")
+        patch.setenv("RAY_ADDRESS", cluster.address)  # where `auto` looks first
+        yield cluster
         cluster.shutdown()
+
+
+@pytest.fixture
+def address(machines: Any) -> str:
+    return str(machines.address)
 
 
 @pytest.mark.slow
@@ -284,7 +291,7 @@ def test_ctrl_c_brings_the_checkpoints_and_leaves_nothing(
             time.sleep(0.1)  # what is printed before, such as a warning at an import, may come before they can stop
         os.kill(os.getpid(), signal.SIGINT)
 
-    with joined(address, tmp_path) as cluster:
+    with joined("auto", tmp_path) as cluster:
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             run_suite.do_runs(runs, tmp_path, 100, -1, (), cluster)
@@ -326,3 +333,32 @@ def test_a_suite_whose_worker_is_killed_equals_the_serial_one(
         models = (goal_seeker.GoalSeeker.load(specs.Files(folder, run.name).model) for folder in (out, serial))
         assert differing(*map(weights, models)) == []
     assert not list((out / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_is_lost_goes_on_at_another(
+    machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(TESTS)  # where the agent is
+    for name in ("three", "four"):  # a run with two CPUs has room there only
+        machines.add_node(num_cpus=2, **STORE, node_name=name)
+    run_suite.make_datasets([DATASET])
+    files, places = specs.Files(tmp_path, SLOW.name), list[str]()
+
+    def lose() -> None:
+        """When the first of two stages has ended, kill the raylet, its worker and the run."""
+        while not files.checkpoint.exists():
+            time.sleep(0.05)
+        places.extend(cluster.places().values())
+        ((process, worker),) = processes_of(SLOW)
+        raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        for each in (raylet, worker, process):
+            os.kill(each, signal.SIGKILL)
+
+    with ray_cluster.joined(machines.address, tmp_path, 2.0, 0.0, 1) as cluster:
+        threading.Thread(target=lose, daemon=True).start()
+        assert run_suite.do_runs([SLOW], tmp_path, 1, -1, (), cluster) == {}
+        places.extend(cluster.places().values())
+    assert sorted(places) == ["four", "three"]
+    assert json.loads(files.result.read_text())["resumes"] == 1
+    assert goal_seeker.GoalSeeker.load(files.model).policy.steps_in_stage.tolist() == [20, 20]

@@ -13,8 +13,8 @@ from run_files import ANTMAZE, HOPPER, LARGE, PEN, UMAZE, a_plan, a_run, rows_of
 
 import report
 from ld_agents.evaluation.eval_env import DRAWN_GOALS
-from ld_agents.evaluation.scores import REFERENCE_SCORES, MeasuredScore
-from reporting import figures, intervals, references, tables
+from ld_agents.evaluation.scores import REFERENCE_SCORES
+from reporting import figures, intervals, tables
 from reporting.aggregates import aggregate, score_matrices
 from reporting.runs import frame, measures, read_runs
 from suites import SUITES
@@ -256,28 +256,6 @@ def test_every_table_says_how_the_data_were_made(tmp_path: Path, made_by: str) -
     assert published == {"BC": "71.03", "IQL": "78.49"} if made_by == "regenerated" else not any(published.values())
 
 
-def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = {
-        "pen": {
-            "expert": MeasuredScore(3076.8331017826877, 5.0, 0.7, 100, "e"),
-            "random": MeasuredScore(96.262799, 1.0, 0.0, 50, "e"),
-        }
-    }
-    monkeypatch.setattr(references, "MEASURED_SCORES", measured)
-    stored_none = {"controller": None}
-    report.build(write_runs(tmp_path, [a_run(on=PEN, dataset=stored_none)]), with_figures=False)
-    rows = {(row["agent"], row["protocol"]): row for row in rows_of(tmp_path / "tables" / "table.csv")}
-    assert [rows[name, "env"]["mean"] for name in ("expert", "random")] == ["100.000", "0.000"]
-    assert [rows[name, "success"]["mean"] for name in ("expert", "random")] == ["70.000", "0.000"]
-    assert [rows[name, "env"]["episodes"] for name in ("expert", "random")] == ["100", "50"]
-    text = (tmp_path / "tables" / "table.md").read_text()
-    assert "| *expert* | – | – | – | 100 | 100.0 | 70.0 |" in text
-    # Data that carry their own measurements show those alone, and data that are not ours show none.
-    own = references.policies(frame([a_run(on=PEN)]))
-    assert [name for name, _, _ in own] == ["controller", "random"]
-    assert references.policies(frame([a_run(on="D4RL/pen/human-v2", dataset=stored_none)])) == []
-
-
 def test_defects_of_the_reference_scores_are_told(tmp_path: Path) -> None:
     shown = frame([a_run(), a_run(on=LARGE), a_run(on=PEN, dataset={"replay_check": None})])
     notes = [line for line in tables.notes(shown) if line.startswith("D4RL's scale")]
@@ -290,35 +268,11 @@ def test_stored_reference_scores_of_other_data() -> None:
     assert mean_of([a_run(dataset={"id": "mine/own-v0", "reference_scores": [50.0, 150.0]})]) == pytest.approx(50.0)
 
 
-def test_published_numbers_have_their_own_columns(tmp_path: Path) -> None:
-    folder = write_runs(tmp_path, [*three_agents(), a_run("my_module:BC"), a_run("BC[steps=1]")])
-    report.build(folder, with_figures=False)
-    rows = rows_of(tmp_path / "tables" / "table.csv")
-    with_published = [row for row in rows if row["published_score"]]
-    assert [(row["agent"], row["protocol"], row["published_score"]) for row in with_published] == [
-        ("BC", "env", "0.36")
-    ]
-    assert with_published[0]["published_source"] == "github corl-team/CORL README.md"
-    assert float(with_published[0]["mean"]) == pytest.approx(score(35), abs=1e-3)
-    text = (tmp_path / "tables" / "table.md").read_text()
-    assert "0.36 ± 8.69 | CORL, last checkpoint (maze2d-umaze-v1)" in text
-
-
 def test_another_simulator_than_that_of_the_replay_check_is_told() -> None:
     checks = [{"passed": True, "versions": {"mujoco": version}} for version in ("3.11.0", "3.3.0")]
     same, other = (tables.notes(frame([a_run(dataset={"replay_check": check})])) for check in checks)
     assert f"{UMAZE}: replayed under mujoco 3.3.0, evaluated under 3.11.0" in other
     assert not any("replayed under" in line for line in same)
-
-
-def test_the_papers_own_numbers_stand_beside_ours() -> None:
-    large = "ld-agents/antmaze/large-diverse-v0"
-    text = markdown([a_run(on=large)])
-    assert "| 57.7 ± 1.8 | the paper, second-hand (antmaze-large-diverse-v2) |" in text
-    file = a_run("BC", "maze2d-umaze-v1", dataset={"provenance": "d4rl-file"})
-    assert "0.36 ± 8.69 | CORL" in markdown([file])
-    stand_in = a_run(on=large, dataset={"provenance": "stand-in"})
-    assert "57.7" not in markdown([stand_in])
 
 
 def test_minutes_beside_other_work_are_told() -> None:

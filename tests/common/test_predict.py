@@ -238,7 +238,8 @@ def roll_out(
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_environments_do_not_depend_on_each_other(name: str, trained: Trained, deterministic: bool) -> None:
-    observations = seen_by(trained(name), 12 * 8).reshape(12, 8, 3)
+    seen = seen_by(trained(name), 12 * 8)
+    observations = seen.reshape(12, 8, *seen.shape[1:])
     # episodes begin at different steps, so that the environments plan at different steps
     starts = np.random.default_rng(1).random((12, 8)) < 0.2
     starts[0] = True

@@ -196,6 +196,8 @@ def test_carla_s_rows_of_numbers_are_frames(folder: Path, monkeypatch: pytest.Mo
     path.rename(folder / "carla_lane_follow_flat-v0.hdf5")  # D4RL's name of the file on its server
     monkeypatch.setenv("D4RL_DATASET_DIR", str(folder))
     assert load_dataset("carla-lane-v0").content_hash == data.content_hash
+    as_they_are, _ = carla_file(folder, observations=shown.reshape(600, -1))
+    assert load_dataset(as_they_are).content_hash == data.content_hash
     bad, _ = carla_file(folder, observations=shown.reshape(600, -1).astype(np.float32))
     with pytest.raises(ValueError, match=r"outside of \[0, 1\]"):
         load_dataset(bad)
