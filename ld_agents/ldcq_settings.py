@@ -129,7 +129,8 @@ PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 # What differs between families of datasets in the fast preset; found on seeds 101 and above (results/tuning/README.md).
 # Point mazes: 260 visits of the data to large's goal must tell the critic which candidates stay there. So Q-learning
 # gets many windows with few candidates each, the critic sees state and latent at once, and it chooses often. AntMaze:
-# an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait.
+# an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait. CarRacing: the best of 100 wide
+# candidates is too often one whose value is too high, and the road bends within ten steps.
 FAMILY: dict[str, dict[str, Any]] = {
     "maze2d": {
         "critic": "joint",
@@ -153,6 +154,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "exec_horizon": 5,
         "candidates_acting": 30,
     },
+    "carracing": {"noise_scale": 1.0, "exec_horizon": 5, "candidates_acting": 8},
 }
 
 _RELEASED_EVERYWHERE: dict[str, Any] = {
