@@ -419,8 +419,9 @@ class OfflineDataset:
 
 def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The array as a contiguous tensor, without a copy where it is one of that type already."""
+    array = array if isinstance(array, torch.Tensor) else np.asarray(array)
+    given = array.dtype
     if not isinstance(array, torch.Tensor):
-        array = np.asarray(array)
         if array.dtype.kind not in "fiub":
             wanted = "an array of numbers" if dtype == torch.float32 else "booleans, or 0 and 1"
             raise TypeError(f"{name} hold {array.dtype} values. Pass {wanted}.")
@@ -431,8 +432,11 @@ def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32
     tensor: torch.Tensor = array.detach()
     if tensor.ndim != ndim:
         wanted = "[steps, size]" if ndim == 2 else "[steps]"
-        image = f" ({tensor.dtype}). Images are uint8 [steps, height, width, channels]" if tensor.ndim == 4 else ""
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}{image}. Reshape them.")
+        todo = "Reshape them."
+        if ndim == 2 and tensor.ndim in (3, 4):
+            image = f"Images are uint8 [steps, height, width, channels], and these are {given}"
+            todo = f"{image}. Reshape them, or convert them: numbers from 0 to 1 times 255."
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)} instead of {wanted}. {todo}")
     if dtype == torch.bool and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
         raise ValueError(f"{name} hold values other than 0 and 1. Pass booleans.")
     return tensor.to(dtype).contiguous()

@@ -64,9 +64,14 @@ def checked_frame_space(space: spaces.Space[Any] | None, rows: torch.Tensor) -> 
     """The Box of frames [N, h, w, C]; None: all of uint8.
 
     Raises:
-        ValueError: another space.
+        ValueError: another space, or the channels are first.
     """
     shape = tuple(rows.shape[1:])
+    if shape[0] < min(shape[1:]):
+        raise ValueError(
+            f"Frames have shape {shape}, with {shape[2]} channels in the last axis. Channels come last: transpose "
+            "observations and final_observations with (0, 2, 3, 1)."
+        )
     if space is None:
         return spaces.Box(0, 255, shape, np.uint8)
     if not is_frame_space(space) or space.shape != shape:

@@ -74,8 +74,14 @@ def test_other_observations_for_the_same_steps() -> None:
 
 
 def test_what_is_no_frame_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"float32.*Images are uint8 \[steps, height, width, channels\]"):
-        OfflineDataset(**{**arrays(), "observations": some_frames(10) / 255})
+    for wrong, dtype in ((some_frames(10) / 255, "float64"), (some_frames(10).astype(np.int16), "int16")):
+        images = rf"Images are uint8 \[steps, height, width, channels\], and these are {dtype}. Reshape .* times 255"
+        with pytest.raises(ValueError, match=images):
+            OfflineDataset(**{**arrays(), "observations": wrong})
+    with pytest.raises(ValueError, match="these are uint8"):
+        OfflineDataset(**{**arrays(), "observations": some_frames(10)[..., 0]})
+    with pytest.raises(ValueError, match=r"Frames have shape \(3, 4, 6\), with 6 channels.*Channels come last"):
+        OfflineDataset(**{**arrays(), "observations": some_frames(10).transpose(0, 3, 1, 2)})
     with pytest.raises(ValueError, match="Give one uint8 frame per episode"):
         OfflineDataset(**arrays(), final_observations=some_frames(3))
     with pytest.raises(ValueError, match=r"observations are frames \(4, 6, 3\) of uint8"):
