@@ -71,7 +71,7 @@ def recipes(policies: Path = Path()) -> dict[str, Recipe]:
 
 
 def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
-    """By D4RL's task: the evaluation environment, and name and behavior of the policy whose data are the task's best.
+    """By task: the evaluation environment, and name and behavior of the policy whose data are the task's best.
 
     `reference_policies.py` measures what these policies return, beside uniformly random actions.
     """
@@ -84,6 +84,7 @@ def reference_policies(policies: Path) -> dict[str, tuple[str, str, Behavior]]:
             f"kitchen-{name}": ("controller", KitchenScript(9, 0.05, example=tasks, example_share=1.0))
             for name, tasks in environments.KITCHEN_TASKS.items()
         },
+        "carracing": ("driver", RaceDriver()),
     }
     return {task: (ENVIRONMENTS[task], name, behavior) for task, (name, behavior) in best.items()}
 

@@ -1,7 +1,7 @@
-"""What reference policies return in the evaluation environments, 100 episodes each.
+"""What reference policies return in the evaluation environments, 100 episodes each; of CarRacing so far 10.
 
-`measure_missing`: for each task of AntMaze, locomotion, Adroit and Kitchen, uniformly random actions and the policy
-that records the best data of the task (`recipes.py`), in ld_agents/evaluation/measured_scores.json.
+`measure_missing`: for each task of AntMaze, locomotion, Adroit, Kitchen and CarRacing, uniformly random actions and the
+policy that records the best data of the task (`recipes.py`), in ld_agents/evaluation/measured_scores.json.
 `ld_agents.evaluation.scores` reads the file, and reports show it beside the agents.
 
 `measure_simulator`: the best policies, and PointMaze's controller, on the version of MuJoCo that is installed, in
@@ -93,7 +93,7 @@ def measure_simulator(
     Raises:
         ValueError: an unknown task.
     """
-    known = reference_policies(policies)
+    known = {task: found for task, found in reference_policies(policies).items() if task != "carracing"}  # in Box2D
     mazes = {f"maze2d-{maze}": maze for maze in MAZES}
     unknown = sorted(set(tasks) - {*known, *mazes})
     if unknown:

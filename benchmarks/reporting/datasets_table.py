@@ -82,20 +82,21 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def policies_table(measured: Mapping[str, Mapping[str, MeasuredScore]]) -> str:
-    """D4RL's reference scores of every task beside what was measured here."""
+    """D4RL's reference scores of every task that it has beside what was measured here."""
     rows = []
     for task, policies in sorted(measured.items()):
-        dataset = next(dataset_id for dataset_id, other in D4RL_TASKS.items() if other == task)
+        dataset = next((dataset_id for dataset_id, other in D4RL_TASKS.items() if other == task), "")
+        reference = REFERENCE_SCORES.get(dataset)
         for name, found in sorted(policies.items()):
             row = {
                 "task": task,
                 "environment": found.environment,
-                "D4RL's 0": f"{REFERENCE_SCORES[dataset].minimum:.4g}",
-                "D4RL's 100": f"{REFERENCE_SCORES[dataset].maximum:.4g}",
+                "D4RL's 0": f"{reference.minimum:.4g}" if reference else "–",
+                "D4RL's 100": f"{reference.maximum:.4g}" if reference else "–",
                 "policy": name,
                 "episodes": str(found.episodes),
                 "return": f"{found.mean_return:.4g} ± {found.std_return:.3g}",
-                "score": number(float(normalise(found.mean_return, dataset))),
+                "score": number(float(normalise(found.mean_return, dataset))) if reference else "–",
                 "success": _percent(found.success),
             }
             rows.append(row)

@@ -234,9 +234,9 @@ MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = {
     task: {name: MeasuredScore(*(found[key] for key in _MEASURED_KEYS)) for name, found in policies.items()}
     for task, policies in json.loads(MEASURED_FILE.read_text(encoding="utf-8")).items()
 }
-"""Local reference scores, by D4RL's task and by policy: "random" (uniform actions) and the policy that records the best
-data of the task, "expert" or "controller". Measured by `make_datasets.py --reference-scores`; the mazes of maze2d carry
-theirs with the data (`DatasetInfo.controller`)."""
+"""Local reference scores, by task and by policy: "random" (uniform actions) and the policy that records the best data
+of the task, "expert", "controller" or "driver". Measured by `make_datasets.py --reference-scores`; the mazes of maze2d
+carry theirs with the data (`DatasetInfo.controller`)."""
 
 
 def why_not_normalised(

@@ -114,7 +114,7 @@ def test_reference_policies_are_measured_once(folder: Path, monkeypatch: pytest.
 
 
 def test_the_best_policies_are_measured_once_on_each_simulator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {task: ("test/Walk-v0", "expert", Behavior(2, noise=9.0)) for task in ("walk", "other")}
+    known = {task: ("test/Walk-v0", "expert", Behavior(2, noise=9.0)) for task in ("walk", "other", "carracing")}
     monkeypatch.setattr(reference_policies, "reference_policies", lambda _: known)
     on = dict.fromkeys(("gymnasium", "gymnasium-robotics", "minari", "numpy"), "1")
     out, mujoco = folder / "simulators.json", ["3.4.0"]
@@ -122,6 +122,8 @@ def test_the_best_policies_are_measured_once_on_each_simulator(folder: Path, mon
     measured = {"other": {"expert": {"mean_return": 7.0, "episodes": 40, "versions": {"mujoco": "4.0.0"}}}}
     (folder / "measured.json").write_text(json.dumps(measured))
     monkeypatch.setattr(reference_policies.scores, "MEASURED_FILE", folder / "measured.json")
+    with pytest.raises(ValueError, match="no task 'carracing'"):  # it needs no MuJoCo
+        reference_policies.measure_simulator(Path("p"), ["carracing"], out=out)
     reference_policies.measure_simulator(Path("p"), ["walk"], n_episodes=40, out=out)
     mujoco[0] = "4.0.0"
     reference_policies.measure_simulator(Path("p"), ["walk", "maze2d-umaze"], n_episodes=40, out=out)
@@ -311,6 +313,9 @@ def test_the_table_of_reference_policies() -> None:
     expert, random = datasets_table.policies_table({"pen": policies}).splitlines()[-2:]
     assert expert == "| pen | E-v0 | 96.26 | 3077 | expert | 100 | 1587 ± 9 | 50.0 | 75 % |"
     assert random == "| pen | E-v0 | 96.26 | 3077 | random | 50 | 96.26 ± 2 | 0.0 | 0 % |"
+    of_ours = {"carracing": {"driver": MeasuredScore(862.0, 53.0, 0.25, 8, "E-v0")}}
+    (driver,) = datasets_table.policies_table(of_ours).splitlines()[2:]
+    assert driver == "| carracing | E-v0 | – | – | driver | 8 | 862 ± 53 | – | 25 % |"
 
 
 def test_no_records(folder: Path) -> None:
