@@ -144,6 +144,22 @@ def test_the_suite_without_options_is_the_first_one() -> None:
         assert run_suite.parse(["--suite", "first", *given]).suite == "first"
 
 
+def test_pairs_that_a_suite_leaves_out() -> None:
+    def pairs(*arguments: str) -> list[tuple[str, str]]:
+        runs = run_suite.grid(run_suite.suite_from(run_suite.parse(["--suite", "goals", "--seeds", "1", *arguments])))
+        return [(run.agent, run.dataset) for run in runs]
+
+    ant, large, _ = SUITES["goals"].datasets
+    assert [agent for agent, dataset in pairs() if dataset == ant] == [
+        "LDGC",
+        "GCBC",
+    ]  # AntMaze's data command no goals
+    assert len(pairs()) == 2 + 5 * 2
+    # what the suite does not name itself goes with everything
+    own = "GCBC[hidden=64]"
+    assert pairs("--agents", own, "LDCQ", "--datasets", large, ant) == [(own, large), (own, ant), ("LDCQ", large)]
+
+
 def test_suites_are_sound() -> None:
     families = {"maze2d", "antmaze", "locomotion", "adroit", "kitchen"}
     benchmarks = {f"{name}{hub}" for name in (*families, "core") for hub in ("", "-minari", "-d4rl")}
