@@ -6,7 +6,7 @@ Both agents act alike, too: a latent is drawn at a state, held for some steps, a
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from ld_agents.common.planning_policy import Noise, PlanningPolicy
 from ld_agents.diffusion.sampling import Diffuser, NoiseSchedule, SolverStep, linear_schedule, sample, solver_steps
 from ld_agents.latent_prior_settings import LatentPriorSettings
 from ld_agents.networks.critics import descend
-from ld_agents.networks.denoisers import ResidualMLPUNet, UNetWeights
+from ld_agents.networks.denoisers import ResidualMLPUNet
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
 
 Denoise = Callable[[Tensor, int], Tensor]  # latents [n, K, Z] at a solver step -> clean latents
-Fixed = tuple[list[list[tuple[Tensor, Tensor]]], UNetWeights]  # `time_terms` of every solver step, `weights`
 
 
 class LatentPriorPolicy(PlanningPolicy):
@@ -33,7 +32,6 @@ class LatentPriorPolicy(PlanningPolicy):
 
     latent_mean: Tensor
     latent_std: Tensor
-    _kept: tuple[list[Tensor], list[tuple[int, int]], Fixed] | None = None
 
     def __init__(self, *spaces: Any, settings: LatentPriorSettings, **kwargs: Any) -> None:
         super().__init__(*spaces, **kwargs)
@@ -86,38 +84,11 @@ class LatentPriorPolicy(PlanningPolicy):
     def denoise_at(self, states: Tensor) -> Denoise:
         """The denoiser at states, one for the K latents of each. Shape [n, S]."""
         state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
-        time_terms, weights = self._fixed()
-        return lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], weights)
-
-    def _fixed(self) -> Fixed:
-        """What denoising takes of weights and solver alone; kept from plan to plan while the policy acts.
-
-        Optimizers change weights without a trace, but only in training mode: whatever was kept ends with a change of
-        the mode. All other changes show in a tensor's address or version.
-        """
-        if self.training or torch.compiler.is_compiling():  # a program knows its weights
-            return self._fix()
-        tensors, versions, fixed = self._kept or (list(self.denoiser.parameters()), [], None)
-        found = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        if fixed is None or found != versions:
-            with torch.inference_mode(False), torch.no_grad():
-                fixed = self._fix()
-            self._kept = tensors, found, fixed
-        return fixed
-
-    def train(self, mode: bool = True) -> Self:
-        self._kept = None
-        return super().train(mode)
-
-    def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:
-        self._kept = None  # `assign=True` puts other tensors in place of the ones that are watched
-        return super().load_state_dict(*arguments, **keywords)
-
-    def _fix(self) -> Fixed:
-        all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=self.device))
+        all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
         by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in all_terms]
         time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
-        return time_terms, self.denoiser.weights(entry=True)
+        weights = self.denoiser.weights(entry=True)
+        return lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], weights)
 
     def samples_actions(self, deterministic: bool) -> bool:
         return self.settings.sample_actions or not deterministic

@@ -71,15 +71,11 @@ class ResidualBlock(nn.Module):
         return self.first.weight[:, : self.width], NormGELU.of(self.second, self.norm)
 
 
-def product_and_term(x: Tensor, weight: Tensor, bias: Tensor | None, term: Tensor) -> Tensor:
-    """x W^T + b + term, in one operation where the term is the same for all rows. Shape [..., width]."""
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and term.numel() == len(weight):
-        return F.linear(x, weight, term.flatten() if bias is None else term.flatten() + bias)
-    return F.linear(x, weight, bias).add_(term)
-
-
-def through_block(x: Tensor, h: Tensor, scale: Tensor, shift: Tensor, second: NormGELU) -> Tensor:
-    """A pass of x through a `ResidualBlock` whose first layer and state term have made h of it. Shape [..., width]."""
+def through_block(
+    x: Tensor, product: Tensor, state_term: Tensor, scale: Tensor, shift: Tensor, second: NormGELU
+) -> Tensor:
+    """A pass through a `ResidualBlock`; `product` is that of x and the first layer. Shape [..., width]."""
+    h = product.add_(state_term)
     if scale.dim() == 1:  # one diffusion step for all rows
         h = torch.layer_norm(h, scale.shape, scale, shift)
     else:
@@ -170,13 +166,13 @@ class ResidualMLPUNet(nn.Module):
         inlet, entry, blocks, down, up, outlet = weights or self.weights()
         terms = iter(zip(blocks, state_terms, time_terms, strict=True))
 
-        def through(h: Tensor, entry: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        def through(h: Tensor, product: Tensor | None = None) -> Tensor:
             (first, second), state_term, (scale, shift) = next(terms)
-            product = product_and_term(x, *entry, state_term) if entry else product_and_term(h, first, None, state_term)
-            return through_block(h, product, scale, shift, second)
+            product = F.linear(h, first) if product is None else product
+            return through_block(h, product, state_term, scale, shift, second)
 
         x_in = F.linear(x, *inlet)
-        h = through(x_in, entry)
+        h = through(x_in, F.linear(x, *entry) if entry else None)
         skips = [h]
         for layer in down:
             h = through(layer(h))

@@ -79,47 +79,6 @@ def test_acting_decodes_the_candidate_with_the_highest_score(
     np.testing.assert_allclose(actions, agent.policy.decode_action(later, best).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_plans_follow_the_denoiser_as_it_changes(dataset: OfflineDataset, in_place: bool) -> None:
-    """What is kept from plan to plan is worked out again: an agent that has planned equals one that has not."""
-    agents, observations = [make_agent("LDCQ", dataset) for _ in range(2)], dataset.observations[::40].numpy()
-    before = agents[0].predict(observations, deterministic=True)[1]
-    for agent in agents:
-        for weight in agent.policy.denoiser.parameters():
-            if in_place:
-                weight.data.copy_(weight * 2)
-                weight.detach().add_(0.1)
-            else:
-                weight.data = weight * 2 + 0.1
-    found, expected = (agent.predict(observations, deterministic=True)[1] for agent in agents)
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert np.abs(found[0] - before[0]).max() > 1e-3
-    alone = agents[0].predict(observations[:1], deterministic=True)[1]
-    np.testing.assert_allclose(alone[0], found[0][:1], atol=1e-5)
-
-
-def test_an_agent_that_plans_while_it_learns_plans_as_one_that_does_not(dataset: OfflineDataset) -> None:
-    observations, plans = dataset.observations[::40].numpy(), []
-    agents = [make_agent("LDCQ", dataset, seed=0) for _ in range(2)]
-
-    def plan(*_: Any) -> bool:
-        plans.append(agents[0].predict(observations, deterministic=True)[1][0])
-        return True
-
-    agents[0].learn(12, callback=plan)
-    agents[1].learn(12)
-    found, expected = (agent.predict(observations, deterministic=True)[1] for agent in agents)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[0], plans[-1])
-    assert np.abs(plans[6] - plans[5]).max() > 0
-    for assign in (False, True):
-        other = make_agent("LDCQ", dataset, seed=1)
-        other.predict(observations, deterministic=True)
-        other.policy.load_state_dict(agents[0].policy.state_dict(), assign=assign)
-        other.policy.noise_seed = agents[0].policy.noise_seed
-        np.testing.assert_array_equal(other.predict(observations, deterministic=True)[1][0], found[0])
-
-
 @pytest.mark.parametrize("name", ["LDCQ", "LDCQ-gaussian"])
 def test_compiled_plans_are_those_of_plain_torch(
     trained: Trained, dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch, name: str
