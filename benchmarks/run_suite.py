@@ -59,8 +59,11 @@ def grid(suite: Suite) -> list[Run]:
     if suite.pairs is not None:
         chosen = [pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets]
         order = ((*pair, seed) for seed in suite.seeds for pair in chosen)
-    order = (run for run in order if run[:2] not in suite.without)
-    return [Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes) for agent, dataset, seed in order]
+    return [
+        Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes)
+        for agent, dataset, seed in order
+        if (agent, dataset) not in suite.without
+    ]
 
 
 def is_finished(run: Run, out: Path) -> bool:
