@@ -53,15 +53,14 @@ STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interr
 
 
 def grid(suite: Suite) -> list[Run]:
-    """All runs of a suite, in the order in which they are started."""
+    """All runs of a suite, in the order in which they are started: one seed of everything, then the next."""
     agents, datasets = ([canonical_spec(spec) for spec in specs] for specs in (suite.agents, suite.datasets))
-    order: Iterable[tuple[str, str, int]] = itertools.product(agents, datasets, suite.seeds)
+    pairs: Iterable[tuple[str, str]] = itertools.product(agents, datasets)
     if suite.pairs is not None:
-        chosen = [pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets]
-        order = ((*pair, seed) for seed in suite.seeds for pair in chosen)
+        pairs = (pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets)
     return [
         Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes)
-        for agent, dataset, seed in order
+        for seed, (agent, dataset) in itertools.product(suite.seeds, pairs)
         if (agent, dataset) not in suite.without
     ]
 
