@@ -5,7 +5,7 @@ Both agents act alike, too: a latent is drawn at a state, held for some steps, a
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,8 @@ from ld_agents.common.planning_policy import Noise, PlanningPolicy
 from ld_agents.diffusion.sampling import Diffuser, NoiseSchedule, SolverStep, linear_schedule, sample, solver_steps
 from ld_agents.latent_prior_settings import LatentPriorSettings
 from ld_agents.networks.critics import descend
-from ld_agents.networks.denoisers import ResidualMLPUNet
+from ld_agents.networks.denoisers import Denoise, MLPDenoiser, ResidualMLPUNet, TransformerDenoiser
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
-
-Denoise = Callable[[Tensor, int], Tensor]  # latents [n, K, Z] at a solver step -> clean latents
 
 
 class LatentPriorPolicy(PlanningPolicy):
@@ -46,7 +44,8 @@ class LatentPriorPolicy(PlanningPolicy):
             decoder=s.decoder,
         )
         if self.has_denoiser:
-            self.denoiser = ResidualMLPUNet(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
+            denoiser = {"unet": ResidualMLPUNet, "mlp": MLPDenoiser, "transformer": TransformerDenoiser}[s.denoiser]
+            self.denoiser = denoiser(self.state_dim, s.latent_dim, s.denoiser_hidden, s.denoiser_widths)
         self.register_buffer("latent_mean", torch.zeros(s.latent_dim))
         self.register_buffer("latent_std", torch.ones(s.latent_dim))
 
@@ -82,13 +81,8 @@ class LatentPriorPolicy(PlanningPolicy):
             return sample(self.denoise_at(states), self.steps, start, noise)
 
     def denoise_at(self, states: Tensor) -> Denoise:
-        """The denoiser at states, one for the K latents of each. Shape [n, S]."""
-        state_terms = self.denoiser.state_terms(states[:, None])  # per block [n, 1, width]
-        all_terms = self.denoiser.time_terms(torch.tensor([step.j for step in self.steps], device=states.device))
-        by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in all_terms]
-        time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
-        weights = self.denoiser.weights(entry=True)
-        return lambda x, k: self.denoiser.denoise(x, state_terms, time_terms[k], weights)
+        """The denoiser at states, for the K latents of each. Shape [n, S]."""
+        return self.denoiser.at(states, torch.tensor([step.j for step in self.steps], device=states.device))
 
     def samples_actions(self, deterministic: bool) -> bool:
         return self.settings.sample_actions or not deterministic

@@ -33,8 +33,9 @@ class LatentPriorSettings:
     vae_hidden: Width = 256  # units of the VAE's layers
     encoder: Literal["gru", "mlp"] = "gru"  # network over the steps of a window
     decoder: Literal["autoregressive", "joint"] = "autoregressive"  # action dimensions in turn or at once
+    denoiser: Literal["unet", "mlp", "transformer"] = "unet"  # residual MLP U-Net; the others are ours, to compare
     denoiser_hidden: Width = 256  # units of the denoiser's embeddings
-    denoiser_widths: Widths = (128, 32, 16, 8)  # of its U-Net's levels
+    denoiser_widths: Widths = (128, 32, 16, 8)  # of the U-Net's levels, the MLP's layers or the Transformer's blocks
 
     # where the paper and the released code differ
     windows_past_terminals: bool = True  # point 1 of LDCQ's differences
@@ -68,6 +69,11 @@ class LatentPriorSettings:
     def __post_init__(self) -> None:
         if len(self.denoiser_widths) < 2:
             raise ValueError(f"denoiser_widths must be at least 2 widths, got {self.denoiser_widths}.")
+        if self.denoiser == "transformer" and (len(set(self.denoiser_widths)) > 1 or self.denoiser_widths[0] % 4):
+            raise ValueError(
+                f'denoiser_widths must be one multiple of 4 for all blocks with denoiser="transformer", such as '
+                f"(128, 128), got {self.denoiser_widths}."
+            )
         if self.exec_horizon > self.horizon:
             raise ValueError(f"exec_horizon ({self.exec_horizon}) must not exceed horizon ({self.horizon}).")
         if self.schedule == "rescaled" and self.diffusion_steps < 30:

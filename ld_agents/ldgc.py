@@ -39,8 +39,9 @@ from torch import Tensor
 from ld_agents.common.goals import GoalAgent, GoalPolicy
 from ld_agents.common.offline_algorithm import Stage
 from ld_agents.common.planning_policy import Noise
-from ld_agents.latent_prior import Denoise, LatentPriorPolicy, LatentPriorTraining
+from ld_agents.latent_prior import LatentPriorPolicy, LatentPriorTraining
 from ld_agents.ldgc_settings import FAMILY, PRESETS, LDGCSettings
+from ld_agents.networks.denoisers import Denoise
 
 
 class LDGCPolicy(GoalPolicy, LatentPriorPolicy):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ld_agents.networks.critics import norm_gelu_mlp
+from ld_agents.networks.critics import linear_of_parts, norm_gelu_mlp
+from ld_agents.networks.trajectory_transformer import CausalTransformer
 
 
 def sinusoids(j: Tensor, size: int) -> Tensor:
@@ -94,7 +95,33 @@ class UNetWeights(NamedTuple):
     outlet: tuple[Tensor, Tensor]
 
 
-class ResidualMLPUNet(nn.Module):
+Denoise = Callable[[Tensor, int], Tensor]  # x [n, K, Z] at a solver step -> x0
+
+
+class LatentDenoiser(nn.Module):
+    """A denoiser of one latent, conditioned on a state: embeddings of state and time, which all kinds share."""
+
+    def __init__(self, state_dim: int, hidden: int, time_features: int) -> None:
+        super().__init__()
+        self.time_features = time_features
+        self.time = norm_gelu_mlp(time_features, hidden, hidden)
+        self.state = norm_gelu_mlp(state_dim, hidden, hidden)
+
+    def denoise_embedded(self, x: Tensor, state: Tensor, time: Tensor) -> Tensor:
+        """Predicts x0. Shapes [..., Z], and two of [..., hidden] that broadcast against x -> [..., Z]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, j: Tensor, states: Tensor) -> Tensor:
+        """Predicts x0. Shapes [B, Z], [B] int64, [B, S] -> [B, Z]."""
+        return self.denoise_embedded(x, self.state(states), self.time(sinusoids(j, self.time_features)))
+
+    def at(self, states: Tensor, j: Tensor) -> Denoise:
+        """The denoiser at states, for K latents of each, at the diffusion steps of a solver. Shapes [n, S], [k]."""
+        state, times = self.state(states[:, None]), self.time(sinusoids(j, self.time_features))
+        return lambda x, k: self.denoise_embedded(x, state, times[k])
+
+
+class ResidualMLPUNet(LatentDenoiser):
     """LDCQ's denoiser: residual MLP blocks in the shape of a U-Net, conditioned on state and time, predicting x0.
 
     The default sizes are those of the released code (eight blocks; 715,776 parameters for 4-dimensional states).
@@ -111,10 +138,7 @@ class ResidualMLPUNet(nn.Module):
         widths: tuple[int, ...] = (128, 32, 16, 8),
         time_features: int = 128,
     ) -> None:
-        super().__init__()
-        self.time_features = time_features
-        self.time = norm_gelu_mlp(time_features, hidden, hidden)
-        self.state = norm_gelu_mlp(state_dim, hidden, hidden)
+        super().__init__(state_dim, hidden, time_features)
         self.inlet = nn.Linear(latent_dim, widths[0])
         self.down_blocks = nn.ModuleList(ResidualBlock(width, hidden) for width in widths)
         self.up_blocks = nn.ModuleList(ResidualBlock(width, hidden) for width in widths[-2::-1])
@@ -182,8 +206,51 @@ class ResidualMLPUNet(nn.Module):
         return F.linear(through(h + x_in), *outlet)
 
     def forward(self, x: Tensor, j: Tensor, states: Tensor) -> Tensor:
-        """Predicts x0. Shapes [B, Z], [B] int64, [B, S] -> [B, Z]."""
         return self.denoise(x, self.state_terms(states), self.time_terms(j))
+
+    def at(self, states: Tensor, j: Tensor) -> Denoise:
+        state_terms = self.state_terms(states[:, None])  # per block [n, 1, width]
+        by_block = [zip(factor.unbind(), offset.unbind(), strict=True) for factor, offset in self.time_terms(j)]
+        time_terms = [list(of_step) for of_step in zip(*by_block, strict=True)]
+        weights = self.weights(entry=True)
+        return lambda x, k: self.denoise(x, state_terms, time_terms[k], weights)
+
+
+class MLPDenoiser(LatentDenoiser):
+    """Latent, state and time side by side, and layers of LayerNorm and GELU. No residual connections."""
+
+    def __init__(
+        self, state_dim: int, latent_dim: int, hidden: int, widths: tuple[int, ...], time_features: int = 128
+    ) -> None:
+        super().__init__(state_dim, hidden, time_features)
+        self.first = nn.Linear(latent_dim + 2 * hidden, widths[0])
+        self.rest = nn.Sequential(nn.LayerNorm(widths[0]), nn.GELU(), *norm_gelu_mlp(*widths))
+        self.outlet = nn.Linear(widths[-1], latent_dim)
+
+    def denoise_embedded(self, x: Tensor, state: Tensor, time: Tensor) -> Tensor:
+        return self.outlet(self.rest(linear_of_parts(self.first, x, state, time)))
+
+
+class TransformerDenoiser(LatentDenoiser):
+    """Three tokens, time, state and latent, and a causal block per width, in which the last token sees all three."""
+
+    HEADS = 4
+
+    def __init__(
+        self, state_dim: int, latent_dim: int, hidden: int, widths: tuple[int, ...], time_features: int = 128
+    ) -> None:
+        super().__init__(state_dim, hidden, time_features)
+        width = widths[0]
+        self.time_token, self.state_token = nn.Linear(hidden, width), nn.Linear(hidden, width)
+        self.latent_token = nn.Linear(latent_dim, width)
+        self.body = CausalTransformer(3, width, len(widths), self.HEADS, dropout=0.0)
+        self.norm = nn.LayerNorm(width)
+        self.outlet = nn.Linear(width, latent_dim)
+
+    def denoise_embedded(self, x: Tensor, state: Tensor, time: Tensor) -> Tensor:
+        tokens = self.time_token(time), self.state_token(state), self.latent_token(x)
+        h = self.body(torch.stack(torch.broadcast_tensors(*tokens), -2).flatten(0, -3))
+        return self.outlet(self.norm(h[:, -1])).view(x.shape)
 
 
 class PositionConv(nn.Module):

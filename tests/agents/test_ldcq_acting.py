@@ -279,6 +279,8 @@ def test_all_solvers_and_networks_learn_and_act(dataset: OfflineDataset) -> None
         {"solver": "ddpm", "extra_steps": 2},
         {"encoder": "gru", "decoder": "autoregressive", "decoded_steps": None},
         {"candidates_per_target": 3, "denoiser_widths": (16, 12, 8)},
+        {"denoiser": "mlp", "denoiser_widths": (16, 12)},
+        {"denoiser": "transformer", "denoiser_widths": (16, 16)},
     ):
         agent = make_agent("LDCQ", dataset, **settings).learn(10)
         action = agent.predict(dataset.observations[0].numpy(), deterministic=True)[0]

@@ -229,6 +229,7 @@ def test_unknown_settings_name_the_known_ones(name: str, dataset: OfflineDataset
         ("next_state", "s_t"),
         ("denoiser_widths", (8,)),
         ("denoiser_widths", (8, 0)),
+        ("denoiser", "gru"),
     ],
 )
 def test_ldcq_settings_out_of_range(dataset: OfflineDataset, setting: str, value: Any) -> None:
@@ -237,6 +238,9 @@ def test_ldcq_settings_out_of_range(dataset: OfflineDataset, setting: str, value
 
 
 def test_ldcq_settings_that_do_not_fit_together(dataset: OfflineDataset) -> None:
+    for widths in ((16, 8), (6, 6)):
+        with pytest.raises(ValueError, match="denoiser_widths must be one multiple of 4"):
+            make_agent("LDCQ", dataset, denoiser="transformer", denoiser_widths=widths)
     with pytest.raises(ValueError, match=r"exec_horizon \(6\) must not exceed horizon \(5\)"):
         make_agent("LDCQ", dataset, exec_horizon=6)
     with pytest.raises(ValueError, match=r"candidates_per_target \(7\) must not exceed candidates_stored"):

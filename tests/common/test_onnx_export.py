@@ -31,6 +31,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 SHORT: dict[str, Any] = {"solver_steps": 2}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "LDCQ": ("LDCQ", SHORT),
+    "LDCQ-mlp": ("LDCQ", {**SHORT, "denoiser": "mlp"}),
+    "LDCQ-transformer": ("LDCQ", {**SHORT, "denoiser": "transformer", "denoiser_widths": (8, 8)}),
     "LDCQ-redraw": ("LDCQ", {**SHORT, "redraw_at_predicted_state": True, "sample_actions": True}),
     "LatentDiffuser": ("LatentDiffuser", SHORT),
     "LatentDiffuser-state": ("LatentDiffuser", {**SHORT, "n_candidates": 3, "action_decoder": "state"}),

@@ -23,7 +23,7 @@ from ld_agents.networks.critics import (
     norm_gelu_mlp,
     polyak_update,
 )
-from ld_agents.networks.denoisers import ResidualMLPUNet, sinusoids
+from ld_agents.networks.denoisers import MLPDenoiser, ResidualMLPUNet, TransformerDenoiser, sinusoids
 from ld_agents.networks.trajectory_vae import (
     AutoregressivePolicyDecoder,
     Gaussian,
@@ -279,15 +279,53 @@ def test_hoisting_is_exact(unet: ResidualMLPUNet) -> None:
         torch.testing.assert_close(entered, hoisted, rtol=1e-4, atol=1e-5)
 
 
-def test_unet_depends_on_all_its_inputs(unet: ResidualMLPUNet) -> None:
+KINDS: dict[str, Any] = {
+    "unet": (ResidualMLPUNet, (16, 12, 10, 8)),
+    "mlp": (MLPDenoiser, (16, 12, 10)),
+    "transformer": (TransformerDenoiser, (16, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoisers_depend_on_all_their_inputs(kind: str) -> None:
+    torch.manual_seed(0)
+    cls, widths = KINDS[kind]
+    net = cls(3, 6, hidden=32, widths=widths, time_features=16)
     x, j, states = randn(2, 6), torch.tensor([3, 3]), randn(2, 3, seed=1)
-    base = unet(x, j, states)
-    assert not torch.allclose(base, unet(x + 0.1, j, states), atol=1e-4)
-    assert not torch.allclose(base, unet(x, j + 1, states), atol=1e-4)
-    assert not torch.allclose(base, unet(x, j, states + 0.1), atol=1e-4)
-    loss = unet(x, j, states).sum()
+    base = net(x, j, states)
+    assert not torch.allclose(base, net(x + 0.1, j, states), atol=1e-4)
+    assert not torch.allclose(base, net(x, j + 1, states), atol=1e-4)
+    assert not torch.allclose(base, net(x, j, states + 0.1), atol=1e-4)
+    loss = net(x, j, states).sum()
     loss.backward()
-    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in unet.parameters())
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoisers_at_the_steps_of_a_solver(kind: str) -> None:
+    torch.manual_seed(0)
+    cls, widths = KINDS[kind]
+    net = cls(3, 6, hidden=32, widths=widths, time_features=16)
+    x, states, steps = randn(4, 5, 6), randn(4, 3, seed=1), torch.tensor([90, 40, 1])
+    denoise = net.at(states, steps)
+    for k, j in enumerate(steps.tolist()):
+        repeated = net(x.reshape(20, 6), torch.full((20,), j), states.repeat_interleave(5, 0))
+        torch.testing.assert_close(denoise(x, k).reshape(20, 6), repeated, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mlp_and_the_transformer_are_plain() -> None:
+    """Both by hand, from embeddings side by side and from three tokens."""
+    torch.manual_seed(0)
+    mlp, transformer = (cls(3, 6, hidden=32, widths=widths, time_features=16) for cls, widths in [*KINDS.values()][1:])
+    x, state, time = randn(2, 6), randn(2, 32, seed=1), randn(2, 32, seed=2)
+    h = torch.cat([x, state, time], -1)
+    for layer in (mlp.first, *mlp.rest, mlp.outlet):
+        h = layer(h)
+    torch.testing.assert_close(mlp.denoise_embedded(x, state, time), h)
+    tokens = torch.stack([transformer.time_token(time), transformer.state_token(state), transformer.latent_token(x)], 1)
+    last = transformer.body.blocks(tokens + transformer.body.positions)[:, 2]
+    expected = transformer.outlet(transformer.norm(last))
+    torch.testing.assert_close(transformer.denoise_embedded(x, state, time), expected)
 
 
 # ---------------------------------------------------------------- critics and actors
