@@ -9,7 +9,7 @@
 | `unlikely` | share of draws whose decoder makes the actions of the nearest window of the data unlikely |
 | `covered` | share of the data's latents near which one of 16 draws at their state lies |
 | `same_task` | Kitchen: share of windows whose nearest latent of another episode goes before the same task |
-| `latent_map` | Kitchen: two principal components of latents, and the task that comes next |
+| `latent_map` | Kitchen: latents in the planes of two principal components and of t-SNE, and the task that comes next |
 | `tilt` | mean standardized return of guided plans, less that of unguided ones |
 | `value`, `discounted_return` | Q of what is chosen where episodes start, and the discounted return that came |
 | `overestimation` | the difference of these two |
@@ -288,14 +288,17 @@ def next_tasks(observations: Tensor, ends: Tensor) -> Tensor:
 
 
 def latent_map(latents: Tensor, tasks: Tensor) -> dict[str, Any]:
-    """Latents [W, Z] in the plane of their two principal components, with the share of variance of each."""
+    """Latents [W, Z] in two planes: of their principal components, with the share of variance of each, and of t-SNE."""
     from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+    from sklearn.manifold import TSNE
 
     centered = latents - latents.mean(0)
     _, sizes, directions = torch.linalg.svd(centered, full_matrices=False)
     places = centered @ directions[:2].T
+    embedded = TSNE(perplexity=min(30, len(latents) / 4), random_state=0).fit_transform(latents.cpu().numpy())
     return {
         "places": [[round(x, 3) for x in place] for place in places.tolist()],
+        "tsne": [[round(x, 2) for x in place] for place in embedded.tolist()],
         "variance": (sizes**2 / (sizes**2).sum())[:2].tolist(),
         "tasks": tasks.tolist(),
         "names": [*kitchen_env.OBS_ELEMENT_GOALS, "none"],

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from specs import Run, bases
 
-MAZE = "ld-agents/pointmaze/large-v0"
+_LARGE, _HOPPER = "ld-agents/pointmaze/large", "ld-agents/locomotion/hopper"
+MAZE = f"{_LARGE}-v0"
 HAND = "ld-agents/adroit/pen-human-v0"  # of Adroit's human sets the one on which most agents score above zero
 KITCHEN = "ld-agents/kitchen/mixed-v0"  # four of seven tasks in any order
 TASKS = (MAZE, HAND)
@@ -197,15 +198,39 @@ STUDIES: dict[str, Study] = {
         ),
         ("tilt", "plan_ms"),
     ),
+    "denoiser": Study(
+        "Is the residual U-Net a better denoiser of latents than plainer networks of as many parameters?",
+        "denoiser of LDCQ, 0.41 million parameters each",
+        _agents(
+            {
+                "residual MLP U-Net": "LDCQ",
+                "MLP": "LDCQ[denoiser=mlp,denoiser_widths=[356,356,356]]",
+                "Transformer": "LDCQ[denoiser=transformer,denoiser_widths=[116,116]]",
+            }
+        ),
+        ("covered", "outside", "plan_ms"),
+    ),
+    "data_size": Study(
+        "How much data do the agents need?",
+        "share of a million steps of the maze's data, %",
+        _datasets({"10": f"{_LARGE}-100k-v0", "30": f"{_LARGE}-300k-v0", "100": MAZE}, SOLVING),
+    ),
+    "data_quality": Study(
+        "What do the agents make of data in which an expert's are mixed with those of a half-trained agent?",
+        "expert's share of the steps, %",
+        _datasets(
+            {"0": f"{_HOPPER}-medium-v1", "50": f"{_HOPPER}-medium-expert-v1", "100": f"{_HOPPER}-expert-v0"}, SOLVING
+        ),
+    ),
     "wind": Study(
         "What do agents that plan ahead lose where gusts of wind blow?",
         "wind, % of the largest force of the point",
-        _datasets({"0": MAZE, **{f"{n}": f"ld-agents/pointmaze/large-wind{n}-v0" for n in (10, 20, 40)}}, SOLVING),
+        _datasets({"0": MAZE, **{f"{n}": f"{_LARGE}-wind{n}-v0" for n in (10, 20, 40)}}, SOLVING),
     ),
     "action_noise": Study(
         "What do agents that plan ahead lose where actions are executed with noise?",
         "standard deviation of the noise, % of the largest action",
-        _datasets({"0": MAZE, **{f"{n}": f"ld-agents/pointmaze/large-noise{n}-v0" for n in (25, 50, 100)}}, SOLVING),
+        _datasets({"0": MAZE, **{f"{n}": f"{_LARGE}-noise{n}-v0" for n in (25, 50, 100)}}, SOLVING),
     ),
 }
 

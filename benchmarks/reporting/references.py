@@ -33,11 +33,14 @@ PUBLISHED_PAPERS = {
 OGBENCH = "OGBench (Park et al., arXiv 2410.20092, ICLR 2025)"
 OGBENCH_DATASETS = {r"ld-agents/(pointmaze|antmaze)/(medium|large)(-diverse)?-v[01]": r"\1-\2-navigate-v0"}
 
+HIERARCHICAL = ("LatentDiffuser", "LDGC", "HD", "HDMI", "HiGoC", "HIQL", "IRIS")  # planners and policies with subgoals
+
 
 @functools.cache
 def _rows_of_papers() -> pd.DataFrame:
     rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
-    return rows.assign(text=rows["score"] + rows["spread"].map(lambda spread: f" ± {spread}" if spread else ""))
+    spread = rows["spread"].replace("not found", "")
+    return rows.assign(text=rows["score"] + spread.map(lambda spread: f" ± {spread}" if spread else ""))
 
 
 @functools.cache
@@ -85,6 +88,16 @@ def on_other_data(run: pd.Series) -> list[dict[str, str]]:
         }
         for row in rows.to_dict("records")
     ]
+
+
+def hierarchical() -> pd.DataFrame:
+    """Texts: what was published of LatentDiffuser, LDGC and hierarchical or goal-conditioned methods on AntMaze."""
+    rows = _rows_of_papers()
+    rows = rows[rows["dataset"].str.startswith("antmaze") | rows["suite"].eq("antmaze")]
+    rows = rows[rows["algorithm"].isin(HIERARCHICAL)].sort_values(["dataset", "algorithm"], kind="stable")
+    source = rows["paper"] + ", " + rows["table"]
+    columns = {"dataset": rows["dataset"], "method": rows["algorithm"], "published": rows["text"]}
+    return pd.DataFrame(columns | {"confidence": rows["confidence"], "source": source})
 
 
 def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:

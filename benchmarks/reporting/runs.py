@@ -111,7 +111,7 @@ def _check_run(run: RunFile) -> None:
     for draw in measured.get("draws", {}).values():
         draw.items()
     if "latent_map" in measured:
-        for key in ("places", "variance", "tasks", "names"):
+        for key in ("places", "tsne", "variance", "tasks", "names"):
             measured["latent_map"][key]
     for start in run["plans"]["starts"] if run["plans"] else ():
         start["position"], start["paths"], start["scores"], start["chosen"], start["route"]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from reporting import tables
 from reporting.figures import Drawing, legend_below, look, short, wrapped_title
+from reporting.references import hierarchical
 from reporting.runs import ENV, RunFile, digest
 from reporting.tables import markdown, number, ranged
 from studies import STUDIES, Cell, Study
@@ -27,6 +28,13 @@ HEAD = """# Studies
 Questions that the papers leave open, each answered by letting one setting vary; all else is the fast preset. \
 `python benchmarks/run_suite.py --suite studies` does the runs. What is measured beside the score is defined in \
 `benchmarks/measuring.py`; the answers are those of `answers.md`.
+"""
+PUBLISHED = """
+## How does LatentDiffuser stand beside hierarchical and goal-conditioned methods on AntMaze?
+
+By published numbers alone, other people's on D4RL's or OGBench's data; ours are in the suites' tables. No number for \
+CompILE and GoFAR was found whose source could be read.
+
 """
 LINES = ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v")
 
@@ -147,17 +155,20 @@ def maps(found: list[tuple[Cell, pd.DataFrame]]) -> dict[str, Any]:
 
 
 def draw_maps(study: Study, of_values: Mapping[str, Any]) -> Figure:
-    """Latents in the plane of their principal components, a panel for each value of the setting."""
-    figure, axes = pyplot.subplots(1, len(of_values), figsize=(0.6 + 3.9 * len(of_values), 4.6), squeeze=False)
-    for axis, (value, found) in zip(axes[0], of_values.items(), strict=True):
-        places, tasks = np.array(found["places"]), np.array(found["tasks"])
-        for i, name in enumerate(found["names"]):
-            last = i == len(found["names"]) - 1
-            color, label = ("#c8c8c8", "no task follows") if last else (f"C{i}", f"before {name}")
-            axis.scatter(*places[tasks == i].T, s=7, color=color, label=label, zorder=2)
+    """Latents in the planes of their principal components and of t-SNE, a column for each value of the setting."""
+    figure, axes = pyplot.subplots(2, len(of_values), figsize=(0.6 + 3.9 * len(of_values), 8.6), squeeze=False)
+    for (above, below), (value, found) in zip(axes.T, of_values.items(), strict=True):
+        tasks = np.array(found["tasks"])
+        for axis, places in ((above, np.array(found["places"])), (below, np.array(found["tsne"]))):
+            for i, name in enumerate(found["names"]):
+                last = i == len(found["names"]) - 1
+                color, label = ("#c8c8c8", "no task follows") if last else (f"C{i}", f"before {name}")
+                axis.scatter(*places[tasks == i].T, s=7, color=color, label=label, zorder=2)
+            axis.set(xticks=[], yticks=[])
         first, second = found["variance"]
-        axis.set_title(f"{study.setting}: {value}", fontsize=10)
-        axis.set(xlabel=f"{100 * first:.0f} % of the variance", ylabel=f"{100 * second:.0f} %", xticks=[], yticks=[])
+        above.set_title(f"{study.setting}: {value}", fontsize=10)
+        above.set(xlabel=f"{100 * first:.0f} % of the variance", ylabel=f"{100 * second:.0f} %")
+        below.set(xlabel="t-SNE")
     legend_below(figure)
     return figure
 
@@ -213,10 +224,11 @@ def pages(
                 functools.partial(draw_maps, study, of_values),
                 digest(members),
             )
-            pictures += f"\n![Latents in the plane of their principal components](figures/{name}_map.png)\n"
+            pictures += f"\n![Latents: principal components, t-SNE](figures/{name}_map.png)\n"
         lacking = len(study.cells) - len(found)
         missing = f" {lacking} of {len(study.cells)} cells have no run yet." * bool(lacking)
         parts.append(f"\n## {study.question}\n\n{answer} [Table](tables/{name}.md).{missing}\n\n{pictures}")
+    parts.append(PUBLISHED + markdown(hierarchical()))
     if still_open:
         parts.append("\n## Open\n\nStudies without runs to compare:\n\n" + "".join(still_open))
     made[folder / "README.md"] = "".join(parts)

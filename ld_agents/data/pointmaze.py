@@ -51,6 +51,8 @@ BUILT_IN: dict[str, tuple[str, int, int]] = {
     **{f"ld-agents/pointmaze/{maze}-v0": (maze, 1_000_000, 100) for maze in MAZES},
     "ld-agents/pointmaze/umaze-10k-v0": ("umaze", 10_000, 20),
     "ld-agents/pointmaze/umaze-100k-v0": ("umaze", 100_000, 20),
+    "ld-agents/pointmaze/large-100k-v0": ("large", 100_000, 100),
+    "ld-agents/pointmaze/large-300k-v0": ("large", 300_000, 100),
     **{f"ld-agents/pointmaze/{name}-v0": ("large", 1_000_000, 100) for name in DISTURBED},
 }
 

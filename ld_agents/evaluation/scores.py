@@ -120,6 +120,7 @@ TASKS: dict[str, str] = {
     **{f"D4RL/kitchen/{name}-v2": f"kitchen-{name}" for name in _KITCHENS},
     **{f"ld-agents/pointmaze/{maze}-v0": f"maze2d-{maze}" for maze in _MAZES},
     **{f"ld-agents/pointmaze/umaze-{steps}-v0": "maze2d-umaze" for steps in ("10k", "100k")},
+    **{f"ld-agents/pointmaze/large-{steps}-v0": "maze2d-large" for steps in ("100k", "300k")},
     **{f"ld-agents/pointmaze/{name}-v0": "maze2d-large" for name in DISTURBED},
     **{f"ld-agents/antmaze/{name}-{v}": f"antmaze-{name.split('-')[0]}" for name in _ANTMAZES for v in ("v0", "v1")},
     **{f"ld-agents/locomotion/{robot}-expert-v0": robot for robot in _ROBOTS},

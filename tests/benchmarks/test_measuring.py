@@ -250,3 +250,13 @@ def test_next_tasks_of_a_kitchen_and_their_map() -> None:
     assert np.abs(mapped["places"]) == pytest.approx(np.array([[3, 0], [3, 0], [0, 1], [0, 1]]), abs=1e-3)
     assert mapped["variance"] == pytest.approx([0.9, 0.1])
     assert (mapped["tasks"], mapped["names"][-1], len(mapped["names"])) == ([0, 1, 2, 7], "none", 8)
+
+
+def test_neighbors_stay_neighbors_on_the_map() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    clusters = torch.arange(60) % 3
+    latents = torch.eye(5)[clusters] * 20 + torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor(measuring.latent_map(latents, clusters)["tsne"])
+    assert places.shape == (60, 2)
+    apart = torch.cdist(places, places).fill_diagonal_(torch.inf)
+    assert (clusters[apart.argmin(1)] == clusters).all()

@@ -187,7 +187,8 @@ def test_check_finds_a_measure_that_changed(repository: Path) -> None:
 
 def test_maps_of_latents_are_drawn_where_runs_have_them(repository: Path) -> None:
     folder = repository / "results" / "studies"
-    places = {"places": [[0.0, 1.0], [1.0, 0.0]], "variance": [0.6, 0.3], "tasks": [0, 1], "names": ["kettle", "none"]}
+    plane = [[0.0, 1.0], [1.0, 0.0]]
+    places = {"places": plane, "tsne": plane, "variance": [0.6, 0.3], "tasks": [0, 1], "names": ["kettle", "none"]}
     runs = [
         a_run(agent, KITCHEN, 0, level) | {"measured": measured(level, same_task=level / 100, **more)}
         for agent, level, more in (("LDCQ", 2.0, {"latent_map": places}), ("LDCQ[latent_dim=2]", 1.0, {}))
@@ -212,4 +213,7 @@ def test_a_suite_of_studies_is_reported_with_its_page(repository: Path) -> None:
     for name in ("tables", "figures"):
         shutil.rmtree(folder / name)
     report.all_pages(repository).write()
-    assert "`latent_dim`" in (folder / "README.md").read_text(), "all are open"
+    page = (folder / "README.md").read_text()
+    assert "`latent_dim`" in page, "all are open"
+    assert "| antmaze-medium | HiGoC | 79.3 ± 2.5 | primary | Hierarchical Diffuser" in page
+    assert "| single-task-average | LatentDiffuser | 78.9 | second-hand |" in page
