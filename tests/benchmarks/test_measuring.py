@@ -63,6 +63,18 @@ def test_a_run_that_differs_in_acting_alone_learns_nothing_anew(
         assert torch.equal(weight, trained[1].policy.state_dict()[name])
 
 
+def test_a_measured_run_has_no_curve_and_the_same_scores(data: OfflineDataset, tiny: None, tmp_path: Path) -> None:
+    run = specs.Run("LDCQ", "x/y-v0", 0, "fast", 1.0, 5)
+    plain, measured = (
+        json.loads(run_one.run_and_write(run, tmp_path / name, with_measures=name == "measured").read_text())
+        for name in ("plain", "measured")
+    )
+    assert [len(run["curve"]) for run in (plain, measured)] == [run_one.CURVE_POINTS, 0]
+    assert plain["returns"] == measured["returns"]
+    assert plain["measured"] is None
+    assert measured["measured"]["plan_ms"] > 0
+
+
 def test_other_training_is_not_taken_over(data: OfflineDataset, tmp_path: Path) -> None:
     files = specs.Files(tmp_path, "base")
     make_agent("LDCQ", data).learn().save(files.model)
