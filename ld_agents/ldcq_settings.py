@@ -129,9 +129,9 @@ PRESETS = {"fast": FAST, "minutes": MINUTES, "paper": PAPER}
 # What differs between families of datasets in the fast preset; found on seeds 101 and above (results/tuning/README.md).
 # Point mazes: 260 visits of the data to large's goal must tell the critic which candidates stay there. So Q-learning
 # gets many windows with few candidates each, the critic sees state and latent at once, and it chooses often. AntMaze:
-# an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait. Adroit: three agents of door-human
-# scored more when they decided every 2 steps. CarRacing: with few candidates from unwidened noise, chosen often, no
-# episode was as bad as a fifth of them were before.
+# the same critic, and an ant falls when it is decoded badly, and the mean of a Gaussian is not a gait. Adroit: three
+# agents of door-human scored more when they decided every 2 steps. CarRacing: with few candidates from unwidened noise,
+# chosen often, no episode was as bad as a fifth of them were before.
 FAMILY: dict[str, dict[str, Any]] = {
     "maze2d": {
         "critic": "joint",
@@ -143,6 +143,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "exec_horizon": 5,
     },
     "antmaze": {
+        "critic": "joint",
         "normalize_observations": True,
         "vae_hidden": 256,
         "vae_steps": 12_000,
