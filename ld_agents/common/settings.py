@@ -10,8 +10,12 @@ Editors complete the settings of an agent from `ld_agents/__init__.pyi`, which t
 """
 
 import dataclasses
+import functools
 import inspect
+import itertools
+import linecache
 import re
+import sys
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -60,12 +64,16 @@ def documented(settings: type[S]) -> type[S]:
     return settings
 
 
+@functools.cache
 def _comments(settings: type) -> dict[str, str]:
-    """The comments beside the fields of a class, or in the line above them."""
-    try:
-        lines = inspect.getsource(settings).splitlines()
-    except OSError:  # no source is installed
-        return {}
+    """The comments beside the fields of a class, or in the line above them; none where no source is installed.
+
+    `inspect.getsource` would parse the whole module for each class, which half of the package's start-up went into.
+    """
+    file = getattr(sys.modules[settings.__module__], "__file__", None)
+    source = linecache.getlines(file) if file else []
+    begin = next((i for i, line in enumerate(source) if re.match(rf"class {settings.__name__}\b", line)), len(source))
+    lines = [line.rstrip() for line in itertools.takewhile(lambda line: line[:1].isspace(), source[begin + 1 :])]
     found: dict[str, str] = {}
     above = ""
     for previous, line in zip(["", *lines], lines, strict=False):
