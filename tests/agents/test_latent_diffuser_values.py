@@ -264,7 +264,7 @@ def test_guided_plans_go_the_way_that_pays() -> None:
     }
     assert 0.15 < to_the_right[False] < 0.45
     assert to_the_right[True] > 0.75
-    returns = np.mean(evaluate(agent, TwoWays, 40, seed=1, n_envs=40).returns)
+    returns = np.mean(evaluate(agent, TwoWays, 400, seed=1, n_envs=400).returns)  # standard error 0.02
     assert returns > 0.75
     policy.settings = dataclasses.replace(policy.settings, guidance="none")
     assert np.mean(evaluate(agent, TwoWays, 40, seed=1, n_envs=40).returns) < 0.6

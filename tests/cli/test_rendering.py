@@ -54,7 +54,7 @@ def test_agents_without_plans(tmp_path: Path) -> None:
     agent = maze_agent("BC")
     assert rendering.plans(agent, np.zeros(4, np.float32)) is None
     with pytest.raises(ValueError, match="LDCQ and LatentDiffuser"):
-        rendering.plans_picture(agent, agent.eval_env_spec().make, tmp_path / "plans.png")
+        rendering.plans_picture(agent, Screen, tmp_path / "plans.png")
     assert not list(tmp_path.iterdir())
 
 
