@@ -38,17 +38,25 @@ def returning(monkeypatch: pytest.MonkeyPatch, *means: float | type[BaseExceptio
 def test_a_training_that_leaps_past_its_target_goes_on_in_smaller_steps(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hopper's target is 1,422, to 15 %: 2,000 is past it, 1,700 not near yet, 1,500 is."""
-    returning(monkeypatch, 500.0, 2_000.0, 1_700.0, 1_500.0)
+    """Hopper's target is 1,422, to 15 %: 2,000 is past it, 1,700 not near yet, 1,500 and then 1,400 are."""
+    returning(monkeypatch, 500.0, 2_000.0, 1_700.0, 1_500.0, 1_400.0)
     Training("hopper", work).run()
     with np.load(work / "hopper_sac.npz") as stored:
         assert stored["steps"].tolist() == [300, 600, 800]
-        assert stored["returns"].tolist() == [500, 2_000, 1_500]
+        assert stored["returns"].tolist() == [500, 2_000, 1_400]
         assert stored["w0"].shape == (3, 128, 11)
     actor = SacActor(3, file=work / "hopper_sac.npz")
     assert [stage.snapshot for stage in SacActor(3, file=work / "hopper_sac.npz", snapshot=None).stages] == [0, 1, 2]
     actions = actor.act(np.zeros((2, 11)), [np.random.default_rng(seed) for seed in (0, 1)], [{}, {}])
     assert actions.shape == (2, 3)
+
+
+def test_a_lucky_evaluation_ends_no_training(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returning(monkeypatch, 1_300.0, 1_000.0, 1_250.0, 1_260.0)
+    Training("hopper", work).run()
+    with np.load(work / "hopper_sac.npz") as stored:
+        assert stored["steps"].tolist() == [300, 600]
+        assert stored["returns"].tolist() == [1_000, 1_260]
 
 
 def test_a_killed_training_resumes_at_its_last_evaluation(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +68,7 @@ def test_a_killed_training_resumes_at_its_last_evaluation(work: Path, monkeypatc
     again.resume()
     assert (again.agent.num_timesteps, again.steps, again.returns) == (300, [300], [500.0])
     assert again.agent.replay_buffer.pos == 300
-    returning(monkeypatch, 1_400.0)
+    returning(monkeypatch, 1_400.0, 1_400.0)
     Training("hopper", work).run()
     with np.load(work / "hopper_sac.npz") as stored:
         assert stored["steps"].tolist() == [300, 600]
