@@ -2,8 +2,9 @@
 
     python benchmarks/reproduce.py results/maze2d/runs/BC__ld-agents-pointmaze-umaze-v0__fast__b1__seed0.json
 
-With the run's own commit and versions its returns repeat to the last bit. Otherwise the means have to agree within
-three standard errors of their difference; the exit code is 1 where they do not.
+With the run's own commit and versions its returns repeat to the last bit, but for runs of `results/guidance` that took
+networks over from another (`shares_with`): those drew other numbers than a run on its own does. Otherwise the means
+have to agree within three standard errors of their difference; the exit code is 1 where they do not.
 """
 
 from __future__ import annotations

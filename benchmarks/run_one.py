@@ -227,7 +227,13 @@ def taken_over(base: Files, agent: Any, dataset: Any) -> Any:
         return None
     if json.loads(base.result.read_text())["dataset"]["hash"] != dataset.content_hash:
         return None
-    trained = type(agent).load(base.model, dataset=dataset)
+    try:
+        trained = type(agent).load(base.model, dataset=dataset)
+    except (OSError, ValueError) as error:  # the run can go on without it
+        print(f"nothing is shared with {base.model.name}: {error}", flush=True)
+        return None
+    if trained.cpu_bf16 != agent.cpu_bf16:
+        return None
     of_acting = {name: getattr(agent.settings, name) for name in ACTING[type(agent).__name__]}
     if dataclasses.replace(trained.settings, **of_acting) == agent.settings:
         agent.policy.load_state_dict(trained.policy.state_dict())

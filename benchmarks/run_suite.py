@@ -39,6 +39,7 @@ import report
 from files import write_json
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.evaluation import scores
+from ld_agents.images import ImageAgent, ImageSettings
 from live_table import live_table
 from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 from suites import SUITES, Suite
@@ -116,7 +117,10 @@ def check_agents(runs: Iterable[Run]) -> dict[Run, str]:
             cls = agent_class(name)
             preset = "fast" if run.preset == "default" else run.preset
             if issubclass(cls, OfflineAlgorithm):
-                of_agent = {key: value for key, value in settings.items() if key != "cpu_bf16"}
+                apart = {"cpu_bf16"}
+                if issubclass(cls, ImageAgent):
+                    apart |= {field.name for field in dataclasses.fields(ImageSettings)}
+                of_agent = {key: value for key, value in settings.items() if key not in apart}
                 cls._resolve(preset, scores.family(parse_spec(run.dataset)[0]), of_agent)
         except Exception as error:  # a module of the user's own may raise anything
             failures[run] = f"{type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ Episodes = Annotated[int, typer.Option(min=1, help="Number of episodes.")]
 
 def _print(*what: Any) -> None:
     width = None if sys.stdout.isatty() else 200  # of tables that go into a file or a pipe
-    Console(soft_wrap=True, width=width).print(*what, highlight=False)
+    Console(soft_wrap=True, width=width, markup=False).print(*what, highlight=False)
 
 
 def _maker(agent: OfflineAlgorithm, env: str | None) -> Any:
@@ -164,6 +164,11 @@ def push(
 ) -> None:
     """Upload an agent with a model card to the Hugging Face Hub; log in first: hf auth login."""
     loaded = ld_agents.load(agent)
+    if env is not None and episodes and zoo.scores(loaded, [0.0]) is not None:
+        raise ValueError(
+            "A card holds D4RL scores of this agent, and those are of its dataset's environment. Leave out --env, or "
+            "give --episodes 0."
+        )
     outcome = ld_agents.evaluate(loaded, _maker(loaded, env), episodes, seed=seed) if episodes else None
     _print(ld_agents.push_to_hub(loaded, repo_id, evaluation=outcome, video=video, private=private))
 

@@ -113,7 +113,7 @@ def push_to_hub(
     Args:
         agent: what to upload.
         repo_id: such as "someone/ldcq-hopper"; made if it does not exist.
-        evaluation: of `ld_agents.evaluate`; its scores go into the card.
+        evaluation: of `ld_agents.evaluate` in the environment of the agent's dataset; its scores go into the card.
         video: an mp4 that goes with it (`ld_agents.rendering.record_video`).
         private: of a repository that is made.
         token: None: the one of `hf auth login`.

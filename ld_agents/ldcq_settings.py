@@ -66,7 +66,7 @@ class LDCQSettings(LatentPriorSettings):
             )
 
 
-# what an agent may change after its training
+# what training does not depend on
 ACTING_SETTINGS = (
     "candidates_acting",
     "exec_horizon",

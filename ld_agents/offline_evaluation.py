@@ -101,7 +101,7 @@ def _evaluate(
     seed: int,
 ) -> OfflineEstimate:
     states, actions, rewards, masks, next_states = columns
-    # Q sees everything in units of the data's spread, so that one learning rate does for all.
+    # Q sees states and rewards in units of the data's spread, so that one learning rate does for all.
     mean, std = states.mean(0), states.std(0).clamp(min=1e-3)
     scale = float(rewards.std()) or 1.0
     next_actions, first_actions, own_actions = (_decide(agent, part) for part in (next_states, first_states, states))

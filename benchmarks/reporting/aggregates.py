@@ -17,7 +17,8 @@ from reporting.intervals import FEW, IQM, METRICS, Estimate, covers
 from reporting.runs import PROTOCOLS
 from reporting.tables import bracketed, markdown, number, ranged
 
-HEAD = """D4RL scores with 95 % stratified bootstrap intervals over runs ({reps:,} resamples, rliable). The \
+HEAD = """D4RL scores with 95 % stratified bootstrap intervals over runs ({reps:,} resamples, {fewer:,} for \
+probabilities of improvement and profiles, rliable). The \
 optimality gap is the mean distance below 100. (a to b) is the range of fewer than {few} seeds on one dataset. Ranks \
 are by mean on each dataset, 1 is best. All agents are compared on the same datasets: \
 the largest block of agents and datasets without a hole (most agents times datasets; of equal blocks, \
@@ -173,7 +174,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
     """The same for people, with the datasets that the aggregates cover, and what is left out."""
     if not groups:
         return "No aggregates: no dataset has D4RL scores.\n"
-    text = HEAD.format(reps=intervals.REPS, few=FEW)
+    text = HEAD.format(reps=intervals.REPS, fewer=intervals.FEWER_REPS, few=FEW)
     for group in groups:
         text += f"- `{group.protocol}`: over {', '.join(group.datasets)}"
         text += f". Left out: {'; '.join(group.left_out)}." if group.left_out else "; nothing is left out."

@@ -18,6 +18,7 @@ from rliable import library, metrics
 from scipy import stats
 
 REPS = 2000
+FEWER_REPS = 500  # of pairs of agents and of profiles, of which there are many
 SEED = 0
 FEW = 5  # runs of one task below which a bootstrap interval is hardly more than their range, which is shown instead
 COVERAGE = Path(__file__).resolve().parent / "coverage.csv"  # see coverage.py
@@ -99,7 +100,7 @@ def improvements(matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Estima
         return np.array([_improvement(first, second)])
 
     pairs = itertools.combinations(matrices, 2)
-    return {pair: _estimates((matrices[pair[0]], matrices[pair[1]]), values, REPS // 4)[0] for pair in pairs}
+    return {pair: _estimates((matrices[pair[0]], matrices[pair[1]]), values, FEWER_REPS)[0] for pair in pairs}
 
 
 def profiles(matrices: Mapping[str, Matrix], thresholds: Matrix) -> dict[str, tuple[Matrix, Matrix, Matrix]]:
@@ -107,7 +108,7 @@ def profiles(matrices: Mapping[str, Matrix], thresholds: Matrix) -> dict[str, tu
     result = {}
     for agent, matrix in matrices.items():
         with _seeded(matrix):
-            shares, ends = library.create_performance_profile({agent: matrix}, thresholds, reps=REPS // 4)
+            shares, ends = library.create_performance_profile({agent: matrix}, thresholds, reps=FEWER_REPS)
         result[agent] = (shares[agent], ends[agent][0], ends[agent][1])
     return result
 

@@ -42,6 +42,7 @@ from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_algorithm import Losses, OfflineAlgorithm, Stage
 from ld_agents.common.settings import STRICT, BatchSize, Fraction, GradientSteps, NonNegative, Real, Widths, documented
 from ld_agents.networks.critics import QFunction, descend, mlp, polyak_update
+from ld_agents.networks.window_values import expectile_loss
 
 
 class IQLPolicy(ActorPolicy):
@@ -152,8 +153,7 @@ class IQL(OfflineAlgorithm):
 
     def value_loss(self, advantages: Tensor) -> Tensor:
         """Expectile regression, mean of |tau - 1(u < 0)| u^2 with u = Q - V (eq. 5). Shape [B] -> scalar."""
-        weights = torch.where(advantages < 0, 1 - self.settings.expectile, self.settings.expectile)
-        return (weights * advantages.square()).mean()
+        return expectile_loss(advantages, self.settings.expectile).mean()
 
     def critic_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Sum over both critics of the mean squared error to r + gamma V(s'), r after a terminal (eq. 6)."""

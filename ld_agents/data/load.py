@@ -105,7 +105,7 @@ def _load(source: Any, goal: Goal, download: bool, env: Any) -> OfflineDataset:
     if goal not in ("relabel", "keep"):
         raise ValueError(f'goal is {goal!r}. Choose "relabel" or "keep".')
     if isinstance(source, OfflineDataset):
-        return source
+        return source.to(source.rewards.device)  # of its own, to set noise and goals on; shares memory
     if (read := _reader(source)) is not None:
         return read(source, env)
     if (spec := getattr(source, "spec", None)) is not None and hasattr(spec, "dataset_id"):

@@ -177,7 +177,8 @@ _SERVER_NAMES: dict[str, str] = {
 
 
 def family(dataset_id: str) -> str | None:
-    """The benchmark family of a dataset, read from its name: "maze2d", "antmaze", "locomotion", "adroit", "kitchen".
+    """The benchmark family of a dataset, read from its name: "maze2d", "antmaze", "locomotion", "adroit",
+    "kitchen", "carla", "carracing".
 
     Args:
         dataset_id: of Minari, or the path of a D4RL file, of which only the file's name counts. None for a name of no

@@ -218,6 +218,30 @@ def test_with_energy_keeps_vae_and_prior(dataset: OfflineDataset) -> None:
     assert LatentDiffuser.load(io.BytesIO(saved(colder))).settings.inverse_temperature == 10.0
 
 
+def test_an_energy_on_the_prior_of_another_agent_is_that_of_a_training_of_its_own(dataset: OfflineDataset) -> None:
+    whole, unguided = make(dataset).learn(), make(dataset, guidance="none").learn()
+    loaded = LatentDiffuser.load(io.BytesIO(saved(unguided)), dataset=dataset)
+    shared = loaded.with_energy(guidance="exact").learn(reset_num_timesteps=False)
+    assert not differing(weights(whole), weights(shared))
+
+
+def test_with_energy_counts_the_steps_that_were_taken(dataset: OfflineDataset) -> None:
+    agent = make(dataset)
+    agent.learn(agent.full_budget // 2)
+    other = agent.with_energy()
+    assert other.stage_steps == agent.stage_steps | {"energy": 0}
+    assert other.num_timesteps == sum(other.stage_steps.values())
+    other.learn(reset_num_timesteps=False)
+    assert other.stage_steps["energy"] == other.settings.energy_steps
+
+
+def test_regression_learns_from_as_many_latents_as_the_exact_loss(dataset: OfflineDataset) -> None:
+    for loss, sets in (("exponential", 1), ("contrastive", 2)):
+        for guidance in ("exact", "mse"):
+            agent = make(dataset, guidance=guidance, energy_loss=loss, weights="independent")
+            assert agent._support_sets() == sets
+
+
 def test_with_energy_standardizes_another_return_anew(dataset: OfflineDataset) -> None:
     agent = make(dataset).learn()
     other = agent.with_energy(plan_return="mean", guidance="posterior-mean")

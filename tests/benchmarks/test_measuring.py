@@ -83,6 +83,10 @@ def test_other_training_is_not_taken_over(data: OfflineDataset, tmp_path: Path) 
         files.result.write_text(json.dumps({"dataset": {"hash": hash_}}))
         wanted = make_agent("LDCQ", data, horizon=horizon, exec_horizon=1)
         assert (run_one.taken_over(files, wanted, data) is not None) == taken
+    files.result.write_text(json.dumps({"dataset": {"hash": data.content_hash}}))
+    assert run_one.taken_over(files, make_agent("LDCQ", data, cpu_bf16=True), data) is None
+    files.model.write_bytes(files.model.read_bytes()[:-100])
+    assert run_one.taken_over(files, make_agent("LDCQ", data), data) is None, "it can learn by itself"
     files.model.unlink()
     assert run_one.taken_over(files, make_agent("LDCQ", data), data) is None
 

@@ -133,6 +133,14 @@ def test_bfloat16_is_a_setting_of_every_agent() -> None:
     ]
 
 
+def test_settings_of_images_are_settings_of_their_agents() -> None:
+    runs = [
+        specs.Run(agent, "ld-agents/carracing/driver-v0", 0, "fast", 1.0, 5)
+        for agent in ("LDCQ[image_code=32]", "BC[image_code=32]", "IQL[image_code=32]")
+    ]
+    assert list(run_suite.check_agents(runs)) == runs[2:], "IQL sees no images"
+
+
 def test_the_suite_without_options_is_the_first_one() -> None:
     suite = run_suite.suite_from(run_suite.parse([]))
     assert suite == SUITES["first"]

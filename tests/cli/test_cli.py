@@ -129,13 +129,19 @@ def test_export(agent: Path, tmp_path: Path) -> None:
     assert (tmp_path / "policy.onnx").stat().st_size > 1000
 
 
+def test_no_card_has_d4rl_scores_of_another_environment(screen: str) -> None:
+    with pytest.raises(ValueError, match="Leave out --env"):
+        run("push", "ldcq-pointmaze-large", "me/agent", "--env", screen, "--episodes", 1)
+
+
 def test_push_and_pull(agent: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "cache") as hub:
         assert f"{hub.url}/me/agent" in run("push", agent, "me/agent", "--episodes", 1)
         assert b"| mean return |" in hub.files["README.md"]
-        run("pull", "me/agent", tmp_path / "pulled.zip")
-        assert (tmp_path / "pulled.zip").read_bytes() == hub.files["agent.zip"]
-    assert members((tmp_path / "pulled.zip").read_bytes()) == members(agent.read_bytes())
+        out = tmp_path / "ldcq[prior=gaussian].zip"  # a name that rich's markup would swallow
+        assert f"saved to {out}" in run("pull", "me/agent", out)
+        assert out.read_bytes() == hub.files["agent.zip"]
+    assert members(out.read_bytes()) == members(agent.read_bytes())
 
 
 # ---------------------------------------------------------------- data, and training on it

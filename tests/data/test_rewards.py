@@ -358,6 +358,16 @@ def test_antmaze_with_goals_drawn_in_the_evaluation() -> None:
             load_dataset(name, eval_goals=wrong)  # type: ignore[arg-type]
 
 
+def test_drawn_goals_leave_the_dataset_that_was_given_as_it_was() -> None:
+    data = load_dataset("ld-agents/pointmaze/umaze-10k-v0")
+    before = data.info
+    for _ in range(2):
+        other = load_dataset(data, eval_goals="cells")
+        assert other.info.id == "ld-agents/pointmaze/umaze-10k-v0 with drawn goals: cells"
+        assert other.content_hash == data.content_hash
+    assert data.info == before
+
+
 def kitchen_set(dataset_id: str, **metadata: Any) -> str:
     goals = spaces.Dict({"kettle": box(7), "microwave": box(1)})
     space = spaces.Dict({"achieved_goal": goals, "desired_goal": goals, "observation": box(59)})
