@@ -15,6 +15,8 @@ from rich.table import Table
 
 import ld_agents
 from ld_agents import zoo
+from ld_agents.common.agent_file import with_suffix
+from ld_agents.data.storage import check_writable
 
 if TYPE_CHECKING:
     from ld_agents.common.offline_algorithm import OfflineAlgorithm
@@ -43,7 +45,10 @@ def _maker(agent: OfflineAlgorithm, env: str | None) -> Any:
     """Makes environments from a render mode."""
     from ld_agents.evaluation.eval_env import EvalEnvSpec
 
-    return (agent.eval_env_spec() if env is None else EvalEnvSpec(env)).make
+    try:
+        return (agent.eval_env_spec() if env is None else EvalEnvSpec(env)).make
+    except ValueError as error:
+        raise ValueError(f"{str(error).split(' Name one:')[0]} Name one with --env.") from None
 
 
 # -- agents --------------------------------------------------------------------------------------------------------
@@ -76,6 +81,10 @@ def train(
 ) -> None:
     """Train an agent on a dataset and save it."""
     cls, chosen = zoo.agent_class(agent), dict(_setting(text) for text in settings or [])
+    if options := sorted({"preset", "seed", "device"} & chosen.keys()):
+        raise ValueError(f"{', '.join(options)}: not among the settings. Write --{options[0]} VALUE.")
+    out = with_suffix(out)
+    check_writable(out)
     recorded = ld_agents.load_dataset(dataset)
     trained = cls(zoo.policy_for(recorded), recorded, preset=preset, seed=seed, device=device, **chosen)
     trained.learn(steps, progress_bar=sys.stderr.isatty()).save(out)
@@ -147,6 +156,7 @@ def plans(
 @app.command(epilog="Example: ld-agents export ldcq-pointmaze-large policy.onnx")
 def export(agent: Agent, out: Annotated[Path, typer.Argument(help="File to write.")] = Path("policy.onnx")) -> None:
     """Export what an agent does at one decision as ONNX."""
+    out = out if out.suffix else out.with_suffix(".onnx")
     loaded: Any = ld_agents.load(agent, device="cpu")
     loaded.export(out)
     _print(str(out))

@@ -29,7 +29,7 @@ def load(source: Any, **options: Any) -> OfflineAlgorithm:
         if (file := zoo.pretrained_file(source)) is not None:
             return load_file(file, **options)
         if agent_file.find(source) is None:
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(".zip"):
                 return load_from_hub(source, **options)
             names = ", ".join(card.name for card in zoo.pretrained()) or "none"
             raise FileNotFoundError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ld_agents.baselines.transitions import Transitions
-from ld_agents.data.dataset import OfflineDataset
+from ld_agents.data.load import load_dataset
 from ld_agents.networks.critics import QFunction, descend, polyak_update
 
 _TARGET_RATE = 0.005
@@ -42,8 +42,8 @@ class OfflineEstimate:
 
 
 def evaluate_offline(
-    agents: Sequence[Any],
-    dataset: OfflineDataset,
+    agents: Any,
+    dataset: Any,
     *,
     discount: float = 0.99,
     n_steps: int = 20_000,
@@ -59,8 +59,10 @@ def evaluate_offline(
     plan decides anew at every step here, as it does with ``predict(observation)``.
 
     Args:
-        agents: have `predict`, as all agents here and of Stable-Baselines3 have; saved ones are loaded first.
-        dataset: recorded in the environment that the agents are for; they need not have learned from it.
+        agents: one, or a sequence: have `predict`, as all agents here and of Stable-Baselines3 have; saved ones are
+            loaded first.
+        dataset: an `OfflineDataset` or what `load_dataset` takes, recorded in the environment that the agents are for;
+            they need not have learned from it.
         discount: gamma of the estimate.
         n_steps: steps of the data that are drawn for the estimate. Planners take milliseconds for each.
         gradient_steps, batch_size, hidden: of Q's training.
@@ -70,11 +72,14 @@ def evaluate_offline(
     Raises:
         ValueError: no step has a known successor, or a number is out of its range.
     """
-    if not (0 <= discount < 1 and 0 < held_out < 1 and n_steps >= 20 and gradient_steps >= 1):
+    if not (0 <= discount < 1 and 0 < held_out < 1 and n_steps >= 20 and gradient_steps >= 1 and batch_size >= 1):
         raise ValueError(
-            f"discount is {discount}, held_out {held_out}, n_steps {n_steps}, gradient_steps {gradient_steps}. Give a "
-            "discount from 0 to below 1, held_out between 0 and 1, at least 20 steps and one gradient step."
+            f"discount is {discount}, held_out {held_out}, n_steps {n_steps}, gradient_steps {gradient_steps}, "
+            f"batch_size {batch_size}. Give a discount from 0 to below 1, held_out between 0 and 1, at least 20 steps, "
+            "one gradient step and one row per batch."
         )
+    agents = [agents] if hasattr(agents, "predict") else agents
+    dataset = load_dataset(dataset)
     if dataset.has_frames:
         raise ValueError("Fitted Q evaluation learns from vectors, not from frames. Evaluate in the environment.")
     device = dataset.rewards.device
@@ -115,7 +120,7 @@ def _evaluate(
         )
     target.load_state_dict(q.state_dict())
     optimizer = torch.optim.Adam(q.parameters(), lr=_LEARNING_RATE, fused=True)
-    learned = max(1, round((1 - held_out) * len(states)))
+    learned = min(len(states) - 1, max(1, round((1 - held_out) * len(states))))
     generator = torch.Generator(states.device).manual_seed(seed)
     for _ in range(gradient_steps):
         rows = torch.randint(learned, (batch_size,), generator=generator, device=states.device)

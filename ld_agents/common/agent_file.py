@@ -62,7 +62,7 @@ def write(
     if not isinstance(path, str | pathlib.Path):
         path.write(buffer.getvalue())
         return
-    with whole(_with_suffix(path)) as unfinished:
+    with whole(with_suffix(path)) as unfinished:
         unfinished.write_bytes(buffer.getvalue())  # Python 3.12.1 crashes when it collects a view of the buffer
 
 
@@ -78,7 +78,7 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
     if isinstance(path, str | pathlib.Path):
         found = find(path)
         if found is None:
-            raise FileNotFoundError(f"There is no saved agent at {_with_suffix(path)}.")
+            raise FileNotFoundError(f"There is no saved agent at {with_suffix(path)}.")
         path = found
     try:
         with zipfile.ZipFile(path) as archive:
@@ -166,7 +166,7 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
 
 
-def _with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(path)
     return path if path.suffix else path.with_suffix(".zip")
 

@@ -4,11 +4,13 @@ An agent is a policy (`offline_policy.py`: how it acts) and a list of training s
 has what is around them: settings and saving; acting and evaluation are in `acting.py`.
 """
 
+import contextlib
 import dataclasses
 import io
 import pathlib
+import random
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -33,6 +35,18 @@ from ld_agents.data.returns import moments
 from ld_agents.evaluation import scores
 
 __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"]
+
+
+@contextlib.contextmanager
+def _global_generators_kept() -> Iterator[None]:
+    """An agent seeds the global generators when it is made; one that is loaded leaves the caller's as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 class OfflineAlgorithm(ONNXExport, ActingAgent):
@@ -251,6 +265,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         agent_file.write(path, description, weights, self.training_state())
 
     @classmethod
+    @torch.inference_mode(False)  # weights that were made in that mode are of no use outside
     def load(  # type: ignore[override]  # the keywords are named, where SB3 takes any
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -291,21 +306,23 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         try:
             cls._drop_retired_settings(description)
             cls.complete_older_file(description["settings"], weights)
-            agent._initialize(
-                description["policy"],
-                observation_space=agent_file.space_from_json(description["observation_space"]),
-                action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]
-                observation_keys=tuple(description["observation_keys"]) if description["observation_keys"] else None,
-                state_dim=int(description["state_dim"]),
-                preset=description["preset"],
-                family=None,
-                seed=int(description["seed"]),
-                device=device,
-                verbose=verbose,
-                tensorboard_log=tensorboard_log,
-                cpu_bf16=description.get("cpu_bf16") is True,
-                settings={**description["settings"], **description.get("image_settings", {})},
-            )
+            keys = description["observation_keys"]
+            with _global_generators_kept():
+                agent._initialize(
+                    description["policy"],
+                    observation_space=agent_file.space_from_json(description["observation_space"]),
+                    action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]
+                    observation_keys=tuple(keys) if keys else None,
+                    state_dim=int(description["state_dim"]),
+                    preset=description["preset"],
+                    family=None,
+                    seed=int(description["seed"]),
+                    device=device,
+                    verbose=verbose,
+                    tensorboard_log=tensorboard_log,
+                    cpu_bf16=description.get("cpu_bf16") is True,
+                    settings={**description["settings"], **description.get("image_settings", {})},
+                )
             agent.family, agent.settings_origin = agent._origins_in(description)
             # shapes are compared before any memory is taken for them
             with torch.device("meta"):

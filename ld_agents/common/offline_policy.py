@@ -162,7 +162,8 @@ class OfflinePolicy(BasePolicy):
         if not deterministic:
             self.noise_calls += 1
         with torch.inference_mode():
-            observations = torch.as_tensor(flat, device=self.device)
+            # torch takes no views that run backwards, and warns of arrays that are read-only
+            observations = torch.as_tensor(np.require(flat, requirements=["C", "W"]), device=self.device)
             keys = observation_keys(observations.flatten(1), self.noise_seed, 0 if deterministic else self.noise_calls)
             if state is not None:
                 begins, last_keys = (torch.as_tensor(part, device=self.device) for part in (starts, state[-1]))

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,9 +45,10 @@ def traced(module: nn.Module, example: dict[str, Tensor], outputs: list[str], in
     last = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of packages that the exporter knows and nobody here needs
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, of its own code and of how it names axes
             program = torch.onnx.export(
-                module,
+                module.eval(),
                 kwargs={name: example[name] for name in inputs},
                 dynamo=True,
                 input_names=list(inputs),

@@ -130,6 +130,10 @@ class PlanningPolicy(OfflinePolicy):
                 self._made, self._made_for = self._make_program(), self._versions()
         return self._made
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: a program is made anew."""
+        return self.__dict__ | {"_made": None, "_made_for": None}
+
     def _versions(self) -> object:
         return self.settings, [tensor._version for tensor in self._tensors]
 

@@ -25,6 +25,8 @@ from ld_agents.data.dataset import OfflineDataset
 
 Losses = dict[str, Tensor]
 
+_WITHOUT_END = 1 << 52  # gradient steps; a double still counts them
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -121,7 +123,8 @@ class StagedTraining(BaseAlgorithm):
 
         Args:
             total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
-                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone.
+                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone. Of one
+                stage, `sys.maxsize` trains until a callback stops it.
             callback: SB3 callbacks; `on_step` is called after every gradient step. An `EvalCallback` waits until the
                 agent can act (`can_act`), and begins each evaluation from the same seeds.
             log_interval: gradient steps between two log lines; the end of a stage is logged too. None logs nothing.
@@ -138,8 +141,10 @@ class StagedTraining(BaseAlgorithm):
                 f"This agent has no dataset. Load it with one: {type(self).__name__}.load(path, dataset=data). The "
                 f"data are the OfflineDataset that it learned from ({self._dataset_identity.get('id')}), made anew."
             )
-        if total_timesteps is not None and total_timesteps < 0:
-            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        if total_timesteps is not None:
+            if not total_timesteps >= 0:
+                raise ValueError(f"total_timesteps must be a number that is not negative, got {total_timesteps}.")
+            total_timesteps = min(total_timesteps, _WITHOUT_END)
         if log_interval is not None and log_interval < 1:
             raise ValueError(f"log_interval must be at least 1, or None for no log, got {log_interval}.")
         self._plan_budget(total_timesteps, reset_num_timesteps)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written later, and writes there.
+
+    Raises:
+        OSError: `whole` would fail; the message says what to do.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "This is a folder. Name a file in it", str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        what = f"{error.strerror}; no file can be written there. Choose another folder for it"
+        raise OSError(error.errno, what, str(path)) from None
 
 
 def _to_disk(path: Path) -> None:

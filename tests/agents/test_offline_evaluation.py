@@ -79,7 +79,21 @@ def test_agents_of_all_kinds(name: str, dataset: OfflineDataset, goal_dataset: O
         assert np.isfinite([found.value, found.td_error]).all()
 
 
-@pytest.mark.parametrize("wrong", [{"discount": 1.0}, {"held_out": 0.0}, {"n_steps": 5}, {"gradient_steps": 0}])
+def test_one_agent_on_arrays_with_a_step_held_out(chain: OfflineDataset) -> None:
+    arrays = {
+        "observations": chain.observations[:25],
+        "actions": chain.actions[:25],
+        "rewards": chain.rewards[:25],
+        "terminals": chain.terminals[:25],
+        "timeouts": np.zeros(25, bool),
+    }
+    (found,) = evaluate_offline(Constant(0.5), arrays, **{**SMALL, "held_out": 0.01, "gradient_steps": 1})
+    assert found.td_error > 0, "of the step that is held out"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"discount": 1.0}, {"held_out": 0.0}, {"n_steps": 5}, {"gradient_steps": 0}, {"batch_size": 0}]
+)
 def test_numbers_out_of_range(chain: OfflineDataset, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Give a discount from 0 to below 1"):
         evaluate_offline([], chain, **wrong)

@@ -21,7 +21,7 @@ from test_rendering import Screen, decoded, needs_renderer
 from typer.testing import CliRunner
 
 import ld_agents
-from ld_agents import cli, zoo
+from ld_agents import BC, cli, zoo
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 
 
@@ -162,7 +162,7 @@ def d4rl_file(folder: Path) -> Path:
     return path
 
 
-def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path) -> None:
+def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("data", "convert", d4rl_file, "me/hop-v0")
     before, after = ld_agents.load_dataset(d4rl_file), ld_agents.load_dataset("me/hop-v0")
     for name in ("observation_rows", "actions", "rewards", "terminals", "episode_ends", "_final_known"):
@@ -186,6 +186,15 @@ def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path) -> Non
     assert "mean return" in run("eval", out, "--episodes", 1)
     with pytest.raises(ValueError, match="setting=value"):
         run("train", "BC", "me/hop-v0", "hidden")
+    with pytest.raises(ValueError, match="Write --seed VALUE"):
+        run("train", "BC", "me/hop-v0", "seed=3")
+    short = ("train", "BC", "me/hop-v0", "hidden=[8,8]", "--steps", 1, "--out")
+    assert f"Saved to {folder / 'other.zip'}" in run(*short, folder / "other")
+    monkeypatch.setattr(BC, "learn", None)  # nothing is learned that could not be kept
+    (folder / "models.zip").mkdir()
+    for wrong in (folder / "models", out / "agent.zip"):
+        with pytest.raises(OSError, match=r"Name a file in it|Choose another folder"):
+            run(*short, wrong)
 
 
 @pytest.mark.skipif(not hasattr(ld_agents, "check_dataset"), reason="there is no check_dataset yet")

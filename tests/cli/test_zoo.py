@@ -93,6 +93,8 @@ def test_own_agents_are_found_once_imported(dataset: OfflineDataset) -> None:
 def test_load_says_what_there_is(dataset: OfflineDataset) -> None:
     with pytest.raises(FileNotFoundError, match=r"no pretrained agent \("):
         ld_agents.load("ldcq-nowhere")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        ld_agents.load("models/agent.zip")
     stranger = type("Stranger", (BC,), {})
     blob = saved(stranger("MlpPolicy", dataset, hidden=(8, 8), seed=0))
     stranger.__name__ = "Renamed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,9 +151,19 @@ def test_more_steps_go_to_the_last_stage(name: str, dataset: OfflineDataset) -> 
     assert not differing(untouched, weights(agent))
 
 
-def test_negative_total_is_refused(name: str, dataset: OfflineDataset) -> None:
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
-        make_agent(name, dataset).learn(-1)
+@pytest.mark.parametrize("total", [-1, float("nan")])
+def test_negative_total_is_refused(name: str, dataset: OfflineDataset, total: Any) -> None:
+    with pytest.raises(ValueError, match=f"is not negative, got {total}"):
+        make_agent(name, dataset).learn(total)
+
+
+@pytest.mark.parametrize("total", [sys.maxsize, float("inf")])
+def test_learning_without_end_ends_with_a_callback(dataset: OfflineDataset, total: Any) -> None:
+    agent = make_agent("BC", dataset).learn(total, callback=StopAt(7))
+    assert agent.num_timesteps == 7
+    again = type(agent).load(io.BytesIO(saved(agent)), dataset=dataset)
+    again.learn(reset_num_timesteps=False, callback=StopAt(9))
+    assert again.num_timesteps == 9
 
 
 def test_actions_are_learned_in_units_of_the_box() -> None:

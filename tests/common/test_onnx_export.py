@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -161,10 +163,14 @@ def test_faster_plans_are_the_same(dataset: OfflineDataset, name: str) -> None:
         return [agent.predict(o, deterministic=True)[0] for o in observations]
 
     plain = actions()
-    agent.speed_up()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.speed_up()
     assert agent.policy.fast == "onnxruntime"
     fast = actions()
     assert members(agent) == file
+    for again, expected in zip(pickle.loads(pickle.dumps([agent.policy])), fast[:1], strict=True):
+        np.testing.assert_allclose(again.predict(observations[0], deterministic=True)[0], expected, atol=1e-5)
     with torch.no_grad():
         for parameter in agent.policy.vae.parameters():
             parameter *= 1.2

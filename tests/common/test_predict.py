@@ -57,7 +57,9 @@ def test_single_and_batched_observations(name: str, trained: Trained) -> None:
         assert {len(part) for part in state} == {5}
         assert single_state is not None
         assert {len(part) for part in single_state} == {1}
-    for other in (batch.astype(np.float64), batch.tolist()):
+    read_only = batch.copy()
+    read_only.setflags(write=False)
+    for other in (batch.astype(np.float64), batch.tolist(), batch[::-1].copy()[::-1], read_only):
         np.testing.assert_array_equal(agent.predict(other, deterministic=True)[0], actions)
 
 

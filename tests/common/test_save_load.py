@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pickletools
+import random
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -20,10 +21,33 @@ import stable_baselines3
 import torch
 from agent_blobs import OBSERVATIONS, load, members, with_description
 
+import ld_agents
 from conftest import Trained, differing, make_agent, saved, weights
 from ld_agents import OfflineDataset
 
 # ---------------------------------------------------------------- round trips
+
+
+def test_loading_leaves_the_global_generators_alone(dataset: OfflineDataset) -> None:
+    blob = saved(make_agent("IQL", dataset))
+
+    def drawn(load: bool) -> list[float]:
+        random.seed(1), np.random.seed(2), torch.manual_seed(3)
+        if load:
+            ld_agents.load(io.BytesIO(blob))
+        return [random.random(), np.random.rand(), float(torch.rand(()))]
+
+    assert drawn(load=True) == drawn(load=False)
+
+
+def test_an_agent_that_is_loaded_in_inference_mode_acts_and_learns(name: str, trained: Trained) -> None:
+    agent = trained(name)
+    with torch.inference_mode():
+        loaded = type(agent).load(io.BytesIO(saved(agent)), dataset=agent.dataset)
+        np.testing.assert_array_equal(
+            loaded.predict(OBSERVATIONS, deterministic=True)[0], agent.predict(OBSERVATIONS, deterministic=True)[0]
+        )
+    loaded.learn(3, reset_num_timesteps=False)
 
 
 def test_round_trip_is_bit_equal(name: str, trained: Trained, tmp_path: Path) -> None:
