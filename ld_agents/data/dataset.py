@@ -201,7 +201,7 @@ class OfflineDataset:
     def _take_spaces_of(self, env: Any, found: list[spaces.Space[Any] | None]) -> list[Any]:
         """The given spaces, completed by those of an environment."""
         known = env is not None
-        if not known and self.info.provenance == "arrays":
+        if not known and self.info.provenance == "arrays" and any(space is None for space in found):
             env = self.info.eval_env
         if env is None:
             return found
