@@ -20,7 +20,7 @@ def to_minari(dataset: OfflineDataset, dataset_id: str) -> None:
 
     Each recording becomes an episode of Minari, with the terminals that lie in it; what follows such a terminal is then
     the recording's next observation. Dictionaries are not built again: observations are stored flat, as agents learn
-    from them.
+    from them, with the keys that were concatenated.
 
     Args:
         dataset: what to store.
@@ -67,6 +67,7 @@ def to_minari(dataset: OfflineDataset, dataset_id: str) -> None:
         "controller": info.controller,
         "versions": {"mujoco": info.mujoco},
         "final_observations": bool(dataset._final_known.any()),
+        "observation_keys": dataset.observation_keys,
     }
     metadata: dict[str, Any] = {"ld_agents": about}
     if info.reference_scores is not None:

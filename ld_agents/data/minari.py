@@ -65,8 +65,10 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
     observations = {key: arrays[key] for key in keys}
     final: Arrays | None = {key: arrays[f"final_{key}"] for key in keys}
     ours = metadata.get("ld_agents")
-    if isinstance(ours, dict) and ours.get("final_observations") is False:
+    converted = ours if isinstance(ours, dict) and isinstance(observation_space, spaces.Box) else {}
+    if converted.get("final_observations") is False:
         final = None  # after terminals inside of an episode, too
+    concatenated = converted.get("observation_keys")
     if not parts:
         frames = _frames(dataset_id, data, metadata, observation_space)
         observations["observation"], after = stored_frames(data.parent, stamp.hex(), frames, arrays["ends"])
@@ -84,6 +86,7 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
         observation_space=observation_space,
         action_space=action_space,
         env=EvalEnvSpec.from_json(metadata.get("env_spec")),
+        observation_keys=tuple(map(str, concatenated)) if isinstance(concatenated, list) and concatenated else None,
     )
 
 

@@ -59,6 +59,7 @@ class Recording:
         info: origin, and the evaluation environment that the source names.
         observation_space: Box or goal dictionary; None: the source has none; so for `action_space`.
         env: the environment of the recording, where the source names it.
+        observation_keys: of which dictionary's parts the observations are the concatenation; None: stored as they are.
         from_file: whether it is one of D4RL's files. A Minari dataset that was converted from one is not, though it has
             its provenance: the rules of files have been applied to it.
     """
@@ -75,6 +76,7 @@ class Recording:
     observation_space: spaces.Box | spaces.Dict | None = None
     action_space: spaces.Box | None = None
     env: EvalEnvSpec | None = None
+    observation_keys: tuple[str, ...] | None = None
     from_file: bool = False
 
 
@@ -121,7 +123,7 @@ def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineData
         space,
         ruled.action_space,
         final_observations=final,
-        observation_keys=keys if observes_goals else None,
+        observation_keys=recording.observation_keys or (keys if observes_goals else None),
         recording_ends=ruled.ends,
         env=env,
         info=ruled.info,

@@ -117,6 +117,8 @@ def test_parts_of_dictionaries_are_stored_in_their_order() -> None:
     again = converted(data)
     assert again.content_hash == data.content_hash
     assert again.observation_space == spaces.Box(np.array([-8, -8, -9]), np.array([8, 8, 9]), dtype=np.float32)
+    # so that the evaluation environment may observe the dictionary
+    assert again.flatten_observation({"a": [1], "b": [2, 3]}).tolist() == [2, 3, 1]
 
 
 def in_pendulum(**spec: Any) -> OfflineDataset:
