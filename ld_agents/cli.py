@@ -249,7 +249,10 @@ def show(dataset: Dataset) -> None:
 @data.command(epilog="Example: ld-agents data check my_data.hdf5")
 def check(dataset: Dataset) -> None:
     """Print what was understood of a dataset, and what is suspicious in it."""
-    _print(str(ld_agents.check_dataset(ld_agents.load_dataset(dataset))))
+    report = ld_agents.check_dataset(dataset)
+    _print(str(report))
+    if report.errors:
+        raise typer.Exit(1)
 
 
 @data.command(epilog="Example: ld-agents data convert hopper-medium-v2.hdf5 me/hopper-medium-v2")

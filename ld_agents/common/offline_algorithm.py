@@ -393,7 +393,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
     def _attach(self, dataset: OfflineDataset) -> None:
         if self.policy.inference_only:
             raise ValueError("This file holds what acting needs and no more. Load it without a dataset, or train anew.")
-        if dataset.content_hash != self._dataset_identity.get("hash"):
+        if not dataset.has_hash(self._dataset_identity.get("hash", "")):
             raise ValueError(
                 f"This agent was trained on {self._dataset_identity.get('id')} "
                 f"(hash {self._dataset_identity.get('hash', '')[:12]}), not on {dataset.info.id} "

@@ -132,6 +132,7 @@ def read_d4rl(path: str | Path, *, goals: bool) -> Recording:
                 eval_env=file_environment(task),
                 reference_scores=None if reference is None else (reference.minimum, reference.maximum),
             ),
+            from_file=True,
         )
 
 

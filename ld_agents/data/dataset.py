@@ -41,7 +41,7 @@ class OfflineDataset:
             one an unbounded Box.
         action_space: Box. None: that of the environment, without one [-1, 1], which all actions must fit.
         final_observations: [E, S], the observation after the last action of each episode. A row of NaN means unknown.
-            Of frames, [E, h, w, C] uint8.
+            Of frames, [E, h, w, C] uint8. None: all are unknown.
         observation_keys: keys of a Dict observation, in the order in which they are concatenated to S numbers.
         env: the environment that the data were recorded in, or its id in Gymnasium's registry: gives the spaces, and
             becomes the evaluation environment of `info`. None: `info` may name one.
@@ -160,8 +160,10 @@ class OfflineDataset:
                     "Replace it or drop the episode."
                 )
             self._final_known = ~torch.isnan(final).any(dim=1)
-            final = torch.where(self._final_known[:, None], final, rows[self.episode_ends - 1])
-            self.observation_rows = torch.cat([rows, final])
+            self.observation_rows = rows
+            if self._final_known.any():  # otherwise the rows are those of None: the same data have one content hash
+                final = torch.where(self._final_known[:, None], final, rows[self.episode_ends - 1])
+                self.observation_rows = torch.cat([rows, final])
         observation_space, action_space = self._take_spaces_of(env, [observation_space, action_space])
         self._bounds_given = action_space is not None
         if action_space is None and not str(getattr(actions, "dtype", "float")).startswith(("float", "torch.float")):
@@ -199,7 +201,7 @@ class OfflineDataset:
     def _take_spaces_of(self, env: Any, found: list[spaces.Space[Any] | None]) -> list[Any]:
         """The given spaces, completed by those of an environment."""
         known = env is not None
-        if not known and self.info.provenance == "arrays":
+        if not known and self.info.provenance == "arrays" and any(space is None for space in found):
             env = self.info.eval_env
         if env is None:
             return found
@@ -245,13 +247,19 @@ class OfflineDataset:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of names, shapes, types and bytes of all arrays; the same on every machine."""
-        digest = hashlib.sha256()
-        for name, tensor in self._tensors().items():
-            array = np.ascontiguousarray(tensor.cpu().numpy())
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
-            digest.update(array.reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return _sha256(self._tensors())
+
+    def has_hash(self, given: str) -> bool:
+        """Whether `given` is the `content_hash`, or what it was in earlier versions.
+
+        Those kept a row for every final observation that was given, even where all of them were NaN.
+        """
+        if given == self.content_hash:
+            return True
+        if self.has_frames or self._final_known.any():
+            return False
+        rows = torch.cat([self.observation_rows, self.observation_rows[self.episode_ends - 1]])
+        return given == _sha256(self._tensors() | {"observation_rows": rows})
 
     def __repr__(self) -> str:
         return (
@@ -415,6 +423,16 @@ class OfflineDataset:
             env.close()
             raise
         return env
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor.cpu().numpy())
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _tensor(name: str, array: Any, ndim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

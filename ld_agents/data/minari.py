@@ -12,13 +12,13 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from gymnasium import spaces
 
 from ld_agents.data import hdf5, hub
-from ld_agents.data.dataset_info import DatasetInfo
+from ld_agents.data.dataset_info import DatasetInfo, Provenance
 from ld_agents.data.frames import is_frame_space, stored_frames
 from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import Recording
@@ -64,6 +64,11 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
     keys = [key for key in _GOAL_KEYS if key in arrays]
     observations = {key: arrays[key] for key in keys}
     final: Arrays | None = {key: arrays[f"final_{key}"] for key in keys}
+    ours = metadata.get("ld_agents")
+    converted = ours if isinstance(ours, dict) and isinstance(observation_space, spaces.Box) else {}
+    if converted.get("final_observations") is False:
+        final = None  # after terminals inside of an episode, too
+    concatenated = converted.get("observation_keys")
     if not parts:
         frames = _frames(dataset_id, data, metadata, observation_space)
         observations["observation"], after = stored_frames(data.parent, stamp.hex(), frames, arrays["ends"])
@@ -81,6 +86,7 @@ def read_minari(dataset_id: str, *, download: bool = True) -> Recording:
         observation_space=observation_space,
         action_space=action_space,
         env=EvalEnvSpec.from_json(metadata.get("env_spec")),
+        observation_keys=tuple(map(str, concatenated)) if isinstance(concatenated, list) and concatenated else None,
     )
 
 
@@ -105,7 +111,7 @@ def _info(dataset_id: str, metadata: dict[str, Any]) -> DatasetInfo:
         reference = REFERENCE_SCORES[dataset_id].minimum, REFERENCE_SCORES[dataset_id].maximum
     return DatasetInfo(
         id=dataset_id,
-        provenance=made if made in ("regenerated", "stand-in", "recorded") else "hub",
+        provenance=cast(Provenance, made) if made in get_args(Provenance) else "hub",
         description=str(metadata.get("description", "")),
         eval_env=eval_env,
         reference_scores=reference,

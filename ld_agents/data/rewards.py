@@ -59,6 +59,9 @@ class Recording:
         info: origin, and the evaluation environment that the source names.
         observation_space: Box or goal dictionary; None: the source has none; so for `action_space`.
         env: the environment of the recording, where the source names it.
+        observation_keys: of which dictionary's parts the observations are the concatenation; None: stored as they are.
+        from_file: whether it is one of D4RL's files. A Minari dataset that was converted from one is not, though it has
+            its provenance: the rules of files have been applied to it.
     """
 
     family: str | None
@@ -73,6 +76,8 @@ class Recording:
     observation_space: spaces.Box | spaces.Dict | None = None
     action_space: spaces.Box | None = None
     env: EvalEnvSpec | None = None
+    observation_keys: tuple[str, ...] | None = None
+    from_file: bool = False
 
 
 def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineDataset:
@@ -87,7 +92,7 @@ def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineData
         ValueError: the goals cannot be treated as `goal` says.
     """
     keep, space, ruled = goal == "keep", recording.observation_space, recording
-    if recording.info.provenance == "d4rl-file":
+    if recording.from_file:
         ruled = _file_rules(recording, keep)
     elif isinstance(space, spaces.Dict):
         ruled = _goal_rules(recording, keep)
@@ -108,7 +113,7 @@ def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineData
     eval_env = ruled.info.eval_env
     observes_goals = isinstance(recording.observation_space, spaces.Dict) or (eval_env is not None and eval_env.goal)
     # In D4RL's files a row with both flags is a doubtful one, of which OfflineDataset warns.
-    marked_twice = ruled.terminals & (recording.info.provenance != "d4rl-file")
+    marked_twice = ruled.terminals & (not recording.from_file)
     return OfflineDataset(
         observations,
         ruled.actions,
@@ -118,7 +123,7 @@ def to_dataset(recording: Recording, goal: Goal, env: Any = None) -> OfflineData
         space,
         ruled.action_space,
         final_observations=final,
-        observation_keys=keys if observes_goals else None,
+        observation_keys=recording.observation_keys or (keys if observes_goals else None),
         recording_ends=ruled.ends,
         env=env,
         info=ruled.info,

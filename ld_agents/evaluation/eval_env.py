@@ -30,6 +30,7 @@ FIXED_GOAL_ENTRY_POINTS = (
 """`FixedGoal` in the metadata of a dataset: as it is stored now, and as earlier versions stored it."""
 
 
+COLUMNS_ENTRY_POINT = "ld_agents.evaluation.eval_env:ObservationColumns"
 DISTURBED_ENTRY_POINT = "ld_agents.evaluation.disturbances:Disturbed"
 
 WRAPPERS = re.findall(
@@ -81,7 +82,7 @@ class EvalEnvSpec:
         if not isinstance(spec, dict) or not isinstance(spec.get("id"), str):
             return None
         kwargs, limit, wrappers = (spec.get(key) for key in ("kwargs", "max_episode_steps", "additional_wrappers"))
-        goal, disturbance, kept = None, None, []
+        goal, columns, disturbance, kept = None, None, None, []
         for wrapper in wrappers if isinstance(wrappers, list) else ():
             place, arguments = (
                 wrapper.get(key) if isinstance(wrapper, dict) else None for key in ("entry_point", "kwargs")
@@ -89,6 +90,10 @@ class EvalEnvSpec:
             if place in FIXED_GOAL_ENTRY_POINTS:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     goal = tuple(float(x) for x in wrapper["kwargs"]["goal"])
+                continue
+            if place == COLUMNS_ENTRY_POINT:
+                with contextlib.suppress(KeyError, OverflowError, TypeError, ValueError):
+                    columns = tuple(int(x) for x in wrapper["kwargs"]["columns"])
                 continue
             if place == DISTURBED_ENTRY_POINT:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -102,6 +107,7 @@ class EvalEnvSpec:
             kwargs if isinstance(kwargs, dict) else {},
             limit if type(limit) is int and limit > 0 else None,
             goal,
+            columns,
             wrappers=tuple(kept),
             disturbance=disturbance,
         )
@@ -138,6 +144,8 @@ class EvalEnvSpec:
                 if refused := sorted(key for key, value in arguments.items() if not _harmless(key, value)):
                     raise ValueError(f"a dataset may not give {name} {', '.join(refused)}")
                 env = getattr(gym.wrappers, name)(env, **arguments)
+            if self.observation_columns is not None:
+                env = ObservationColumns(env, self.observation_columns)
         except Exception as error:
             raise ValueError(
                 f"The evaluation environment {self.id} cannot be built with {kwargs}: {type(error).__name__}: {error}. "
@@ -146,11 +154,6 @@ class EvalEnvSpec:
         if self.start_noise:
             maze: Any = env.unwrapped
             maze.ant_env._reset_noise_scale = self.start_noise  # an argument of the ant that AntMaze fixes at 0
-        if self.observation_columns is not None:
-            space, columns = env.observation_space, list(self.observation_columns)
-            assert isinstance(space, spaces.Box)
-            kept = spaces.Box(space.low[columns], space.high[columns], dtype=space.dtype.type)
-            env = gym.wrappers.TransformObservation(env, lambda observation: observation[columns], kept)
         if self.disturbance is not None:
             env = Disturbed(env, self.disturbance.wind, self.disturbance.action_noise)
         if self.drawn_goals is not None:
@@ -345,6 +348,33 @@ def check_env(
 
 
 # -- wrappers ------------------------------------------------------------------------------------------------------
+
+
+class ObservationColumns(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Keep some columns of a flat observation.
+
+    Args:
+        env: observes a flat vector [S].
+        columns: what is kept, in this order.
+
+    Raises:
+        TypeError: the environment observes something else.
+        IndexError: a column is not among the S.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], columns: Sequence[int]) -> None:
+        self.columns = [int(column) for column in columns]
+        gym.utils.RecordConstructorArgs.__init__(self, columns=self.columns)
+        gym.ObservationWrapper.__init__(self, env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise TypeError(f"{env} observes {space}, which has no columns to keep. Leave observation_columns out.")
+        low, high = space.low[self.columns], space.high[self.columns]
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+
+    def observation(self, observation: Any) -> Any:
+        """The columns of an observation [S] that are kept."""
+        return observation[self.columns]
 
 
 class FixedGoal(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

@@ -200,6 +200,12 @@ def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path, monkey
 @pytest.mark.skipif(not hasattr(ld_agents, "check_dataset"), reason="there is no check_dataset yet")
 def test_data_check(d4rl_file: Path) -> None:
     assert "3" in run("data", "check", d4rl_file)
+    with h5py.File(d4rl_file, "a") as file:
+        file["timeouts"][file["terminals"][:]] = True
+    assert "warning: 1 rows have both flags" in run("data", "check", d4rl_file)
+    with h5py.File(d4rl_file, "a") as file:
+        file["rewards"][0] = np.nan
+    assert "error: " in run("data", "check", d4rl_file, code=1)
 
 
 # ---------------------------------------------------------------- in a clone, and without one

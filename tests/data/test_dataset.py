@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from ld_agents import BC
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.dataset_info import DatasetInfo
 from ld_agents.evaluation.eval_env import EvalEnvSpec
@@ -30,6 +32,8 @@ def arrays(n: int = 9) -> dict[str, np.ndarray]:
 
 
 FINAL = np.array([[100, 101], [102, 103], [104, 105]], dtype=np.float32)
+# `arrays` with rows of NaN for final observations, when those were kept
+EARLIER_HASH = "0a2f5b9fd40aff784152ae15f2893c04215b68b397a94768d2bbac953f34e99a"
 
 
 def test_windows_by_hand_without_final_observations() -> None:
@@ -197,6 +201,26 @@ def test_content_hash_is_stable_and_covers_everything() -> None:
         raw[name][4] = True
         changed.append(OfflineDataset(**raw))
     assert len({data.content_hash, *(c.content_hash for c in changed)}) == 7
+
+
+def test_unknown_final_observations_are_the_same_data_as_none() -> None:
+    data, rows = OfflineDataset(**arrays()), np.full_like(FINAL, np.nan)
+    other = OfflineDataset(**arrays(), final_observations=rows)
+    assert other.content_hash == data.content_hash
+    rows[1] = FINAL[1]
+    assert OfflineDataset(**arrays(), final_observations=rows).content_hash != data.content_hash
+    assert not OfflineDataset(**arrays(), final_observations=rows).has_hash(EARLIER_HASH)
+    assert not data.has_hash("")
+
+
+def test_agents_of_earlier_versions_still_take_data_without_final_observations() -> None:
+    data = OfflineDataset(**arrays(), final_observations=np.full_like(FINAL, np.nan))
+    agent = BC("MlpPolicy", data, hidden=(8,), device="cpu", seed=0).learn(1)
+    agent._dataset_identity["hash"] = EARLIER_HASH
+    file = io.BytesIO()
+    agent.save(file)
+    loaded = BC.load(file, dataset=OfflineDataset(**arrays())).learn(1, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 2
 
 
 def test_to_another_device_keeps_the_data() -> None:

@@ -119,6 +119,18 @@ def test_other_wrappers_are_refused_by_name(wrap: Any, named: str) -> None:
         spec.make()
 
 
+def test_columns_are_stored_and_refused_where_there_are_none() -> None:
+    spec = EvalEnvSpec("Pendulum-v1", max_episode_steps=200, observation_columns=(2, 0))
+    env = spec.make()
+    assert recorded(env) == spec
+    plain = gym.make("Pendulum-v1")
+    assert env.reset(seed=0)[0].tolist() == plain.reset(seed=0)[0][[2, 0]].tolist()
+    with pytest.raises(ValueError, match="IndexError"):
+        EvalEnvSpec("Pendulum-v1", observation_columns=(3,)).make()
+    with pytest.raises(ValueError, match="has no columns to keep"):
+        EvalEnvSpec("FrozenLake-v1", observation_columns=(0,)).make()
+
+
 def test_spaces_are_compared_in_one_place() -> None:
     env = gym.make("Pendulum-v1")
     seen, torques = env.observation_space, env.action_space
