@@ -305,8 +305,9 @@ def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, A
     from minari.dataset.minari_storage import MinariStorage
 
     try:
-        storage = MinariStorage.read(data)
+        storage, steps = MinariStorage.read(data), 0
         for episode in storage.get_episodes(range(storage.total_episodes)):
+            steps += len(episode["rewards"])
             found = {}
             for name in wanted:
                 part, _, key = name.partition("/")
@@ -319,6 +320,11 @@ def _minari_episodes(dataset_id: str, data: Path, wanted: dict[str, tuple[int, A
             f"{dataset_id} cannot be read ({type(error).__name__}: {error}). Delete {data.parent} and fetch or make it "
             "again."
         ) from None
+    if steps != storage.total_steps:
+        raise ValueError(
+            f"{dataset_id} holds {storage.total_steps} steps, of which Minari reads {steps}: in other formats than "
+            'HDF5 it cuts episodes of more than 32,767 steps. Store the dataset with data_format="hdf5".'
+        )
 
 
 def _assemble(

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from minari.dataset._storages.hdf5_storage import HDF5Storage
+from minari.dataset.minari_storage import MinariStorage
 
 from ld_agents.data import hub
 from ld_agents.data import minari as source
@@ -98,6 +100,20 @@ def test_minaris_own_reader_gives_the_same_data(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(source, "_hdf5_episodes", source._minari_episodes)
     found = load_dataset(two), load_dataset(maze_two), load_dataset(maze_two, goal="keep")
     assert [d.content_hash for d in found] == [d.content_hash for d in expected]
+
+
+def test_episodes_that_minari_cuts_are_not_taken_for_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(self: MinariStorage, indices: Any) -> Any:
+        for found in whole(self, indices):
+            rows = {name: found[name][:5] for name in ("actions", "rewards", "terminations")}
+            yield found | rows | {"observations": found["observations"][:6]}
+
+    whole = HDF5Storage.get_episodes
+    monkeypatch.setattr(source, "_hdf5_episodes", source._minari_episodes)
+    assert load_dataset(store([episode(4), episode(5)])).n_steps == 9
+    monkeypatch.setattr(HDF5Storage, "get_episodes", cut)
+    with pytest.raises(ValueError, match=r"holds 11 steps, of which Minari reads 9: .*Store the dataset with"):
+        load_dataset(store([episode(4), episode(7)], "test/long-v0"))
 
 
 def test_arrow_storage() -> None:
