@@ -88,6 +88,18 @@ def test_what_is_no_frame_is_explained() -> None:
         OfflineDataset(**arrays(), observation_space=spaces.Box(0, 255, (6, 4, 3), np.uint8))
 
 
+def test_frames_of_episodes_are_known_after_all_or_none() -> None:
+    shown, rest = some_frames(9), {"actions": np.zeros((4, 2)), "rewards": np.zeros(4), "terminals": False}
+    more, same = {"observations": shown[:5], **rest}, {"observations": shown[5:], **rest}
+    known = load_dataset([more, more])
+    np.testing.assert_array_equal(known.observation_rows[8:].numpy(), shown[[4, 4]])
+    for episodes in ([same, same], [more, same]):
+        data = load_dataset(episodes)
+        assert data.observation_rows.dtype == torch.uint8
+        np.testing.assert_array_equal(data.observation_rows[4:].numpy(), shown[5:])
+        assert data.window_starts(1).tolist() == [0, 1, 2, 4, 5, 6]
+
+
 def test_check_dataset_reads_frames() -> None:
     report = check_dataset(OfflineDataset(**arrays(), final_observations=some_frames(2)))
     assert report.facts["observations"] == "frames of 4 x 6 pixels, 3 channels, uint8"
