@@ -46,8 +46,8 @@ def from_arrays(arrays: Mapping[str, Any], env: Any = None) -> OfflineDataset:
         return from_episodes([arrays], env, goes_on=False)
     if missing := [name for name, array in found.items() if array is None]:
         raise ValueError(
-            f"The dictionary has no {missing[0]!r}. It needs {', '.join(NAMES)}; without timeouts, as just-d4rl "
-            "returns it, nothing tells where an episode ends: load D4RL's own file instead."
+            f"There is no {missing[0]!r} among the arrays. Give {', '.join(NAMES)}; without timeouts, as just-d4rl "
+            "returns them, nothing tells where an episode ends: load D4RL's own file instead."
         )
     final = _part(arrays, "next_observations")
     if final is not None:
@@ -157,28 +157,39 @@ def _checked(parts: dict[str, Any], which: str, goes_on: bool) -> dict[str, Arra
 def from_frame(frame: Any, env: Any = None) -> OfflineDataset:
     """A table with a row per step (pandas): a column per part, whose cells are arrays or numbers, or numbered ones.
 
-    `observation_0`, `observation_1`, ... are the numbers of an observation, and so for actions. Episodes end where
-    terminals or timeouts are set, and where the column `episode`, if there is one, changes.
+    `observation_0`, `observation_1`, ... are the numbers of an observation, and so for actions and next observations.
+    Cells that are frames, [h, w, C] uint8, stay frames. Episodes end where terminals or timeouts are set, and where the
+    column `episode`, if there is one, changes.
+
+    Raises:
+        ValueError: a column is missing, or its cells have different shapes.
     """
     columns = [str(column) for column in frame.columns]
     found: dict[str, Array] = {}
-    for name, aliases in NAMES.items():
+    for name, aliases in ALIASES.items():
         for alias in aliases:
             numbered = sorted((c for c in columns if re.fullmatch(rf"{alias}_?\d+", c)), key=lambda c: _number(c))
             if alias in columns:
                 cells = frame[alias].to_numpy()
-                found[name] = np.stack(list(cells)) if cells.dtype == object else cells
+                found[name] = _array(list(cells), f"The cells of column {alias!r}") if cells.dtype == object else cells
             elif numbered:
                 found[name] = frame[numbered].to_numpy()
             if name in found:
                 break
-    for name in {"observations", "actions"} & set(found):
-        found[name] = found[name].reshape(len(frame), -1)
+    for name in {"observations", "actions", "next_observations"} & set(found):
+        if found[name].ndim == 1:
+            found[name] = found[name][:, None]
     if "episode" in columns and "terminals" in found:
         numbers = frame["episode"].to_numpy()
         changes = np.append(numbers[1:] != numbers[:-1], True)
         ends = found.get("timeouts", np.zeros(len(frame))).astype(bool) | changes
         found["timeouts"] = ends & ~found["terminals"].astype(bool)
+    if missing := [name for name in NAMES if name not in found]:
+        raise ValueError(
+            f"The frame has no {missing[0]!r}. Rename or add columns: it needs {', '.join(NAMES)}, or numbered ones "
+            "(observation_0, observation_1, ...). A column episode, with the number of each row's episode, may stand "
+            "in place of timeouts."
+        )
     return from_arrays(found, env)
 
 

@@ -296,8 +296,17 @@ def test_a_pandas_frame_is_taken() -> None:
         assert data.episode_ends.tolist() == [3, 5]
     many = pd.DataFrame(columns | ends[0] | {f"observation_{i}": np.full(5, i) for i in range(12)})
     assert load_dataset(many).observations[0].tolist() == list(range(12)), "in the order of numbers, not of letters"
-    with pytest.raises(ValueError, match="has no 'timeouts'"):
+    with pytest.raises(ValueError, match=r"The frame has no 'timeouts'\..* A column episode, .* in place of timeouts"):
         load_dataset(pd.DataFrame(columns))
+
+
+def test_next_observations_of_a_pandas_frame_are_taken() -> None:
+    after = STATES[[1, 2, 3, 5, 6]]
+    cells = pd.DataFrame({name: list(array) for name, array in joined().items()})
+    check(load_dataset(cells.assign(next_observations=list(after))))
+    check(load_dataset(cells.assign(next_observation_0=after[:, 0], next_observation_1=after[:, 1])))
+    with pytest.raises(ValueError, match="The cells of column 'observations' are rows of different shapes"):
+        load_dataset(cells.assign(observations=[np.zeros(i) for i in range(5)]))
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -199,7 +199,9 @@ def test_a_dictionary_of_arrays_is_taken() -> None:
     assert (agent.seed, agent.settings.steps) == (3, 2)
     assert type(agent.seed) is int
     del arrays["timeouts"]  # as just-d4rl returns it
-    with pytest.raises(ValueError, match=r"has no 'timeouts'.*as just-d4rl returns it, nothing tells where"):
+    with pytest.raises(
+        ValueError, match=r"no 'timeouts' among the arrays.*as just-d4rl returns them, nothing tells where"
+    ):
         load_dataset(arrays)
 
 

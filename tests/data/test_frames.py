@@ -9,6 +9,7 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gymnasium import spaces
@@ -98,6 +99,15 @@ def test_frames_of_episodes_are_known_after_all_or_none() -> None:
         assert data.observation_rows.dtype == torch.uint8
         np.testing.assert_array_equal(data.observation_rows[4:].numpy(), shown[5:])
         assert data.window_starts(1).tolist() == [0, 1, 2, 4, 5, 6]
+
+
+def test_frames_of_a_pandas_frame_stay_frames() -> None:
+    columns = {"observations": list(some_frames(10)), "actions": list(np.zeros((10, 2))), "reward": 0.0}
+    table = pd.DataFrame({**columns, "terminal": False, "episode": np.arange(10) // 5})
+    np.testing.assert_array_equal(load_dataset(table).observation_rows.numpy(), some_frames(10))
+    table["observations"] = list(some_frames(10) / 255)
+    with pytest.raises(ValueError, match=r"Images are uint8 .* and these are float64.*times 255"):
+        load_dataset(table)
 
 
 def test_check_dataset_reads_frames() -> None:
