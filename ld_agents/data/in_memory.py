@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.frames import are_frames
 from ld_agents.data.rewards import episode_ends
+from ld_agents.data.space_rules import ACTION_TOLERANCE
 
 Array = NDArray[Any]
 
@@ -29,7 +30,13 @@ NAMES = {
 ALIASES = NAMES | {"next_observations": ("next_observations", "next_observation", "next_obs")}
 
 
-def from_arrays(arrays: Mapping[str, Any], env: Any = None) -> OfflineDataset:
+def from_arrays(
+    arrays: Mapping[str, Any],
+    env: Any = None,
+    *,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Box | None = None,
+) -> OfflineDataset:
     """Arrays of all steps by name; `next_observations`, if there, tells what follows the end of each episode.
 
     Observations in a dictionary, or with one row more than actions (what follows the last of them), do without timeouts
@@ -57,7 +64,8 @@ def from_arrays(arrays: Mapping[str, Any], env: Any = None) -> OfflineDataset:
             raise ValueError(f"There are {told}. Give one row per step to each.")
         flags = [_flags(found[name], lengths[name]) for name in ("terminals", "timeouts")]
         final = np.asarray(final)[episode_ends(*flags) - 1]
-    return OfflineDataset(**found, final_observations=final, env=env)
+    known: dict[str, Any] = {"observation_space": observation_space, "action_space": action_space, "env": env}
+    return OfflineDataset(**found, final_observations=final, **known)
 
 
 def from_episodes(episodes: Iterable[Any], env: Any = None, *, goes_on: bool = True) -> OfflineDataset:
@@ -196,6 +204,11 @@ def from_frame(frame: Any, env: Any = None) -> OfflineDataset:
 def from_replay_buffer(buffer: Any, env: Any = None) -> OfflineDataset:
     """Stable-Baselines3's `ReplayBuffer`: its flags of done include the timeouts, and environments stand side by side.
 
+    SAC, TD3 and DDPG store actions scaled from the bounds of the action space to [-1, 1]; here they are in the
+    environment's units again. Actions beyond [-1, 1] show that a buffer was filled by hand with raw ones, and all stay
+    as they are. Raw actions that happen to lie within [-1, 1] cannot be told from scaled ones: pass their arrays to
+    `OfflineDataset`. Images become frames with the channels last. Without `env` the spaces are those of the buffer.
+
     Raises:
         ValueError: the buffer is empty, or holds dictionaries, or no next observations.
     """
@@ -213,16 +226,33 @@ def from_replay_buffer(buffer: Any, env: Any = None) -> OfflineDataset:
         flat = array[order].swapaxes(0, 1)
         return flat.reshape(-1, *flat.shape[2:])
 
+    def states(array: Array) -> Array:
+        rows = column(array)
+        if are_frames(rows) and rows.shape[1] < min(rows.shape[2:]):  # channels first, as SB3's agents turn them
+            return np.moveaxis(rows, 1, -1)
+        return rows[:, None] if rows.ndim == 1 else rows
+
     timeouts = column(buffer.timeouts).astype(bool)
     terminals = column(buffer.dones).astype(bool) & ~timeouts
     timeouts |= (np.arange(len(timeouts)) % size == size - 1) & ~terminals
-    found = {
-        name: column(getattr(buffer, name)) for name in ("observations", "actions", "rewards", "next_observations")
+    actions, space = column(buffer.actions), getattr(buffer, "action_space", None)
+    known: dict[str, Any] = {}
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        box = spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype)
+        if np.abs(actions).max() <= 1 + ACTION_TOLERANCE:  # scaled
+            actions = np.clip(box.low + (actions + 1) / 2 * (box.high - box.low), box.low, box.high)
+        known["action_space"] = box
+    if isinstance(vectors := getattr(buffer, "observation_space", None), spaces.Box) and len(vectors.shape) == 1:
+        known["observation_space"] = vectors
+    arrays = {
+        "observations": states(buffer.observations),
+        "actions": actions,
+        "rewards": column(buffer.rewards),
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "next_observations": states(buffer.next_observations),
     }
-    found["observations"], found["next_observations"] = (
-        found[name].reshape(len(timeouts), -1) for name in ("observations", "next_observations")
-    )
-    return from_arrays({**found, "terminals": terminals, "timeouts": timeouts}, env)
+    return from_arrays(arrays, env, **({} if env is not None else known))
 
 
 def _part(episode: Any, name: str) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from test_formats import ACTIONS, STATES, TAKEN, check
 
@@ -328,6 +329,39 @@ def test_a_replay_buffer_is_taken(full: bool) -> None:
     assert last == ([5, 9, 105, 109] if full else [3, 5, 103, 105])
     with pytest.raises(ValueError, match="empty, holds dictionaries"):
         load_dataset(ReplayBuffer(4, box, box))
+
+
+def filled(actions: Any, observation: spaces.Box = BOX, action: spaces.Box = BOX) -> ReplayBuffer:
+    buffer = ReplayBuffer(10, observation, action, device="cpu")
+    rows = np.zeros((1, *observation.shape), observation.dtype)
+    for row in actions:
+        buffer.add(rows, rows + 1, np.array([row]), np.zeros(1), np.zeros(1), [{}])
+    return buffer
+
+
+def test_actions_of_a_replay_buffer_are_in_units_of_the_environment() -> None:
+    env = gym.make("Pendulum-v1")
+    agent = SAC("MlpPolicy", env, learning_starts=50, seed=0, device="cpu").learn(20)
+    data, pendulum = load_dataset(agent.replay_buffer, env="Pendulum-v1"), gym.make("Pendulum-v1").unwrapped
+    assert load_dataset(agent.replay_buffer).action_space == env.action_space, "that of the buffer"
+    assert load_dataset(agent.replay_buffer).observation_space == env.observation_space
+    pendulum.reset(seed=0)
+    for (x, y, speed), action, reward in zip(
+        data.observations.numpy(), data.actions.numpy(), data.rewards, strict=True
+    ):
+        pendulum.state = np.array([np.arctan2(y, x), speed])  # type: ignore[attr-defined]
+        assert pendulum.step(action)[1] == pytest.approx(float(reward), abs=1e-4)
+
+
+def test_which_actions_of_a_replay_buffer_are_scaled() -> None:
+    wide = spaces.Box(np.array([-1, 0], np.float32), np.array([3, 10], np.float32))
+    scaled = load_dataset(filled([[-1, -1], [0, 0], [1, 1.000001]], action=wide))
+    assert scaled.actions.tolist() == [[-1, 0], [1, 5], [3, 10]]
+    raw = load_dataset(filled([[-1, 0], [0.5, 0.5], [1, 9]], action=wide))  # by hand
+    assert raw.actions.tolist() == [[-1, 0], [0.5, 0.5], [1, 9]]
+    assert scaled.action_space == raw.action_space == wide
+    unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    assert load_dataset(filled([[0.5]], action=unbounded)).actions.tolist() == [[0.5]]
 
 
 def test_minaris_object_is_taken(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from ld_agents import OfflineDataset, check_dataset, load_dataset
 from ld_agents.data import frames as frames_module
@@ -108,6 +109,20 @@ def test_frames_of_a_pandas_frame_stay_frames() -> None:
     table["observations"] = list(some_frames(10) / 255)
     with pytest.raises(ValueError, match=r"Images are uint8 .* and these are float64.*times 255"):
         load_dataset(table)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_frames_of_a_replay_buffer_stay_frames_with_the_channels_last(first: bool) -> None:
+    shown = some_frames(5)
+    stored = shown.transpose(0, 3, 1, 2) if first else shown
+    space = spaces.Box(0, 255, stored.shape[1:], np.uint8)
+    buffer = ReplayBuffer(4, space, Screen.action_space, device="cpu")
+    for t in range(4):
+        buffer.add(stored[t : t + 1], stored[t + 1 : t + 2], np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
+    for env in (None, Screen()):
+        data = load_dataset(buffer, env=env)
+        np.testing.assert_array_equal(data.observation_rows.numpy(), shown)
+        assert data.observation_space == Screen.observation_space
 
 
 def test_check_dataset_reads_frames() -> None:
