@@ -1,8 +1,9 @@
-"""Files of other libraries, read as they are: OGBench's npz, robomimic's HDF5, d3rlpy's MDPDataset."""
+"""Files of other libraries, read as they are: OGBench's npz (or one's own), robomimic's HDF5, d3rlpy's MDPDataset."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ld_agents.data import hdf5
 from ld_agents.data.dataset import OfflineDataset
 from ld_agents.data.dataset_info import DatasetInfo
+from ld_agents.data.in_memory import ALIASES, from_arrays
 from ld_agents.data.npz import read_npz
 from ld_agents.data.rewards import episode_ends
 
@@ -23,6 +25,8 @@ _AGAIN = "Write the file again, or pass repaired arrays to OfflineDataset."
 def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
     """An npz file of OGBench: as it is served, compact (with `valids`), or regular (with `next_observations`).
 
+    OGBench's files have no timeouts. One that has them holds arrays of someone's own, and is read as a dictionary is.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not an npz file, or a missing array.
@@ -30,11 +34,13 @@ def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Give the path of one of OGBench's npz files.")
     try:
-        found = read_npz(
-            path, ("observations", "actions", "terminals", "valids", "next_observations", "rewards", "masks")
-        )
+        found = read_npz(path, {"valids", "masks"}.union(*ALIASES.values()))
     except ValueError as error:
         raise ValueError(f"{error}. {_AGAIN}") from None
+    if not found.keys().isdisjoint(ALIASES["timeouts"]):
+        data = from_arrays(found, env)
+        data.info = replace(data.info, id=path.stem, description=f"Arrays of {path.name}.")
+        return data
     if missing := [name for name in ("observations", "actions", "terminals") if name not in found]:
         raise ValueError(f"{path} has no {missing[0]!r}, which OGBench's files have. {_AGAIN}")
     if len({len(array) for array in found.values()}) > 1 or not len(found["terminals"]):

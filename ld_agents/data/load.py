@@ -43,12 +43,12 @@ def load_dataset(
         source: a dictionary of arrays or a pandas frame (observations, actions, rewards, terminals, timeouts, perhaps
             next_observations), a list of episodes, d3rlpy's `MDPDataset` or a replay buffer of Stable-Baselines3 (for
             these see ``ld_agents/data/in_memory.py``), a `MinariDataset`, the path of a file of D4RL, robomimic or
-            d3rlpy (``.hdf5``, ``.h5``) or of OGBench (``.npz``), a Minari id (local, else downloaded), one of the
-            built-in ids ``ld-agents/pointmaze/umaze-v0``, ``medium-v0``, ``large-v0`` (made on this machine when
-            missing, a minute or two), or D4RL's name of one of its files, such as ``hopper-medium-v2``, which is looked
-            for where D4RL keeps its files (``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``) unless the local Minari
-            folder holds a set of that name. What is done to the recordings of each benchmark family is in
-            ``ld_agents/data/rewards.py``.
+            d3rlpy (``.hdf5``, ``.h5``), of OGBench (``.npz``) or of the arrays above (``.npz`` with timeouts), a Minari
+            id (local, else downloaded), one of the built-in ids ``ld-agents/pointmaze/umaze-v0``, ``medium-v0``,
+            ``large-v0`` (made on this machine when missing, a minute or two), or D4RL's name of one of its files, such
+            as ``hopper-medium-v2``, which is looked for where D4RL keeps its files (``D4RL_DATASET_DIR``, else
+            ``~/.d4rl/datasets``) unless the local Minari folder holds a set of that name. What is done to the
+            recordings of each benchmark family is in ``ld_agents/data/rewards.py``.
         goal: what to do with observations that hold a goal. ``"relabel"`` (D4RL's convention): leave the goal out and
             pay for the evaluation environment's one goal: mazes get new rewards, Kitchen pays for each task once.
             ``"keep"``: append the goal to the observation and use the rewards as stored.

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from test_formats import ACTIONS, STATES, TAKEN, check
 
@@ -159,6 +160,44 @@ def test_terminals_within_an_episode_and_unknown_ends() -> None:
     assert ended.terminals.tolist() == [False, False, True]
 
 
+def joined(rows: int = 5) -> dict[str, Any]:
+    """Both episodes in one dictionary of arrays, with `rows` observations."""
+    observations = np.concatenate([STATES[TAKEN], STATES[-1:]])[:rows]
+    flags = {"terminals": np.zeros(5, bool), "timeouts": np.array([0, 0, 1, 0, 1], bool)}
+    return {"observations": observations, "actions": ACTIONS[TAKEN], "rewards": np.zeros(5), **flags}
+
+
+@pytest.mark.parametrize("kind", ["in a dictionary", "one row more", "a chunk in a list"])
+def test_timeouts_divide_arrays(kind: str) -> None:
+    given: Any = joined(5 if kind == "in a dictionary" else 6)
+    if kind == "in a dictionary":
+        given["observations"] = {"x": given["observations"][:, :1], "y": given["observations"][:, 1:]}
+    data = load_dataset([given] if kind == "a chunk in a list" else given)
+    assert data.observations.tolist() == STATES[TAKEN].tolist()
+    assert data.episode_ends.tolist() == data.recording_ends.tolist() == [3, 5]
+    known = [0, 1, 3] if kind == "in a dictionary" else [0, 1, 3, 4]
+    assert data.window_starts(1).tolist() == known, "the row after a timeout is the first after a reset"
+    if kind != "in a dictionary":
+        assert data.observation_rows[6].tolist() == [12, -12]
+
+
+def test_the_row_after_a_terminal_within_arrays_is_not_its_successor() -> None:
+    data = load_dataset(joined(6) | {"terminals": np.arange(5) == 2})
+    assert data.terminals.tolist() == [False, False, True, False, False]
+    assert data.episode_ends.tolist() == data.recording_ends.tolist() == [3, 5]
+    assert data.observation_rows[5].tolist() == [2, -2], "unknown, so the last row stands for it"
+
+
+def test_next_observations_of_episodes_are_taken() -> None:
+    given = joined() | {"next_observations": STATES[[1, 2, 3, 5, 6]]}
+    check(load_dataset([given]))
+    for name in ("observations", "next_observations"):
+        given[name] = {"x": given[name][:, :1], "y": given[name][:, 1:]}
+    check(load_dataset(given))
+    with pytest.raises(ValueError, match=r"Episode 0: next_observations have shape \(4, 2\) instead of \(5, 2\)"):
+        load_dataset([joined() | {"next_observations": STATES[:4]}])
+
+
 def test_bad_episodes_are_named() -> None:
     one, two = episodes()
     for changes, text in (
@@ -166,6 +205,13 @@ def test_bad_episodes_are_named() -> None:
         ({"observations": np.zeros((9, 2))}, "Episode 1 has 9 observations"),
         ({"terminations": None}, r"Episode 1 has no terminals\. .*one boolean is enough"),
         ({"actions": None}, "Episode 1 has no actions"),
+        ({"timeouts": np.zeros(4)}, "Episode 1 has 3 observations.* 2 terminals, 4 timeouts"),
+        (
+            {"actions": np.zeros((2, 3))},
+            r"Episode 1: each of the actions has shape \(3,\), those of episode 0 have \(1,\)",
+        ),
+        ({"observations": [[1.0], [1.0, 2.0], [3.0]]}, "Episode 1: observations are rows of different shapes"),
+        ({"observations": {"x": np.zeros((2, 2))}}, "Episode 1: observations hold object values"),
     ):
         with pytest.raises(ValueError, match=text):
             load_dataset([one, {**two, **changes}])
@@ -208,6 +254,28 @@ def test_episodes_of_dictionaries_keep_their_keys() -> None:
     assert BC("MultiInputPolicy", data, steps=1, device="cpu").learn().num_timesteps == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"b": None}, r"Episode 1: observations are \('a',\) instead of a dictionary of \('a', 'b'\)"),
+        ({"c": np.zeros((9, 1))}, r"Episode 1: observations are \('a', 'b', 'c'\) instead of"),
+        ({"b": np.zeros(9)}, r"Episode 1: observations\['b'\] have shape \(9,\).*Reshape them to \[T, 1\]"),
+        ({"b": np.zeros((9, 4, 4, 3), np.uint8)}, r"Episode 1: observations\['b'\] have shape \(9, 4, 4, 3\).*Flatten"),
+        ({"b": np.zeros((10, 1))}, "Episode 1: observations have 9 of 'a', 10 of 'b'.*the same number of rows"),
+        ({"b": np.zeros((9, 2))}, r"Episode 1: each of the observations has shape \(5,\)"),
+        (None, "Episode 1: observations are an array instead of a dictionary"),
+    ],
+)
+def test_bad_dictionaries_of_observations_are_named(changes: dict[str, Any] | None, text: str) -> None:
+    parts = {"a": np.zeros((9, 3)), "b": np.zeros((9, 1))}
+    good = {"observations": parts, "actions": np.zeros((9, 2)), "rewards": np.zeros(9), "terminals": False}
+    wrong: Any = np.zeros((9, 4))
+    if changes is not None:
+        wrong = {key: part for key, part in (parts | changes).items() if part is not None}
+    (told,) = check_dataset([good, good | {"observations": wrong}]).errors
+    assert re.search(text, told), told
+
+
 def test_a_pandas_frame_is_taken() -> None:
     columns = {
         "observation_0": STATES[TAKEN][:, 0],
@@ -229,8 +297,17 @@ def test_a_pandas_frame_is_taken() -> None:
         assert data.episode_ends.tolist() == [3, 5]
     many = pd.DataFrame(columns | ends[0] | {f"observation_{i}": np.full(5, i) for i in range(12)})
     assert load_dataset(many).observations[0].tolist() == list(range(12)), "in the order of numbers, not of letters"
-    with pytest.raises(ValueError, match="has no 'timeouts'"):
+    with pytest.raises(ValueError, match=r"The frame has no 'timeouts'\..* A column episode, .* in place of timeouts"):
         load_dataset(pd.DataFrame(columns))
+
+
+def test_next_observations_of_a_pandas_frame_are_taken() -> None:
+    after = STATES[[1, 2, 3, 5, 6]]
+    cells = pd.DataFrame({name: list(array) for name, array in joined().items()})
+    check(load_dataset(cells.assign(next_observations=list(after))))
+    check(load_dataset(cells.assign(next_observation_0=after[:, 0], next_observation_1=after[:, 1])))
+    with pytest.raises(ValueError, match="The cells of column 'observations' are rows of different shapes"):
+        load_dataset(cells.assign(observations=[np.zeros(i) for i in range(5)]))
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -252,6 +329,39 @@ def test_a_replay_buffer_is_taken(full: bool) -> None:
     assert last == ([5, 9, 105, 109] if full else [3, 5, 103, 105])
     with pytest.raises(ValueError, match="empty, holds dictionaries"):
         load_dataset(ReplayBuffer(4, box, box))
+
+
+def filled(actions: Any, observation: spaces.Box = BOX, action: spaces.Box = BOX) -> ReplayBuffer:
+    buffer = ReplayBuffer(10, observation, action, device="cpu")
+    rows = np.zeros((1, *observation.shape), observation.dtype)
+    for row in actions:
+        buffer.add(rows, rows + 1, np.array([row]), np.zeros(1), np.zeros(1), [{}])
+    return buffer
+
+
+def test_actions_of_a_replay_buffer_are_in_units_of_the_environment() -> None:
+    env = gym.make("Pendulum-v1")
+    agent = SAC("MlpPolicy", env, learning_starts=50, seed=0, device="cpu").learn(20)
+    data, pendulum = load_dataset(agent.replay_buffer, env="Pendulum-v1"), gym.make("Pendulum-v1").unwrapped
+    assert load_dataset(agent.replay_buffer).action_space == env.action_space, "that of the buffer"
+    assert load_dataset(agent.replay_buffer).observation_space == env.observation_space
+    pendulum.reset(seed=0)
+    for (x, y, speed), action, reward in zip(
+        data.observations.numpy(), data.actions.numpy(), data.rewards, strict=True
+    ):
+        pendulum.state = np.array([np.arctan2(y, x), speed])  # type: ignore[attr-defined]
+        assert pendulum.step(action)[1] == pytest.approx(float(reward), abs=1e-4)
+
+
+def test_which_actions_of_a_replay_buffer_are_scaled() -> None:
+    wide = spaces.Box(np.array([-1, 0], np.float32), np.array([3, 10], np.float32))
+    scaled = load_dataset(filled([[-1, -1], [0, 0], [1, 1.000001]], action=wide))
+    assert scaled.actions.tolist() == [[-1, 0], [1, 5], [3, 10]]
+    raw = load_dataset(filled([[-1, 0], [0.5, 0.5], [1, 9]], action=wide))  # by hand
+    assert raw.actions.tolist() == [[-1, 0], [0.5, 0.5], [1, 9]]
+    assert scaled.action_space == raw.action_space == wide
+    unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    assert load_dataset(filled([[0.5]], action=unbounded)).actions.tolist() == [[0.5]]
 
 
 def test_minaris_object_is_taken(folder: Path) -> None:

@@ -68,6 +68,27 @@ def test_ogbench_that_stops_within_an_episode(tmp_path: Path) -> None:
     assert data.window_starts(1).tolist() == [0, 1, 2, 3, 4]  # what follows the last action is unknown
 
 
+def test_an_npz_file_with_timeouts_holds_arrays_of_ones_own(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"observations": STATES[TAKEN], "actions": ACTIONS[TAKEN], "rewards": np.arange(5)}
+    arrays |= {"terminals": np.array([0, 0, 1, 0, 0]), "timeouts": np.array([0, 0, 0, 0, 1])}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    data = load_dataset(tmp_path / "mine.npz")
+    assert data.content_hash == load_dataset(arrays).content_hash
+    assert data.info.id == "mine"
+    assert data.terminals.tolist() == [False, False, True, False, False]
+    assert data.rewards.tolist() == [0, 1, 2, 3, 4]
+    after = {"next_obs": STATES[[1, 2, 3, 5, 6]], "truncated": arrays.pop("timeouts")}
+    np.savez(tmp_path / "mine.npz", **arrays, **after)
+    assert load_dataset(tmp_path / "mine.npz").observation_rows[5:].tolist() == [[3, -3], [12, -12]]
+    del arrays["rewards"]
+    np.savez(tmp_path / "mine.npz", **arrays, **after)
+    with pytest.raises(ValueError, match=r"mine\.npz: There is no 'rewards' among the arrays\. Give observations, act"):
+        load_dataset(tmp_path / "mine.npz")
+    np.savez(tmp_path / "mine.npz", **arrays, **after, rewards=np.zeros(4))
+    with pytest.raises(ValueError, match=r"There are 5 observations, 5 actions, 4 rewards.*Give one row per step"):
+        load_dataset(tmp_path / "mine.npz")
+
+
 def test_bad_npz_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no file"):
         load_dataset(tmp_path / "none.npz")
@@ -199,7 +220,9 @@ def test_a_dictionary_of_arrays_is_taken() -> None:
     assert (agent.seed, agent.settings.steps) == (3, 2)
     assert type(agent.seed) is int
     del arrays["timeouts"]  # as just-d4rl returns it
-    with pytest.raises(ValueError, match=r"has no 'timeouts'.*as just-d4rl returns it, nothing tells where"):
+    with pytest.raises(
+        ValueError, match=r"no 'timeouts' among the arrays.*as just-d4rl returns them, nothing tells where"
+    ):
         load_dataset(arrays)
 
 

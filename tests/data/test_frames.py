@@ -9,10 +9,12 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from ld_agents import OfflineDataset, check_dataset, load_dataset
 from ld_agents.data import frames as frames_module
@@ -86,6 +88,41 @@ def test_what_is_no_frame_is_explained() -> None:
         OfflineDataset(**arrays(), final_observations=some_frames(3))
     with pytest.raises(ValueError, match=r"observations are frames \(4, 6, 3\) of uint8"):
         OfflineDataset(**arrays(), observation_space=spaces.Box(0, 255, (6, 4, 3), np.uint8))
+
+
+def test_frames_of_episodes_are_known_after_all_or_none() -> None:
+    shown, rest = some_frames(9), {"actions": np.zeros((4, 2)), "rewards": np.zeros(4), "terminals": False}
+    more, same = {"observations": shown[:5], **rest}, {"observations": shown[5:], **rest}
+    known = load_dataset([more, more])
+    np.testing.assert_array_equal(known.observation_rows[8:].numpy(), shown[[4, 4]])
+    for episodes in ([same, same], [more, same]):
+        data = load_dataset(episodes)
+        assert data.observation_rows.dtype == torch.uint8
+        np.testing.assert_array_equal(data.observation_rows[4:].numpy(), shown[5:])
+        assert data.window_starts(1).tolist() == [0, 1, 2, 4, 5, 6]
+
+
+def test_frames_of_a_pandas_frame_stay_frames() -> None:
+    columns = {"observations": list(some_frames(10)), "actions": list(np.zeros((10, 2))), "reward": 0.0}
+    table = pd.DataFrame({**columns, "terminal": False, "episode": np.arange(10) // 5})
+    np.testing.assert_array_equal(load_dataset(table).observation_rows.numpy(), some_frames(10))
+    table["observations"] = list(some_frames(10) / 255)
+    with pytest.raises(ValueError, match=r"Images are uint8 .* and these are float64.*times 255"):
+        load_dataset(table)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_frames_of_a_replay_buffer_stay_frames_with_the_channels_last(first: bool) -> None:
+    shown = some_frames(5)
+    stored = shown.transpose(0, 3, 1, 2) if first else shown
+    space = spaces.Box(0, 255, stored.shape[1:], np.uint8)
+    buffer = ReplayBuffer(4, space, Screen.action_space, device="cpu")
+    for t in range(4):
+        buffer.add(stored[t : t + 1], stored[t + 1 : t + 2], np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
+    for env in (None, Screen()):
+        data = load_dataset(buffer, env=env)
+        np.testing.assert_array_equal(data.observation_rows.numpy(), shown)
+        assert data.observation_space == Screen.observation_space
 
 
 def test_check_dataset_reads_frames() -> None:
