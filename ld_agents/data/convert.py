@@ -75,6 +75,8 @@ def to_minari(dataset: OfflineDataset, dataset_id: str) -> None:
     exactly: dict[str, Any] = {"jpeg_encoding": False} if dataset.has_frames else {}  # its default loses details
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(contextlib.closing(dataset.make_eval_env())) if info.eval_env is not None else None
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module="minari")  # of authors and links that there is nobody to name
         try:
             stored = minari.create_dataset_from_buffers(
                 dataset_id,
