@@ -7,7 +7,7 @@
 #           a share of 0.20, DDIM gives it 0.20 with 50 or 20 steps, 0.34 with 51 and 0.28 with 34 (which start at 66), and
 #           0.20 with 100. DDPM does the same more mildly. No warning; `len(timesteps)` is what was asked for.
 # Matters:  diffusion policies train with 100 steps, and a sweep over the steps at acting time is the natural experiment. It
-#           makes quality look like a saw: whichever number lies just above a divisor draws rare actions far too often.
+#           makes quality look like a saw: whichever number lies just above 100 / k draws rare actions far too often.
 # Versions: diffusers 0.42.1, torch 2.13.0
 set -euo pipefail
 work=$(mktemp -d)

@@ -45,10 +45,7 @@ def _maker(agent: OfflineAlgorithm, env: str | None) -> Any:
     """Makes environments from a render mode."""
     from ld_agents.evaluation.eval_env import EvalEnvSpec
 
-    try:
-        return (agent.eval_env_spec() if env is None else EvalEnvSpec(env)).make
-    except ValueError as error:
-        raise ValueError(f"{str(error).split(' Name one:')[0]} Name one with --env.") from None
+    return (agent.eval_env_spec() if env is None else EvalEnvSpec(env)).make
 
 
 # -- agents --------------------------------------------------------------------------------------------------------

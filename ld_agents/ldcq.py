@@ -38,8 +38,8 @@ a setting (`LDCQSettings`, second group); `RELEASED_CODE` holds the code's value
 10. Decisions: the paper holds a latent for all H steps. The paper preset decides every 10 steps, as the code's mazes do
     (`exec_horizon`; the code's other families hold it for 30).
 11. Random subsets of the stored candidates: one for both critics. The code draws one for each.
-12. Windows that have not been drawn yet have the highest priority of those that have, Schaul et al.'s rule. In the code
-    they keep 100, which later priorities may exceed.
+12. Windows that have not been drawn yet get the highest priority among those that have been, Schaul et al.'s rule. In
+    the code they keep a priority of 100, which others may exceed.
 13. `learning_rates="released"`: the prior's rate falls as on data of a million windows, whatever their number.
 
 The fast preset is the same method with smaller networks and budgets. Beyond sizes it differs in: an MLP encoder, one

@@ -100,7 +100,8 @@ class ActingAgent(StagedTraining):
         if spec is None:
             raise ValueError(
                 f"This agent learned from {dataset_id!r} and has no dataset that names an environment. Name one: the "
-                "id of a registered environment, or a function that makes it, as in agent.evaluate(env)."
+                "id of a registered environment (--env in a shell), or a function that makes it, as in "
+                "agent.evaluate(env)."
             )
         return spec
 

@@ -41,12 +41,15 @@ __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"
 def _global_generators_kept() -> Iterator[None]:
     """An agent seeds the global generators when it is made; one that is loaded leaves the caller's as they were."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    started = torch.cuda.is_initialized()  # asking a GPU for its state would start CUDA, which a forked process cannot
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if started else ()):
         try:
             yield
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)
+    if not started:
+        torch.cuda.manual_seed_all(torch.initial_seed())  # the caller's again, of a CUDA that starts later
 
 
 class OfflineAlgorithm(ONNXExport, ActingAgent):
@@ -354,7 +357,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ValueError(f"{agent_file.source_name(path)} is not a valid {cls.__name__} file: {error}") from error
         agent._resumed = training
-        agent.set_random_seed(seed)
+        with _global_generators_kept():
+            agent.set_random_seed(seed)
         if dataset is not None:
             agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
         if env is not None:

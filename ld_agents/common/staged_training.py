@@ -123,8 +123,8 @@ class StagedTraining(BaseAlgorithm):
 
         Args:
             total_timesteps: gradient steps over all stages, shared out in the proportions of the preset. None is the
-                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone. Of one
-                stage, `sys.maxsize` trains until a callback stops it.
+                preset's full budget or, with `reset_num_timesteps=False`, what an interrupted call left undone. With a
+                single stage, `sys.maxsize` trains until a callback stops it.
             callback: SB3 callbacks; `on_step` is called after every gradient step. An `EvalCallback` waits until the
                 agent can act (`can_act`), and begins each evaluation from the same seeds.
             log_interval: gradient steps between two log lines; the end of a stage is logged too. None logs nothing.

@@ -28,13 +28,14 @@ from ld_agents import OfflineDataset
 # ---------------------------------------------------------------- round trips
 
 
-def test_loading_leaves_the_global_generators_alone(dataset: OfflineDataset) -> None:
+@pytest.mark.parametrize("seed", [None, 5])
+def test_loading_leaves_the_global_generators_alone(dataset: OfflineDataset, seed: int | None) -> None:
     blob = saved(make_agent("IQL", dataset))
 
     def drawn(load: bool) -> list[float]:
         random.seed(1), np.random.seed(2), torch.manual_seed(3)
         if load:
-            ld_agents.load(io.BytesIO(blob))
+            ld_agents.load(io.BytesIO(blob), seed=seed)
         return [random.random(), np.random.rand(), float(torch.rand(()))]
 
     assert drawn(load=True) == drawn(load=False)
