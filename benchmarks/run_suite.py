@@ -37,9 +37,9 @@ import claims
 import ray_cluster
 import report
 from files import write_json
+from ld_agents import images
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.evaluation import scores
-from ld_agents.images import ImageAgent, ImageSettings
 from live_table import live_table
 from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
 from suites import SUITES, Suite
@@ -117,9 +117,7 @@ def check_agents(runs: Iterable[Run]) -> dict[Run, str]:
             cls = agent_class(name)
             preset = "fast" if run.preset == "default" else run.preset
             if issubclass(cls, OfflineAlgorithm):
-                apart = {"cpu_bf16"}
-                if issubclass(cls, ImageAgent):
-                    apart |= {field.name for field in dataclasses.fields(ImageSettings)}
+                apart = {"cpu_bf16"} | (images.NAMES if issubclass(cls, images.ImageAgent) else set())
                 of_agent = {key: value for key, value in settings.items() if key not in apart}
                 cls._resolve(preset, scores.family(parse_spec(run.dataset)[0]), of_agent)
         except Exception as error:  # a module of the user's own may raise anything

@@ -15,8 +15,8 @@ from rich.table import Table
 
 import ld_agents
 from ld_agents import zoo
-from ld_agents.common.agent_file import with_suffix
-from ld_agents.data.storage import check_writable
+from ld_agents.common import agent_file, onnx_export
+from ld_agents.data.storage import check_writable, with_default_suffix
 
 if TYPE_CHECKING:
     from ld_agents.common.offline_algorithm import OfflineAlgorithm
@@ -80,7 +80,7 @@ def train(
     cls, chosen = zoo.agent_class(agent), dict(_setting(text) for text in settings or [])
     if options := sorted({"preset", "seed", "device"} & chosen.keys()):
         raise ValueError(f"{', '.join(options)}: not among the settings. Write --{options[0]} VALUE.")
-    out = with_suffix(out)
+    out = with_default_suffix(out, agent_file.SUFFIX)
     check_writable(out)
     recorded = ld_agents.load_dataset(dataset)
     trained = cls(zoo.policy_for(recorded), recorded, preset=preset, seed=seed, device=device, **chosen)
@@ -153,7 +153,7 @@ def plans(
 @app.command(epilog="Example: ld-agents export ldcq-pointmaze-large policy.onnx")
 def export(agent: Agent, out: Annotated[Path, typer.Argument(help="File to write.")] = Path("policy.onnx")) -> None:
     """Export what an agent does at one decision as ONNX."""
-    out = out if out.suffix else out.with_suffix(".onnx")
+    out = with_default_suffix(out, onnx_export.SUFFIX)
     loaded: Any = ld_agents.load(agent, device="cpu")
     loaded.export(out)
     _print(str(out))

@@ -49,6 +49,7 @@ class ImageSettings:
 PAPER = ImageSettings()
 FAST = dataclasses.replace(PAPER, image_widths=(16, 32, 64), image_steps=2_000)  # minutes on one core
 PRESETS = {"fast": FAST, "paper": PAPER}
+NAMES = frozenset(field.name for field in dataclasses.fields(ImageSettings))
 
 
 class ImageAgent(OfflineAlgorithm):
@@ -64,9 +65,8 @@ class ImageAgent(OfflineAlgorithm):
     ) -> None:
         self.image_settings = None
         if policy == "CnnPolicy":
-            names = {field.name for field in dataclasses.fields(ImageSettings)}
-            given = {name: value for name, value in settings.items() if name in names}
-            settings = {name: value for name, value in settings.items() if name not in names}
+            given = {name: value for name, value in settings.items() if name in NAMES}
+            settings = {name: value for name, value in settings.items() if name not in NAMES}
             self.image_settings, _ = layered("CnnPolicy", PRESETS.get(preset or "fast", FAST), {}, given)
             state_dim = self.image_settings.image_code
         super()._initialize(policy, state_dim=state_dim, preset=preset, settings=settings, **others)

@@ -131,14 +131,12 @@ class LatentDiffuser(OfflineAlgorithm):
         return stages
 
     def _prior_bytes(self) -> int:
-        n = self.in_proportion(min(self.settings.prior_windows or self.data.n_steps, self.data.n_steps), "prior")
-        return 4 * n * math.prod(self.policy.latent_shape)
+        return 4 * self.most_rows(self.settings.prior_windows, "prior") * math.prod(self.policy.latent_shape)
 
     def _support_bytes(self) -> int:
         s = self.settings
-        n = self.in_proportion(min(s.support_states or self.data.n_steps, self.data.n_steps), "energy")
-        shape = n, self._support_sets() * s.support_size, math.prod(self.policy.latent_shape)
-        return half_precision_bytes(*shape, device=self.device)
+        n, size = self.most_rows(s.support_states, "energy"), self._support_sets() * s.support_size
+        return half_precision_bytes(n, size, math.prod(self.policy.latent_shape), device=self.device)
 
     def with_energy(self, **settings: Any) -> Self:
         """A new agent with this one's VAE and prior, whose energy is still to be trained.

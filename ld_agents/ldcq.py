@@ -193,7 +193,7 @@ class LDCQ(LatentPriorTraining, ImageAgent):
     def _q_bytes(self) -> int:
         """What Q-learning keeps of its windows: states, next states, latents, priorities and candidates."""
         s = self.settings
-        n = self.in_proportion(min(s.q_windows or self.data.n_steps, self.data.n_steps), "q")
+        n = self.most_rows(s.q_windows, "q")
         candidates = half_precision_bytes(n, s.candidates_stored, s.latent_dim, device=self.device)
         return candidates + 4 * n * (2 * self.policy.state_dim + s.latent_dim + 8)
 

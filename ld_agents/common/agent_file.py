@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from stable_baselines3 import __version__ as SB3_VERSION
 from torch import Tensor
 
-from ld_agents.data.storage import whole
+from ld_agents.data.storage import whole, with_default_suffix
 
+SUFFIX = ".zip"  # of a path without one
 _FORMAT = 1
 _MEMBERS = {"agent.json", "weights.safetensors", "training.safetensors"}
 _NO_TENSORS = safetensors.torch.save({})
@@ -62,7 +63,7 @@ def write(
     if not isinstance(path, str | pathlib.Path):
         path.write(buffer.getvalue())
         return
-    with whole(with_suffix(path)) as unfinished:
+    with whole(with_default_suffix(path, SUFFIX)) as unfinished:
         unfinished.write_bytes(buffer.getvalue())  # Python 3.12.1 crashes when it collects a view of the buffer
 
 
@@ -78,7 +79,7 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
     if isinstance(path, str | pathlib.Path):
         found = find(path)
         if found is None:
-            raise FileNotFoundError(f"There is no saved agent at {with_suffix(path)}.")
+            raise FileNotFoundError(f"There is no saved agent at {with_default_suffix(path, SUFFIX)}.")
         path = found
     try:
         with zipfile.ZipFile(path) as archive:
@@ -164,11 +165,6 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
             raise ValueError(f"a frame of shape {shape}")
         return spaces.Box(data["low"], data["high"], shape, dtype.type)
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
-
-
-def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
-    path = pathlib.Path(path)
-    return path if path.suffix else path.with_suffix(".zip")
 
 
 def source_name(path: Any) -> str:

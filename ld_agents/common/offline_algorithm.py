@@ -39,7 +39,7 @@ __all__ = ["DivergedError", "Losses", "OfflineAlgorithm", "Stage", "in_bfloat16"
 
 @contextlib.contextmanager
 def _global_generators_kept() -> Iterator[None]:
-    """An agent seeds the global generators when it is made; one that is loaded leaves the caller's as they were."""
+    """Agents seed the global generators when they are made or given a seed; loading leaves them as they were."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     started = torch.cuda.is_initialized()  # asking a GPU for its state would start CUDA, which a forked process cannot
     with torch.random.fork_rng(range(torch.cuda.device_count()) if started else ()):
@@ -269,6 +269,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
 
     @classmethod
     @torch.inference_mode(False)  # weights that were made in that mode are of no use outside
+    @_global_generators_kept()
     def load(  # type: ignore[override]  # the keywords are named, where SB3 takes any
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -309,23 +310,21 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         try:
             cls._drop_retired_settings(description)
             cls.complete_older_file(description["settings"], weights)
-            keys = description["observation_keys"]
-            with _global_generators_kept():
-                agent._initialize(
-                    description["policy"],
-                    observation_space=agent_file.space_from_json(description["observation_space"]),
-                    action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]
-                    observation_keys=tuple(keys) if keys else None,
-                    state_dim=int(description["state_dim"]),
-                    preset=description["preset"],
-                    family=None,
-                    seed=int(description["seed"]),
-                    device=device,
-                    verbose=verbose,
-                    tensorboard_log=tensorboard_log,
-                    cpu_bf16=description.get("cpu_bf16") is True,
-                    settings={**description["settings"], **description.get("image_settings", {})},
-                )
+            agent._initialize(
+                description["policy"],
+                observation_space=agent_file.space_from_json(description["observation_space"]),
+                action_space=agent_file.space_from_json(description["action_space"]),  # type: ignore[arg-type]
+                observation_keys=tuple(description["observation_keys"]) if description["observation_keys"] else None,
+                state_dim=int(description["state_dim"]),
+                preset=description["preset"],
+                family=None,
+                seed=int(description["seed"]),
+                device=device,
+                verbose=verbose,
+                tensorboard_log=tensorboard_log,
+                cpu_bf16=description.get("cpu_bf16") is True,
+                settings={**description["settings"], **description.get("image_settings", {})},
+            )
             agent.family, agent.settings_origin = agent._origins_in(description)
             # shapes are compared before any memory is taken for them
             with torch.device("meta"):
@@ -357,8 +356,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ValueError(f"{agent_file.source_name(path)} is not a valid {cls.__name__} file: {error}") from error
         agent._resumed = training
-        with _global_generators_kept():
-            agent.set_random_seed(seed)
+        agent.set_random_seed(seed)
         if dataset is not None:
             agent._attach(dataset if isinstance(dataset, OfflineDataset) else load_dataset(dataset))
         if env is not None:

@@ -50,7 +50,9 @@ from ld_agents.common.actor_policy import ActorPolicy
 from ld_agents.common.offline_policy import OfflinePolicy
 from ld_agents.common.onnx_graph import Function, required, traced
 from ld_agents.common.planning_policy import PlanningPolicy
-from ld_agents.data.storage import whole
+from ld_agents.data.storage import whole, with_default_suffix
+
+SUFFIX = ".onnx"  # of a path without one
 
 
 class ONNXExport:
@@ -68,7 +70,6 @@ class ONNXExport:
             ImportError: the extra `onnx` is not installed.
             ValueError: plans of this agent cannot be one program; the message says what can.
         """
-        path = pathlib.Path(path)
         with torch.device("meta"):
             policy = self._make_policy()
         policy.load_state_dict({name: value.cpu() for name, value in self.policy.state_dict().items()}, assign=True)
@@ -87,7 +88,7 @@ class ONNXExport:
             "ld_agents_version": version("ld-agents"),
         }
         required("onnx").helper.set_model_props(model, {"ld_agents": json.dumps(about)})
-        with whole(path if path.suffix else path.with_suffix(".onnx")) as unfinished:
+        with whole(with_default_suffix(path, SUFFIX)) as unfinished:
             unfinished.write_bytes(model.SerializeToString())
 
     def speed_up(self, by: Literal["fastest", "onnxruntime", "compile"] | None = "fastest") -> None:

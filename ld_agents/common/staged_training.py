@@ -301,6 +301,10 @@ class StagedTraining(BaseAlgorithm):
         full = {each.name: each.gradient_steps for each in self.stages()}[stage]
         return min(n, max(1000, math.ceil(n * self.stage_budget[stage] / max(1, full))))
 
+    def most_rows(self, n: int | None, stage: str) -> int:
+        """How many rows of the data a stage prepares at most, of which a setting allows n; None allows all."""
+        return self.in_proportion(min(n or self.data.n_steps, self.data.n_steps), stage)
+
     def random_subset(self, starts: Tensor, n: int | None, purpose: str, stage: str | None = None) -> Tensor:
         """n of some rows in their order, drawn by seed and purpose alone; None is all. Shapes [W] -> [min(n, W)].
 

@@ -41,6 +41,12 @@ def whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def with_default_suffix(path: str | Path, suffix: str) -> Path:
+    """The path, with the suffix where it has none."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(suffix)
+
+
 def check_writable(path: Path) -> None:
     """Makes the folder of a file that is to be written later, and writes there.
 
