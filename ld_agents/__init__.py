@@ -21,11 +21,6 @@ from ld_agents.loading import load, load_from_hub
 from ld_agents.offline_evaluation import OfflineEstimate, evaluate_offline
 from ld_agents.zoo import pretrained
 
-try:
-    __version__ = version("ld_agents")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0"
-
 __all__ = [
     "BC",
     "CQL",
@@ -50,3 +45,13 @@ __all__ = [
     "pretrained",
     "push_to_hub",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for: among many installed packages that takes a tenth of the import."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return version("ld_agents")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0"

@@ -4,6 +4,8 @@ A stage is a generator that does one gradient step per `yield`, so that `learn` 
 write logs and stop between any two of them. What a stage needs to resume is saved with the agent.
 """
 
+import contextlib
+import itertools
 import math
 import time
 from abc import abstractmethod
@@ -26,6 +28,9 @@ from ld_agents.data.dataset import OfflineDataset
 Losses = dict[str, Tensor]
 
 _WITHOUT_END = 1 << 52  # gradient steps; a double still counts them
+# of gradient steps that are timed in bfloat16 and in float32 by turns; actors that wait for every second or third step
+# get the same number of updates in each
+_BLOCKS, _BLOCK_STEPS = 8, 6
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class StagedTraining(BaseAlgorithm):
         data: while training, the dataset on the device, as it is stored; see `states` and `actions`.
         generator: of all random numbers of training that no other generator draws; saved with the agent.
         stage_budget, stage_steps, stage_seconds: gradient steps to do, those done and their time, by name of the stage.
+        stage_in_bfloat16: with `cpu_bf16`, by name of the stage, whether bfloat16 turned out faster and is used.
     """
 
     settings: Any
@@ -86,6 +92,7 @@ class StagedTraining(BaseAlgorithm):
         self.stage_budget: dict[str, int] = {}
         self.stage_steps: dict[str, int] = {}
         self.stage_seconds: dict[str, float] = {}
+        self.stage_in_bfloat16: dict[str, bool] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._resumable: dict[str, Tensor] = {}
         self._resumed: dict[str, Tensor] = {}  # read from a file and not asked for yet
@@ -188,7 +195,7 @@ class StagedTraining(BaseAlgorithm):
 
     def _run_stage(self, stage: Stage, callback: Any, log_interval: int | None) -> bool:
         self.policy.set_training_mode(True)
-        steps = in_bfloat16(stage.train()) if self.cpu_bf16 else stage.train()
+        steps = self._in_bfloat16_if_faster(stage) if self.cpu_bf16 else stage.train()
         unchecked: list[Losses] = []
         while True:
             started = time.perf_counter()
@@ -217,6 +224,32 @@ class StagedTraining(BaseAlgorithm):
                 return False
             if not self.policy.training:  # a callback has evaluated
                 self.policy.set_training_mode(True)
+
+    def _in_bfloat16_if_faster(self, stage: Stage) -> Iterator[Losses]:
+        """The stage's gradient steps, with matrix products in bfloat16 if they take less time with it on this machine.
+
+        The first ones are taken both ways by turns. Processors without instructions for bfloat16 take up to twice as
+        long with it, and those that have them where the products are small.
+        """
+        steps, seconds = stage.train(), {True: [0.0] * (_BLOCKS // 2), False: [0.0] * (_BLOCKS // 2)}
+        for step in itertools.count():
+            block = step // _BLOCK_STEPS
+            if block == _BLOCKS and stage.name not in self.stage_in_bfloat16:
+                # least, not mean: first calls and other processes only ever add time
+                ratio = min(seconds[True]) / min(seconds[False])
+                self.stage_in_bfloat16[stage.name] = ratio < 1
+                if self.verbose > 0:
+                    use = "bfloat16" if ratio < 1 else "float32"
+                    print(f"{stage.name} goes on in {use}; in bfloat16 a step takes {ratio:.2f} of its time in float32")
+            rounded = self.stage_in_bfloat16.get(stage.name, block % 2 == 0)
+            started = time.perf_counter()
+            with in_bfloat16() if rounded else contextlib.nullcontext():
+                losses = next(steps, None)
+            if block < _BLOCKS and stage.name not in self.stage_in_bfloat16:
+                seconds[rounded][block // 2] += time.perf_counter() - started
+            if losses is None:
+                return
+            yield losses
 
     def _check_step(self, stage: str, unchecked: list[Losses]) -> None:
         loss, weight = bad_loss(unchecked), bad_weight(self.policy, self.max_weight)
@@ -259,7 +292,7 @@ class StagedTraining(BaseAlgorithm):
         if reset or not self.stage_budget:
             self.stage_budget = _share_out(sum(full.values()) if total is None else total, full)
             self.stage_steps = dict.fromkeys(full, 0)
-            self.stage_seconds = {}
+            self.stage_seconds, self.stage_in_bfloat16 = {}, {}
         elif total is not None:
             left = {name: budget - self.stage_steps[name] for name, budget in self.stage_budget.items()}
             for name, more in _share_out(total, left).items():
@@ -372,18 +405,15 @@ class StagedTraining(BaseAlgorithm):
         return {name: value.contiguous() for name, value in state.items()}
 
 
-def in_bfloat16(steps: Iterator[Any]) -> Iterator[Any]:
-    """The same steps; while one is taken, the CPU computes float32 matrix products in bfloat16."""
+@contextlib.contextmanager
+def in_bfloat16() -> Iterator[None]:
+    """Within it the CPU computes float32 matrix products in bfloat16."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    while True:
-        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-        try:
-            losses = next(steps, None)
-        finally:
-            matmul.fp32_precision = before
-        if losses is None:
-            return
-        yield losses
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _check_training_state(where: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

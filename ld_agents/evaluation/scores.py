@@ -6,6 +6,7 @@ all steps from the first one at the goal on, whatever the agent does afterwards.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,7 @@ _SERVER_NAMES: dict[str, str] = {
 }
 
 
+@functools.lru_cache(maxsize=1024)
 def family(dataset_id: str) -> str | None:
     """The benchmark family of a dataset, read from its name: "maze2d", "antmaze", "locomotion", "adroit",
     "kitchen", "carla", "carracing".

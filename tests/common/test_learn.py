@@ -360,7 +360,7 @@ def test_bfloat16_is_for_training_alone(name: str, dataset: OfflineDataset, monk
 
     monkeypatch.setattr(agent, "stages", lambda: [spied(stage) for stage in stages()])
     agent.learn(20, callback=note)
-    assert in_training == {"bf16"}
+    assert in_training == {"bf16", before}  # both are timed
     assert in_callbacks == {before} == {cpu_precision()}
     loaded = type(agent).load(io.BytesIO(saved(agent)), dataset=dataset)
     assert loaded.cpu_bf16
@@ -382,20 +382,48 @@ def test_bfloat16_ends_with_an_error_in_training(dataset: OfflineDataset, monkey
 
 
 def test_bfloat16_is_restored_and_matters() -> None:
-    def products() -> Iterator[torch.Tensor]:
-        x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-        yield x @ x
-        yield x @ x
-        raise RuntimeError
-
-    before, exact, rounded = cpu_precision(), products(), in_bfloat16(products())
-    first = next(rounded)
+    x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    before, exact = cpu_precision(), x @ x
+    with in_bfloat16():
+        rounded = x @ x
     assert cpu_precision() == before
-    error = float((first - next(exact)).abs().max() / first.abs().max())
+    error = float((rounded - exact).abs().max() / exact.abs().max())
     # without bfloat16 only the order of summation differs, by a few units in the last place
     assert error < 1e-5 or 1e-4 < error < 1e-2
-    assert torch.equal(next(rounded), first)
-    with pytest.raises(RuntimeError):
-        next(rounded)
+    with pytest.raises(RuntimeError), in_bfloat16():
+        raise RuntimeError
     assert cpu_precision() == before
-    assert list(in_bfloat16(iter([1, 2]))) == [1, 2]
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_bfloat16_stays_where_it_is_faster(
+    factor: float, dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, now, used = cpu_precision(), [0.0], list[str]()
+
+    def train(agent: Any) -> Iterator[Losses]:
+        for _ in agent.remaining_steps("train"):
+            used.append(cpu_precision())
+            # the first steps are slow, every other one waits for the actor, and bfloat16 takes `factor` of the time
+            now[0] += (100 if len(used) <= 2 else 2 + len(used) % 2) * (factor if used[-1] == "bf16" else 1)
+            yield {"loss": torch.zeros(())}
+
+    def ready(agent: Any) -> Any:
+        monkeypatch.setattr(agent, "stages", lambda: [Stage("train", 60, lambda: train(agent))])
+        used.clear()
+        return agent
+
+    monkeypatch.setattr("ld_agents.common.staged_training.time.perf_counter", lambda: now[0])
+    agent = ready(make_agent("BC", dataset, cpu_bf16=True, verbose=1))
+    agent.learn(60)
+    chosen = "bf16" if factor < 1 else before
+    assert used[:48] == (["bf16"] * 6 + [before] * 6) * 4
+    assert used[48:] == [chosen] * 12
+    assert agent.stage_in_bfloat16 == {"train": factor < 1}
+    assert f"a step takes {factor:.2f} of its time" in capsys.readouterr().out
+
+    resumed = ready(type(agent).load(io.BytesIO(saved(agent)), dataset=dataset))
+    resumed.learn(12, reset_num_timesteps=False)
+    assert used == [chosen] * 12  # not measured again
+    ready(resumed).learn(12)
+    assert used == ["bf16"] * 6 + [before] * 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -121,6 +122,12 @@ def test_weights_can_be_taken_from_another_agent(name: str, trained: Trained, da
 def test_versions_are_printed_on_request(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     load("BC", saved(trained("BC")), print_system_info=True)
     assert torch.__version__ in capsys.readouterr().out
+
+
+def test_package_tells_its_version() -> None:
+    assert ld_agents.__version__ == importlib.metadata.version("ld_agents")
+    with pytest.raises(AttributeError, match="'ld_agents' has no attribute 'LDQC'"):
+        _ = ld_agents.LDQC  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- what is in the file
