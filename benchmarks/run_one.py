@@ -237,7 +237,7 @@ def taken_over(base: Files, agent: Any, dataset: Any) -> Any:
     of_acting = {name: getattr(agent.settings, name) for name in ACTING[type(agent).__name__]}
     if dataclasses.replace(trained.settings, **of_acting) == agent.settings:
         agent.policy.load_state_dict(trained.policy.state_dict())
-        for progress in ("stage_budget", "stage_steps", "stage_seconds", "num_timesteps"):
+        for progress in ("stage_budget", "stage_steps", "stage_seconds", "stage_in_bfloat16", "num_timesteps"):
             setattr(agent, progress, getattr(trained, progress))
         return agent
     if not isinstance(agent, LatentDiffuser):

@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str:
-    """`__version__`, looked up when it is asked for: among many installed packages that takes a tenth of the import."""
+    """`__version__`, looked up when it is asked for: among many installed packages that takes some 10 ms."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -178,6 +178,7 @@ class LatentDiffuser(OfflineAlgorithm):
         for name in earlier:
             other.stage_steps[name] = other.stage_budget[name] = self.stage_steps[name]
             other.stage_seconds[name] = self.stage_seconds.get(name, 0.0)
+        other.stage_in_bfloat16 = {name: used for name, used in self.stage_in_bfloat16.items() if name in earlier}
         other.num_timesteps = sum(other.stage_steps.values())
         other._prepare_data(self.dataset)
         other._fit_return_scale()

@@ -70,7 +70,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         cpu_bf16: on a CPU, compute the matrix products of training in bfloat16, in those stages in which that turns out
             faster: each begins with 48 gradient steps that time both, and `stage_in_bfloat16` tells what came out. So
             equal seeds give equal weights only where the measurements agree. Weights stay float32, and so does all
-            acting. It gains where the processor has AMX. Needs torch 2.9.
+            acting. It gains where the processor has AMX; without instructions for bfloat16 it changes nothing. Needs
+            torch 2.9.
         **settings: override single settings of preset and family; see the settings class of the agent.
 
     Attributes:

@@ -228,7 +228,9 @@ def test_an_energy_on_the_prior_of_another_agent_is_that_of_a_training_of_its_ow
 def test_with_energy_counts_the_steps_that_were_taken(dataset: OfflineDataset) -> None:
     agent = make(dataset)
     agent.learn(agent.full_budget // 2)
+    agent.stage_in_bfloat16 = {"vae": True, "energy": False}
     other = agent.with_energy()
+    assert other.stage_in_bfloat16 == {"vae": True}
     assert other.stage_steps == agent.stage_steps | {"energy": 0}
     assert other.num_timesteps == sum(other.stage_steps.values())
     other.learn(reset_num_timesteps=False)
