@@ -50,3 +50,20 @@ def test_a_stage_that_does_not_fit_is_told_of_first(
     with pytest.raises(ValueError, match=f'The stage "{stage}" keeps'):
         agent.learn()
     assert agent.num_timesteps == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "stage"), [("LDCQ", "q_windows", "q"), ("LatentDiffuser", "prior_windows", "prior")]
+)
+def test_a_stage_needs_no_more_than_there_are_data(
+    name: str, setting: str, stage: str, dataset: OfflineDataset
+) -> None:
+    def needs(rows: int) -> int:
+        agent = make_agent(name, dataset, **{setting: rows})
+        agent._plan_budget(None, reset=True)
+        agent._prepare_data(dataset)
+        return next(each.needs() for each in agent.stages() if each.name == stage)
+
+    rows = dataset.n_steps
+    assert needs(100 * rows) == needs(rows)
+    assert needs(rows // 2) == pytest.approx(needs(rows) / 2, rel=0.01)
