@@ -148,6 +148,11 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         settings: dict[str, Any],
     ) -> None:
         """Everything but the networks."""
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            raise ValueError(
+                f"Agents compute in float32, but torch makes {dtype} by default. Call "
+                "torch.set_default_dtype(torch.float32) before you make or load one."
+            )
         if policy == "CnnPolicy" and policy not in self.policy_aliases:
             raise ValueError(f"{type(self).__name__} takes vectors: encode images first and pass their codes.")
         if (policy == "CnnPolicy") != is_frame_space(observation_space):

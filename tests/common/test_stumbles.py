@@ -228,3 +228,18 @@ def test_an_environment_is_made_for_rendering() -> None:
     env.reset(seed=0)
     assert env.render().shape == (4, 4, 3)  # type: ignore[union-attr]
     gym.registry.pop("Drawn-v0")
+
+
+# -- With float64 as the default of torch, some agents failed in a product and others computed in it without a word ----
+
+
+def test_another_default_of_torch_is_refused(trained: Trained, dataset: OfflineDataset, tmp_path: Path) -> None:
+    agent = trained("BC")
+    agent.save(tmp_path / "agent.zip")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for attempt in (lambda: type(agent)("MlpPolicy", dataset), lambda: type(agent).load(tmp_path / "agent.zip")):
+            with pytest.raises(ValueError, match=r"default\. Call torch\.set_default_dtype\(torch\.float32\)"):
+                attempt()
+    finally:
+        torch.set_default_dtype(torch.float32)
