@@ -4,10 +4,11 @@
 | --- | --- |
 | `plan_ms`, `plan_mflop` | a decision for one observation: milliseconds, millions of floating point operations |
 | `action_error` | share of the variance of the data's actions that decoded latents of the data leave unexplained |
-| `draws` | the next three of the agent's own draws, other start noises, the VAE's prior, uniform latents, Q's choice |
+| `draws` | the next four of the agent's own draws, other start noises, the VAE's prior, uniform latents, Q's choice |
 | `outside` | share of draws, or of the policy's actions, that lie outside the data's support |
 | `unlikely` | share of draws whose decoder makes the actions of the nearest window of the data unlikely |
 | `covered` | share of the data's latents near which one of 16 draws at their state lies |
+| `action_spread` | variance among the actions that 16 draws at a state decode to, over that of the data's actions |
 | `same_task` | Kitchen: share of windows whose nearest latent of another episode goes before the same task |
 | `latent_map` | Kitchen: latents in the planes of two principal components and of t-SNE, and the task that comes next |
 | `tilt` | mean standardized return of guided plans, less that of unguided ones |
@@ -223,7 +224,11 @@ def latent_measures(agent: LatentPriorTraining, rng: torch.Generator) -> dict[st
         near = (placed.view(len(data), n, -1) - data[:, None]).norm(dim=2).amin(1) <= support.limit
         unlikely = (surprise(flat, placed) > usual).float().mean()
         draws[name] = {"outside": support.outside(placed), "unlikely": float(unlikely)}
-        draws[name] |= {"covered": float(near.float().mean())} if n == DRAWS else {}
+        if n == DRAWS:
+            seen = states[:, None, : agent.policy.vae_state_dim].expand(-1, n, -1)
+            decoded = agent.policy.vae.action.act(seen, agent.policy._raw(latents), None)
+            of_data = agent._windows(held_out)[1][:, 0]
+            draws[name] |= {"covered": float(near.float().mean()), "action_spread": spread(decoded, of_data)}
     states_in, actions = agent._windows(held_out)
     recorded = agent.data.window_rows(held_out, agent.settings.horizon)[1]
     seen = states_in[..., : agent.policy.vae_state_dim]
@@ -310,6 +315,14 @@ def unexplained(decoded: Tensor, actions: Tensor) -> float:
     return float((decoded - actions).square().sum() / (actions - actions.mean(0)).square().sum())
 
 
+def spread(decoded: Tensor, actions: Tensor) -> float:
+    """Variance among the n actions of each state over the variance of the data's. Shapes [Q, n, A], [Q, A].
+
+    Where it is 0, there is nothing to choose from.
+    """
+    return float(decoded.var(1).sum(1).mean() / actions.var(0, correction=0).sum())
+
+
 def plan_measures(agent: LatentDiffuser, rng: torch.Generator) -> dict[str, Any]:
     """Reconstruction, and how far guidance moves the returns of plans, in standard deviations of the prior's."""
     policy = agent.policy
@@ -319,11 +332,13 @@ def plan_measures(agent: LatentDiffuser, rng: torch.Generator) -> dict[str, Any]
     actions = tokens[..., first : first + policy.action_dim]
     decoded = policy.vae.decode(agent._encode(starts), states[:, 0])
     measured = {"action_error": unexplained(decoded.actions[inside], actions[inside])}
+    start = torch.randn(len(starts) * DRAWS, *policy.latent_shape, generator=rng).to(agent.device)
+    at = states[:, 0].repeat_interleave(DRAWS, 0)
+    latents = policy.draw_latents(states[:, 0], start, guided=False)
+    drawn = policy.decode(latents, at).actions[:, 0].unflatten(0, (-1, DRAWS))
+    measured["action_spread"] = spread(drawn, actions[:, 0])
     if policy.settings.guidance == "none" or not policy.settings.guidance_scale:
         return measured | {"tilt": 0.0}
-    start = torch.randn(len(starts) * DRAWS, *policy.latent_shape, generator=rng).to(agent.device)
-    at, returns = states[:, 0].repeat_interleave(DRAWS, 0), []
-    for guided in (True, False):
-        latents = policy.draw_latents(states[:, 0], start, guided)
-        returns.append(float(policy.standard_returns(latents, at).mean()))
-    return measured | {"tilt": returns[0] - returns[1]}
+    guided = policy.draw_latents(states[:, 0], start)
+    returns = [policy.standard_returns(each, at).mean() for each in (guided, latents)]
+    return measured | {"tilt": float(returns[0] - returns[1])}

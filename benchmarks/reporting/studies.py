@@ -50,6 +50,7 @@ class Measure(NamedTuple):
 MEASURES = {
     "action_error": Measure("actions unexplained, %", 100),
     "covered": Measure("data's latents covered, %", 100),
+    "action_spread": Measure("spread of the draws' actions, %", 100),
     "outside": Measure("outside the data, %", 100),
     "unlikely": Measure("unlikely when decoded, %", 100),
     "same_task": Measure("neighbors before the same task, %", 100),
@@ -60,7 +61,7 @@ MEASURES = {
     "plan_ms": Measure("ms per decision", digits=2),
     "plan_mflop": Measure("MFLOP per decision"),
 }
-OF_DRAWS = ("outside", "unlikely", "covered")
+OF_DRAWS = ("outside", "unlikely", "covered", "action_spread")
 
 
 def cells_with_runs(study: Study, runs: pd.DataFrame) -> list[tuple[Cell, pd.DataFrame]]:

@@ -113,7 +113,9 @@ def test_every_agent_is_measured(name: str, data: OfflineDataset) -> None:
     if name == "LDCQ":
         kinds = {"own", "start noise 1", "start noise 1.5", "Gaussian", "uniform", "chosen"}
         assert found["draws"].keys() == kinds
-        assert found["draws"]["own"] == {key: found[key] for key in ("outside", "unlikely", "covered")}
+        of_draws = ("outside", "unlikely", "covered", "action_spread")
+        assert found["draws"]["own"] == {key: found[key] for key in of_draws}
+    assert ("action_spread" in found) == (name.startswith(("LDCQ", "Latent")))
     for key, value in agent.policy.state_dict().items():
         assert torch.equal(value, before[key]), "measuring changes nothing"
 
@@ -229,6 +231,29 @@ def test_unexplained_variance_by_hand() -> None:
     assert measuring.unexplained(actions, actions) == 0
     assert measuring.unexplained(actions.mean(0).expand(3, 2), actions) == 1
     assert measuring.unexplained(actions + torch.tensor([1.0, 0.0]), actions) == pytest.approx(3 / 8)
+
+
+def test_spread_of_actions_by_hand() -> None:
+    data = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    same = torch.full((2, 3, 2), 0.7)
+    assert measuring.spread(same, data) == 0
+    # variances of 1 and 4 in the first state, 0 in the second; the data's is 1
+    apart = torch.tensor([[[-1.0, 2.0], [0.0, 0.0], [1.0, -2.0]], [[0.0, 0.0]] * 3])
+    assert measuring.spread(apart, data) == pytest.approx(2.5)
+
+
+def test_latents_that_the_decoder_ignores_leave_nothing_to_choose(data: OfflineDataset) -> None:
+    agent = make_agent("LDCQ", data).learn()
+    assert isinstance(agent, LDCQ)
+    agent._prepare_data(data)
+    with torch.no_grad():
+        before = measuring.latent_measures(agent, torch.Generator().manual_seed(0))
+        first = agent.policy.vae.action.net.trunk[0][0]
+        first.weight[:, agent.state_dim :] = 0
+        after = measuring.latent_measures(agent, torch.Generator().manual_seed(0))
+    assert before["action_spread"] > 0
+    assert after["action_spread"] == 0
+    assert after["draws"]["uniform"]["action_spread"] == 0
 
 
 def test_raw_actions_are_their_own_latents_and_tilt_is_what_guidance_adds(
