@@ -325,6 +325,7 @@ class LatentDiffuser(_LatentDiffuser):
         return_targets: Literal["data", "bootstrapped", "expectile"] = ...,
         return_average_rate: float = ...,
         action_decoder: Literal["plan", "state"] = ...,
+        action_hidden: int | None = ...,
         denoiser_width: int = ...,
         denoiser_multipliers: tuple[int, ...] = ...,
         denoiser_blocks: int = ...,

@@ -49,6 +49,7 @@ move a score is a setting.
 11. `exec_horizon` actions are executed, as decoded with the plan, before the next plan: 1 in TAP.
 12. Actions are decoded from the plan and s_1 alone. With `action_decoder="state"` they are decoded from the plan and
    the state they are taken in, as LDCQ's are, when that state is seen; an ant falls before an open loop notices.
+   `action_hidden` gives the module that does it layers of its own, as wide as a policy's.
 13. Weights of prior and energy are averaged (`average_rate`); the rate starts higher, so that short runs forget where
    they began.
 
@@ -59,7 +60,7 @@ The fast preset is the same method with smaller networks and budgets. Beyond siz
 no dropout and no weight decay, cosine learning rates, a random subset of the windows for the prior, tokens of four
 steps, in-sample optimal values of the step alone, beta in standard deviations at each state, an energy by the
 exponential loss with limited weights, smoother features of time in it, the best of eight guided plans, of which two
-actions are executed, and a discount of .998.
+actions are executed, and a discount of .998. `FAMILIES` has what it sets otherwise for AntMaze and locomotion.
 """
 
 import contextlib

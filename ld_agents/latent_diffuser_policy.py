@@ -61,6 +61,7 @@ class LatentDiffuserPolicy(PlanningPolicy):
             decoder=s.decoder,
             returns=s.return_inputs == "trunk",
             action_decoder=s.action_decoder,
+            action_hidden=s.action_hidden,
             latent_space=s.latent_space,
         )
         if s.return_inputs == "step":

@@ -51,6 +51,7 @@ class LatentDiffuserSettings:
     return_targets: Literal["data", "bootstrapped", "expectile"] = "data"  # see `window_values.py`
     return_average_rate: Fraction = 0.02  # of the averaged Q or V behind the window; ours
     action_decoder: Literal["plan", "state"] = "plan"  # "state": sees the state that each action is taken in
+    action_hidden: Width | None = None  # of the two layers of the action module; None: one of `width` [TAP]
     denoiser_width: Width = 64  # channels at the first level [DIF], with the multipliers of Decision Diffuser
     denoiser_multipliers: Widths = (1, 2, 4)  # of the width, by level
     denoiser_blocks: Layers = 2  # per level
@@ -136,6 +137,8 @@ class LatentDiffuserSettings:
             raise ValueError('return_targets="expectile" needs return_inputs="step": V is an expectile of Q(s, a).')
         if self.action_decoder == "state" and not self.latent_space:
             raise ValueError('action_decoder="state" needs latent_space=True: raw actions are not decoded.')
+        if self.action_hidden is not None and not self.latent_space:
+            raise ValueError("action_hidden needs latent_space=True: raw actions are not decoded.")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads}).")
         if self.denoiser_width % 8:
@@ -225,16 +228,20 @@ FAMILY: dict[str, dict[str, Any]] = {
     "antmaze": {"discount": 0.998},  # [TAP]
 }
 
-# By preset. In the fast one, for AntMaze: an ant falls when it is decoded badly, or from a plan that does not see it.
-# Of trials on seed 101 (point mazes) and 103 (AntMaze): results/tuning/README.md.
+_CLOSED_LOOP: dict[str, Any] = {"action_decoder": "state", "action_hidden": 256, "kl_weight": 0.1}
+
+# By preset. In the fast one, for robots that fall: they do when actions are decoded badly, or from a plan that does not
+# see the state. There latents are kept from holding the noise of single actions (`kl_weight`), which no prior predicts.
+# Of trials on seed 101 (point mazes, locomotion) and 101 and 103 (AntMaze): results/tuning/README.md.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": FAMILY,
     "fast": {
         **FAMILY,
         "maze2d": {"exec_horizon": 1, "n_candidates": 4},
+        "locomotion": {**FAMILY["locomotion"], **_CLOSED_LOOP},
         "antmaze": {
             **FAMILY["antmaze"],
-            "action_decoder": "state",
+            **_CLOSED_LOOP,
             "width": 128,
             "heads": 4,
             "vae_steps": 5_000,

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ld_agents.networks.critics import mlp
+
 _LOG_VARIANCES = (-10.0, 4.0)
 
 
@@ -88,6 +90,7 @@ class TrajectoryTransformer(nn.Module):
         returns: whether there is a return module, which sees the plan so far, with the step's state and action.
         action_decoder: what the action module sees. "plan": the plan so far; "state": the step's state as well, the
             data's in training, the decoded one in a plan, and the one observed when the action is taken.
+        action_hidden: units of the two hidden layers of the action module; None is one of `width`.
         latent_space: False: the "latent" of L steps is their L A actions themselves. There is no encoder, and the
             decoder predicts what is left: states, rewards, returns and the end of the episode.
     """
@@ -108,6 +111,7 @@ class TrajectoryTransformer(nn.Module):
         decoder: Literal["shared", "separate"],
         returns: bool,
         action_decoder: Literal["plan", "state"] = "plan",
+        action_hidden: int | None = None,
         latent_space: bool,
     ) -> None:
         super().__init__()
@@ -148,6 +152,8 @@ class TrajectoryTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if action_hidden is not None:
+            self.modules_of["actions"] = mlp(seen["actions"], action_hidden, action_hidden, action_dim)
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents. Shapes [B, T, S + A + 3] -> two of [B, N, Z]."""

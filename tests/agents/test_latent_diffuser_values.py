@@ -11,7 +11,7 @@ import pytest
 import torch
 from latent_diffuser_data import N, T, counting, make, prepared
 from test_learning import TwoWays, walks
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import TINY_LATENT_DIFFUSER, StopAt, differing, saved, weights
@@ -148,9 +148,10 @@ def test_upper_expectile_follows_the_better_branch() -> None:
 # ---------------------------------------------------------------- actions decoded from the state they are taken in
 
 
-def test_actions_of_a_plan_follow_the_state(dataset: OfflineDataset) -> None:
+@pytest.mark.parametrize("hidden", [None, 24])
+def test_actions_of_a_plan_follow_the_state(hidden: int | None, dataset: OfflineDataset) -> None:
     """Between two plans the same plan answers other observations with other actions, those of the action module."""
-    agent = make(dataset, action_decoder="state", n_candidates=2).learn()
+    agent = make(dataset, action_decoder="state", action_hidden=hidden, n_candidates=2).learn()
     policy, observations = agent.policy, dataset.observations[[0, 40, 80]]
     _, state = agent.predict(observations.numpy(), deterministic=True)
     found, after = agent.predict(observations.flip(0).numpy(), state, np.zeros(3, bool), deterministic=True)
@@ -162,6 +163,8 @@ def test_actions_of_a_plan_follow_the_state(dataset: OfflineDataset) -> None:
     other, _ = agent.predict(observations.numpy(), state, np.zeros(3, bool), deterministic=True)
     assert np.abs(other - found)[[0, 2]].max() > 1e-5
     # the module learns from the states of the data
+    linear = [module for module in policy.vae.modules_of["actions"] if isinstance(module, nn.Linear)]
+    assert [layer.out_features for layer in linear] == ([16, 2] if hidden is None else [24, 24, 2])
     tokens, inside = torch.randn(5, T, 3 + 2 + 3), torch.ones(5, T, dtype=torch.bool)
     seen: list[Tensor] = []
     policy.vae.modules_of["actions"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -174,6 +177,8 @@ def test_switches_that_do_not_fit(dataset: OfflineDataset) -> None:
         make(dataset, return_targets="expectile", return_inputs="trunk")
     with pytest.raises(ValueError, match="latent_space"):
         make(dataset, action_decoder="state", latent_space=False)
+    with pytest.raises(ValueError, match="latent_space"):
+        make(dataset, action_hidden=24, latent_space=False)
 
 
 def test_energy_by_the_exponential_loss(dataset: OfflineDataset) -> None:

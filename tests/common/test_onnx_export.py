@@ -37,7 +37,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "LDCQ-transformer": ("LDCQ", {**SHORT, "denoiser": "transformer", "denoiser_widths": (8, 8)}),
     "LDCQ-redraw": ("LDCQ", {**SHORT, "redraw_at_predicted_state": True, "sample_actions": True}),
     "LatentDiffuser": ("LatentDiffuser", SHORT),
-    "LatentDiffuser-state": ("LatentDiffuser", {**SHORT, "n_candidates": 3, "action_decoder": "state"}),
+    "LatentDiffuser-state": (
+        "LatentDiffuser",
+        {**SHORT, "n_candidates": 3, "action_decoder": "state", "action_hidden": 8},
+    ),
 }
 
 
