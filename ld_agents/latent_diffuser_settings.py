@@ -232,7 +232,7 @@ _CLOSED_LOOP: dict[str, Any] = {"action_decoder": "state", "action_hidden": 256,
 
 # By preset. In the fast one, for robots that fall: they do when actions are decoded badly, or from a plan that does not
 # see the state. There latents are kept from holding the noise of single actions (`kl_weight`), which no prior predicts.
-# Of trials on seed 101 (point mazes, locomotion) and 101 and 103 (AntMaze): results/tuning/README.md.
+# Of trials on seeds 101 (point mazes, locomotion, AntMaze) and 103 (AntMaze): results/tuning/README.md.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": FAMILY,
     "fast": {
