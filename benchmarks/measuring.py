@@ -216,6 +216,8 @@ def latent_measures(agent: LatentPriorTraining, rng: torch.Generator) -> dict[st
         return torch.cat(found)
 
     usual = surprise(targets, data).quantile(INSIDE)
+    states_in, actions = agent._windows(held_out)
+    seen = states_in[..., : agent.policy.vae_state_dim]
     draws: dict[str, dict[str, float]] = {}
     for name, latents in latents_at(agent, states, points, rng).items():
         n = latents.shape[1]
@@ -225,13 +227,9 @@ def latent_measures(agent: LatentPriorTraining, rng: torch.Generator) -> dict[st
         unlikely = (surprise(flat, placed) > usual).float().mean()
         draws[name] = {"outside": support.outside(placed), "unlikely": float(unlikely)}
         if n == DRAWS:
-            seen = states[:, None, : agent.policy.vae_state_dim].expand(-1, n, -1)
-            decoded = agent.policy.vae.action.act(seen, agent.policy._raw(latents), None)
-            of_data = agent._windows(held_out)[1][:, 0]
-            draws[name] |= {"covered": float(near.float().mean()), "action_spread": spread(decoded, of_data)}
-    states_in, actions = agent._windows(held_out)
+            decoded = agent.policy.vae.action.act(seen[:, :1].expand(-1, n, -1), agent.policy._raw(latents), None)
+            draws[name] |= {"covered": float(near.float().mean()), "action_spread": spread(decoded, actions[:, 0])}
     recorded = agent.data.window_rows(held_out, agent.settings.horizon)[1]
-    seen = states_in[..., : agent.policy.vae_state_dim]
     decoded = agent.policy.vae.action.act(seen, agent.policy._raw(targets)[:, None].expand(-1, seen.shape[1], -1), None)
     measured = {"action_error": unexplained(decoded[recorded], actions[recorded]), **draws["own"], "draws": draws}
     if family(agent.data.info.id) == "kitchen":
@@ -335,8 +333,9 @@ def plan_measures(agent: LatentDiffuser, rng: torch.Generator) -> dict[str, Any]
     start = torch.randn(len(starts) * DRAWS, *policy.latent_shape, generator=rng).to(agent.device)
     at = states[:, 0].repeat_interleave(DRAWS, 0)
     latents = policy.draw_latents(states[:, 0], start, guided=False)
-    drawn = policy.decode(latents, at).actions[:, 0].unflatten(0, (-1, DRAWS))
-    measured["action_spread"] = spread(drawn, actions[:, 0])
+    # the first action is taken in the state that is seen, not in the one that is decoded
+    drawn = policy.vae.decode(policy._raw(latents), at, at[:, None].expand(-1, policy.settings.horizon, -1))
+    measured["action_spread"] = spread(drawn.actions[:, 0].unflatten(0, (-1, DRAWS)), actions[:, 0])
     if policy.settings.guidance == "none" or not policy.settings.guidance_scale:
         return measured | {"tilt": 0.0}
     guided = policy.draw_latents(states[:, 0], start)

@@ -109,7 +109,7 @@ STUDIES: dict[str, Study] = {
                 {"30": "LDCQ[exec_horizon=5]", **_over("LDCQ", (5, 10, 20, 40), "exec_horizon=5,horizon={}")}, [HAND]
             ),
         ),
-        ("action_error", "covered", "overestimation"),
+        ("action_error", "action_spread", "covered", "overestimation"),
     ),
     "candidates": Study(
         "How many candidates should LDCQ choose from when it acts?",
@@ -146,7 +146,7 @@ STUDIES: dict[str, Study] = {
         "How regular must the latent space be?",
         "weight of the KL divergence in the loss of LDCQ's VAE",
         _agents(_over("LDCQ", (0, 0.005, 0.05, 0.5), "kl_weight={}", default=0.05)),
-        ("action_error", "covered", "outside"),
+        ("action_error", "action_spread", "covered", "outside"),
     ),
     "steps_per_latent": Study(
         "How many steps should a latent of LatentDiffuser stand for?",

@@ -152,7 +152,7 @@ class TrajectoryTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        if action_hidden is not None:
+        if action_hidden is not None:  # as a policy's layers begin, not with TAP's small weights
             self.modules_of["actions"] = mlp(seen["actions"], action_hidden, action_hidden, action_dim)
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -221,6 +221,10 @@ def test_families_and_presets_fit() -> None:
         for family, changes in FAMILIES[name].items():
             dataclasses.replace(preset, **changes)
             assert changes.items() >= FAMILIES["paper"].get(family, {}).items()
+    # robots that fall: actions follow the state, and latents keep no noise
+    closed = {family for family, changes in FAMILIES["fast"].items() if changes.get("action_decoder") == "state"}
+    assert closed == {"locomotion", "antmaze"}
+    assert all(FAMILIES["fast"][family]["kl_weight"] > PRESETS["fast"].kl_weight for family in closed)
     assert set(ENERGY_SETTINGS) < {field.name for field in dataclasses.fields(PAPER)}
     assert set(TINY_LATENT_DIFFUSER) - {"preset"} < {field.name for field in dataclasses.fields(PAPER)}
 

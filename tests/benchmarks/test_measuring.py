@@ -273,6 +273,26 @@ def test_raw_actions_are_their_own_latents_and_tilt_is_what_guidance_adds(
     assert measuring.measure(make_agent("LatentDiffuser", data, guidance="none").learn(), data, seed=0)["tilt"] == 0
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.5])
+def test_spread_of_plans_is_that_of_unguided_ones(
+    spread: float, data: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent("LatentDiffuser", data, latent_space=False).learn()
+    policy: Any = agent.policy
+
+    def draw_latents(states: Tensor, start: Tensor, guided: bool = True) -> Tensor:
+        return start * (3.0 if guided else spread)
+
+    monkeypatch.setattr(policy, "draw_latents", draw_latents)
+    agent._prepare_data(data)
+    with torch.no_grad():
+        found = measuring.plan_measures(agent, torch.Generator().manual_seed(0))
+    _, starts = measuring.halves(agent.window_starts, agent.data, torch.Generator().manual_seed(0))
+    first = agent.windows(starts)[0][:, 0, policy.state_dim :][:, : policy.action_dim]
+    drawn = (spread * policy.latent_std[: policy.action_dim]).square().sum()  # each latent is its steps' actions
+    assert found["action_spread"] == pytest.approx(float(drawn / first.var(0, correction=0).sum()), rel=0.1)
+
+
 def test_next_tasks_of_a_kitchen_and_their_map() -> None:
     kitchen = pytest.importorskip("gymnasium_robotics.envs.franka_kitchen.kitchen_env")
     names = list(kitchen.OBS_ELEMENT_GOALS)
