@@ -41,8 +41,8 @@ from reporting import (
 )
 from reporting.added_scores import with_added
 from reporting.page import suite_page
-from reporting.runs import digest, frame, read_failures, read_runs
-from suites import ALL_AGENTS
+from reporting.runs import alike, digest, frame, read_failures, read_runs
+from suites import ALL_AGENTS, SUITES, grid
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_KEPT = ("first", "quick", "smoke")  # suites whose results are not part of the repository
@@ -122,6 +122,23 @@ def suite_runs(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     return frame(runs), [f"skipped {line}" for line in skipped]
 
 
+def missing(title: str, runs: pd.DataFrame) -> list[str]:
+    """A line about the agents of the suite's grid that have no run yet on a dataset, if there are any."""
+    if title not in SUITES or title in NOT_KEPT:
+        return []
+    there = set(zip(runs["agent"], runs["dataset"], strict=True))
+    lacking: dict[str, list[str]] = {}
+    for agent, dataset in dict.fromkeys((run.agent, run.dataset) for run in grid(SUITES[title])):
+        if (agent, dataset) not in there:
+            lacking.setdefault(dataset, []).append(agent)
+    everybody = set(SUITES[title].agents)
+    cells = [
+        f"{dataset} (all agents)" if set(agents) == everybody else f"{dataset} ({', '.join(agents)})"
+        for dataset, agents in lacking.items()
+    ]
+    return [f"no run yet on {'; '.join(cells)}"] if cells else []
+
+
 def add_suite(
     pages: Pages, folder: Path, out: Path | None = None, added: Path | None = None, with_latex: bool = False
 ) -> str:
@@ -158,9 +175,9 @@ def add_suite(
         found = losses.losses(runs)
     groups, source = aggregates.aggregate(runs), digest(runs)
     pages.made |= {
-        folder / "tables" / "table.md": tables.table_markdown(texts, runs, failures),
+        folder / "tables" / "table.md": tables.table_markdown(texts, runs, failures, missing(title, runs)),
         folder / "tables" / "table.csv": tables.table_csv(numbers),
-        folder / "tables" / "aggregates.md": aggregates.aggregates_markdown(groups),
+        folder / "tables" / "aggregates.md": aggregates.aggregates_markdown(groups, failures),
         folder / "tables" / "where_we_lose.md": losses.page(found, why),
         folder / "tables" / "aggregates.csv": aggregates.aggregates_csv(groups),
     }
@@ -201,8 +218,8 @@ def all_pages(root: Path) -> Pages:
         pages.made |= studies.pages(folder, None, None)[0]
     # Agents of the suites' grids with all their steps; other settings are studies with tables of their own. Of a run
     # that several suites have, `frame` takes the first: the newest.
-    found.sort(key=lambda run: str(run.get("finished", "")), reverse=True)
-    runs = frame([r for r in found if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1])
+    full = [r for r in found if r["agent"] in ALL_AGENTS and r["preset"] == "fast" and r["budget_share"] == 1]
+    runs = frame(alike(full))
     groups, readme = overview.by_family(runs), root / "README.md"
     pages.made |= {
         readme: with_block(readme.read_text(encoding="utf-8"), overview.table(runs, groups)),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from run_one import run_and_write
-from specs import Run
+from specs import Run, differing
 
 
 def comparison(stored: Mapping[str, Any], again: Mapping[str, Any]) -> tuple[str, bool]:
@@ -40,6 +40,10 @@ def comparison(stored: Mapping[str, Any], again: Mapping[str, Any]) -> tuple[str
         if now != stored["versions"].get(name)
     )
     text = f"stored {texts[0]}, again {texts[1]}: {equal}, on {data}; other versions: {other or 'none'}"
+    changed = differing(stored.get("settings", {}), again.get("settings", {}))
+    if changed:
+        text += "; NOT THE SAME AGENT, its preset has changed: "
+        text += ", ".join(f"{name} {now!r} for {then!r}" for name, (then, now) in changed.items())
     return text, bool(apart <= 3 * error)
 
 

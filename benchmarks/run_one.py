@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import signal
 import time
@@ -40,6 +39,7 @@ from ld_agents.evaluation.rollouts import evaluate
 from ld_agents.latent_diffuser import LatentDiffuser
 from ld_agents.latent_diffuser_settings import ENERGY_SETTINGS
 from reporting import maze_plans
+from reporting.runs import read_json
 from specs import (
     ACTING,
     SCHEMA,
@@ -195,12 +195,13 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
 
     preset = None if run.preset == "default" else run.preset
     agent = cls(zoo.policy_for(dataset), dataset, preset=preset, seed=run.seed, **settings)
-    base, sharing = None, None
+    base, sharing, learned_with = None, None, []
     for base in bases(run):
         sharing = taken_over(Files(out, base.name), agent, dataset)
         if sharing is not None:
             print(f"what it can share with {base.name} is learned", flush=True)
-            agent = sharing
+            agent, shared = sharing, read_json(Files(out, base.name).result)
+            learned_with = [*shared.get("learned_before", []), {key: shared[key] for key in ("commit", "versions")}]
             break
     total_steps = max(1, round(run.budget * agent.full_budget))
     return agent, {
@@ -213,6 +214,7 @@ def start_or_resume(run: Run, out: Path, dataset: Any) -> tuple[Any, dict[str, A
         "learn_seconds": sum(agent.stage_seconds.values()),
         "learn_cpu": 0.0 if sharing is None else None,  # not known of stages that another run did
         "resumes": 0,
+        "learned_with": learned_with,
     }
 
 
@@ -225,7 +227,7 @@ def taken_over(base: Files, agent: Any, dataset: Any) -> Any:
     """
     if not (base.result.exists() and base.model.exists()):
         return None
-    if json.loads(base.result.read_text())["dataset"]["hash"] != dataset.content_hash:
+    if read_json(base.result)["dataset"]["hash"] != dataset.content_hash:
         return None
     try:
         trained = type(agent).load(base.model, dataset=dataset)
@@ -291,6 +293,11 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False, with_measures: 
     agent, record = start_or_resume(run, out, dataset)
     if with_measures:  # a third of the evaluation, and no study shows curves
         record["skipped_points"] = CURVE_POINTS
+    # Whoever reads a score must know every code that it comes from, also where a run resumed after an update.
+    code = {"commit": commit, "versions": provenance.versions()}
+    learned_with = record.setdefault("learned_with", [])
+    if code not in learned_with:
+        learned_with.append(code)
     learn(agent, Progress(files, record, dataset.make_eval_env, run))
 
     print(f"evaluating, {run.episodes} episodes", flush=True)
@@ -344,8 +351,8 @@ def run_and_write(run: Run, out: Path, with_plans: bool = False, with_measures: 
         "measured": measured,
         "plans": maze_plans.plan_paths(agent, dataset.make_eval_env, seed=seed) if with_plans else None,
         "hardware": provenance.hardware(agent.device),
-        "versions": provenance.versions(),
-        "commit": commit,
+        **code,
+        "learned_before": [other for other in learned_with if other != code],
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_json(files.result, result)

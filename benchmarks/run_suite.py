@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import json
 import os
 import shutil
@@ -41,8 +40,8 @@ from ld_agents import images
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.evaluation import scores
 from live_table import live_table
-from specs import SCHEMA, Files, Run, agent_class, canonical_spec, import_modules, load_dataset, parse_spec
-from suites import SUITES, Suite
+from specs import SCHEMA, Files, Run, agent_class, import_modules, load_dataset, parse_spec
+from suites import SUITES, Suite, grid
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUN_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -53,24 +52,12 @@ RUN_BYTES = 32 << 20  # what a run may write: model, two checkpoints, log
 STOP_SECONDS = 20.0  # for a run to save its checkpoint when the suite is interrupted
 
 
-def grid(suite: Suite) -> list[Run]:
-    """All runs of a suite, in the order in which they are started: one seed of everything, then the next."""
-    agents, datasets = ([canonical_spec(spec) for spec in specs] for specs in (suite.agents, suite.datasets))
-    pairs: Iterable[tuple[str, str]] = itertools.product(agents, datasets)
-    if suite.pairs is not None:
-        pairs = (pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets)
-    return [
-        Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes)
-        for seed, (agent, dataset) in itertools.product(suite.seeds, pairs)
-        if (agent, dataset) not in suite.without
-    ]
-
-
 def is_finished(run: Run, out: Path) -> bool:
     """Whether the run's result exists.
 
     Raises:
-        SystemExit: when a result of that name is unreadable or came from other settings; results are never overwritten.
+        SystemExit: when a result of that name is unreadable or has another number of episodes; results are never
+            overwritten. Those of older presets count, too: the tables say so.
     """
     path = Files(out, run.name).result
     if not path.exists():
@@ -419,9 +406,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     joined = ray_cluster.joined(options.ray, out, options.cpus, options.gpus, usable_cores())
                     cluster, jobs = stack.enter_context(joined), options.jobs or sys.maxsize
                 unavailable = make_datasets(dict.fromkeys(run.dataset for run in missing if run not in failures))
-                failures |= {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
-                for run, reason in failures.items():
+                no_data = {run: unavailable[run.dataset] for run in missing if run.dataset in unavailable}
+                for run, reason in no_data.items():  # what cannot start at all, a typo say, is not kept for the tables
                     keep_failure(run, out, reason)
+                failures |= no_data
                 runnable = [run for run in missing if run not in failures]
                 failures |= do_runs(runnable, out, jobs, min(suite.seeds), options.imports, cluster, suite.measured)
     except KeyboardInterrupt:
@@ -436,7 +424,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"the tables are not written: {error}; then: python benchmarks/report.py {out}")
     for run, reason in failures.items():
-        print(f"FAILED: {title(run)}: {reason}\n        log: {Files(out, run.name).log}")
+        log = Files(out, run.name).log
+        print(f"FAILED: {title(run)}: {reason}" + f"\n        log: {log}" * log.exists())
     if failures:
         print(f"{len(failures)} of {len(runs)} runs failed; run the same command again to retry them")
     elif options.suite == "first":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import ld_agents
-from ld_agents import latent_diffuser_settings, ldcq_settings
-from ld_agents.evaluation.scores import TASKS
+from ld_agents import images, latent_diffuser_settings, ldcq_settings
+from ld_agents.evaluation.scores import TASKS, family
 
 SCHEMA = 1  # of the run files
 # Settings of agents that their training does not depend on.
@@ -23,6 +24,9 @@ ACTING = {
     "LDCQ": ldcq_settings.ACTING_SETTINGS,
     "LatentDiffuser": latent_diffuser_settings.ACTING_SETTINGS,
 }
+
+# What specs can set beside an agent's own settings.
+NOT_OF_AGENTS = {"cpu_bf16", *images.NAMES}
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,29 @@ def agent_class(name: str) -> Any:
         hint = "" if colon else "; agents of your own are given as module:Class"
         raise ValueError(f"{module.__name__} has no agent {class_name!r}{hint}")
     return getattr(module, class_name)
+
+
+def settings_today(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the agent of a run file would be set to if it learned today; nothing for an agent from elsewhere."""
+    name, settings = parse_spec(run["agent"])
+    cls = getattr(ld_agents, name, None)
+    data = run["dataset"]
+    try:
+        of_agent = {key: value for key, value in settings.items() if key not in NOT_OF_AGENTS}
+        preset = "fast" if run["preset"] == "default" else run["preset"]
+        resolved, _ = cls._resolve(preset, family(str(data.get("name", data["id"]))), of_agent)  # type: ignore[union-attr]
+    except (AttributeError, ValueError, TypeError):  # no agent of ours, or settings that it no longer has
+        return {}
+    return json.loads(json.dumps(dataclasses.asdict(resolved)))
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings with other values in the first than in the second, of those that both have."""
+    return {
+        name: (first[name], second[name])
+        for name in sorted(first.keys() & second.keys())
+        if first[name] != second[name]
+    }
 
 
 def import_modules(names: Sequence[str]) -> None:

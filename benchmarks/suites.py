@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from specs import Run, canonical_spec
 from studies import PAIRS
 
 
@@ -164,3 +165,16 @@ SUITES: dict[str, Suite] = {
         episodes=2,
     ),
 }
+
+
+def grid(suite: Suite) -> list[Run]:
+    """All runs of a suite, in the order in which they are started: one seed of everything, then the next."""
+    agents, datasets = ([canonical_spec(spec) for spec in specs] for specs in (suite.agents, suite.datasets))
+    pairs: Iterable[tuple[str, str]] = itertools.product(agents, datasets)
+    if suite.pairs is not None:
+        pairs = (pair for pair in suite.pairs if pair[0] in agents and pair[1] in datasets)
+    return [
+        Run(agent, dataset, seed, suite.preset, suite.budget, suite.episodes)
+        for seed, (agent, dataset) in itertools.product(suite.seeds, pairs)
+        if (agent, dataset) not in suite.without
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,17 +77,45 @@ def train(
     preset: Annotated[str | None, typer.Option(help="fast, paper, or minutes (some agents).")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, training and acting.")] = 0,
     device: Device = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print losses while it learns.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what Ctrl-C has left in --out.")] = False,
 ) -> None:
-    """Train an agent on a dataset and save it."""
+    """Train an agent on a dataset and save it, also where Ctrl-C stops it early."""
     cls, chosen = zoo.agent_class(agent), dict(_setting(text) for text in settings or [])
     if options := sorted({"preset", "seed", "device"} & chosen.keys()):
         raise ValueError(f"{', '.join(options)}: not among the settings. Write --{options[0]} VALUE.")
     out = with_default_suffix(out, agent_file.SUFFIX)
     check_writable(out)
     recorded = ld_agents.load_dataset(dataset)
-    trained = cls(zoo.policy_for(recorded), recorded, preset=preset, seed=seed, device=device, **chosen)
-    trained.learn(steps, progress_bar=sys.stderr.isatty()).save(out)
-    _print(f"{agent} learned for {trained.num_timesteps:,} gradient steps. Saved to {out}; next: ld-agents eval {out}")
+    if resume:
+        if chosen or steps is not None or preset is not None:
+            raise ValueError("--resume goes on with the settings and steps that it was begun with. Leave out your own.")
+        trained = cls.load(out, dataset=recorded, device=device)
+        trained.verbose = int(verbose)
+    else:
+        trained = cls(
+            zoo.policy_for(recorded), recorded, preset=preset, seed=seed, device=device, verbose=int(verbose), **chosen
+        )
+    asked = False
+
+    def stop(signum: int, frame: Any) -> None:
+        # In the middle of a gradient step the agent is in no state to be saved: the callback stops after the step.
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        trained.learn(steps, lambda *_: not asked, progress_bar=sys.stderr.isatty(), reset_num_timesteps=not resume)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    trained.save(out)
+    done = f"{agent} learned for {trained.num_timesteps:,} gradient steps. Saved to {out}"
+    if asked:
+        _print(f"{done}, unfinished; to go on: ld-agents train {agent} {dataset} --out {out} --resume")
+        raise typer.Exit(130)
+    _print(f"{done}; next: ld-agents eval {out}")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -95,6 +125,10 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
+        pass
+    try:
+        return name, ast.literal_eval(value)  # False, None and (64, 32), as in Python
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return name, value
 
 

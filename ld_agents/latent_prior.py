@@ -5,6 +5,7 @@ Both agents act alike, too: a latent is drawn at a state, held for some steps, a
 
 import functools
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from ld_agents.latent_prior_settings import LatentPriorSettings
 from ld_agents.networks.critics import descend
 from ld_agents.networks.denoisers import Denoise, MLPDenoiser, ResidualMLPUNet, TransformerDenoiser
 from ld_agents.networks.trajectory_vae import TrajectoryVAE
+
+UNSEEN_SHARE = 0.1  # of the steps in episodes that are too short, from which on it is told
 
 
 class LatentPriorPolicy(PlanningPolicy):
@@ -107,6 +110,7 @@ class LatentPriorTraining(OfflineAlgorithm):
         """L = action likelihood + beta KL(q_phi || p_omega) + state decoder, all divided by H."""
         s = self.settings
         starts = self._window_starts()
+        self._warn_of_short_episodes(starts)
         parameters = list(self.policy.vae.parameters())
         optimizer = self.optimizer("vae", parameters, s.vae_learning_rate)
         for step in self.remaining_steps("vae"):
@@ -128,6 +132,20 @@ class LatentPriorTraining(OfflineAlgorithm):
 
     def _window_starts(self) -> Tensor:
         return self.data.window_starts(self.settings.horizon, past_terminals=self.settings.windows_past_terminals)
+
+    def _warn_of_short_episodes(self, starts: Tensor) -> None:
+        """Episodes without a window are not learned from: seldom worth a word, but not where they are the data."""
+        ends = self.data.episode_ends
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+        lost = torch.ones_like(ends, dtype=torch.bool)
+        lost[torch.searchsorted(ends, starts.to(ends), right=True)] = False
+        if int(lengths[lost].sum()) > UNSEEN_SHARE * self.data.n_steps:
+            warnings.warn(
+                f"{int(lost.sum()):,} of {len(ends):,} episodes ({int(lengths[lost].sum()):,} of {self.data.n_steps:,} "
+                f"steps) are shorter than horizon={self.settings.horizon}, and nothing is learned from them. Set a "
+                "shorter horizon.",
+                stacklevel=2,
+            )
 
     def _windows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """States and actions; past a terminal actions are zero. Shapes [B] -> [B, H, S], [B, H, A]."""

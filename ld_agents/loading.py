@@ -30,7 +30,10 @@ def load(source: Any, **options: Any) -> OfflineAlgorithm:
             return load_file(file, **options)
         if agent_file.find(source) is None:
             if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(".zip"):
-                return load_from_hub(source, **options)
+                try:
+                    return load_from_hub(source, **options)
+                except FileNotFoundError as error:
+                    raise FileNotFoundError(f"There is no file {source!r}, nor {source + '.zip'!r}. {error}") from None
             names = ", ".join(card.name for card in zoo.pretrained()) or "none"
             raise FileNotFoundError(
                 f"{source!r} is no file, no repository of the hub (owner/name) and no pretrained agent ({names})."

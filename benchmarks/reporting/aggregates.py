@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ def aggregate(runs: pd.DataFrame) -> list[Aggregates]:
 def score_matrices(runs: pd.DataFrame, protocol: str, together: Collection[str] = ()) -> Aggregates | None:
     """The largest block of agents and datasets without a hole; None where no run has a D4RL score.
 
-    Given `together`, the block with the most of these agents; of several, the one with the most agents at all.
+    Given `together`, the largest of the blocks with the most of these agents.
     """
     usable = runs[(runs["unit"] == "D4RL score") & runs[protocol].notna()]
     if usable.empty:
@@ -83,8 +84,7 @@ def score_matrices(runs: pd.DataFrame, protocol: str, together: Collection[str] 
 
     def size(block: list[str]) -> tuple[int, ...]:
         agents = set(table[block].dropna().index.get_level_values("label"))
-        wanted = (len(agents & set(together)), len(agents)) if together else (len(block) * len(agents),)
-        return *wanted, len(block)
+        return len(agents & set(together)), len(block) * len(agents), len(block)
 
     # The datasets of the largest block are those that some agents share.
     shared: set[frozenset[str]] = set()
@@ -170,8 +170,8 @@ def coverage(group: Aggregates) -> str:
     return cases and f" Intervals of the IQM contain the truth in this share of cases (results/coverage.md): {cases}."
 
 
-def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
-    """The same for people, with the datasets that the aggregates cover, and what is left out."""
+def aggregates_markdown(groups: Sequence[Aggregates], failures: Sequence[Mapping[str, str]] = ()) -> str:
+    """The same for people, with the datasets that the aggregates cover, and what is left out or has failed."""
     if not groups:
         return "No aggregates: no dataset has D4RL scores.\n"
     text = HEAD.format(reps=intervals.REPS, fewer=intervals.FEWER_REPS, few=FEW)
@@ -179,6 +179,9 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         text += f"- `{group.protocol}`: over {', '.join(group.datasets)}"
         text += f". Left out: {'; '.join(group.left_out)}." if group.left_out else "; nothing is left out."
         text += coverage(group) + "\n"
+    failed = Counter(f"{run['agent']} on {run['dataset']}" for run in failures)
+    if failed:
+        text += f"- Failed runs count nowhere: {', '.join(f'{n} of {run}' for run, n in sorted(failed.items()))}.\n"
     metrics = [
         {"protocol": group.protocol, "agent": label, "seeds": len(group.matrices[label])}
         | {metric: metric_text(group, label, metric) for metric in values}
@@ -195,7 +198,7 @@ def aggregates_markdown(groups: Sequence[Aggregates]) -> str:
         for group in groups
         for pair, estimate in group.improvements.items()
     ]
-    text += f"\n{markdown(pd.DataFrame(metrics))}"
+    text += f"\n{markdown(pd.DataFrame(metrics).fillna('–'))}"
     if pairs:
         text += "\nProbability that a run of the first agent beats a run of the second:\n\n"
         text += markdown(pd.DataFrame(pairs))

@@ -126,28 +126,35 @@ def drawn_from(path: Path) -> str | None:
 
 
 def scores_by_dataset(runs: pd.DataFrame, table: pd.DataFrame, protocols: Sequence[str] = PROTOCOLS) -> Figure:
-    """Means with intervals and the single runs, a panel per dataset and protocol."""
-    protocols = [protocol for protocol in protocols if runs[protocol].notna().any()]
-    datasets = list(by_dataset(runs))
-    heights = [0.75 + 0.42 * len(members) for _, members in datasets]
-    size = (1.8 + 4.2 * len(protocols), 0.9 + sum(heights))
-    figure, axes = pyplot.subplots(len(heights), len(protocols), figsize=size, squeeze=False, height_ratios=heights)
+    """Means with intervals and the single runs, a panel per dataset and protocol that it has."""
+    panels = [
+        (dataset, protocol, members)
+        for dataset, members in by_dataset(runs)
+        for protocol in protocols
+        if runs.loc[runs["dataset"] == dataset, protocol].notna().any()
+    ]
+    columns = min(3, len(panels))
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    heights = [1.0 + 0.42 * max(len(members) for *_, members in row) for row in rows]
+    size = (6.0 * columns, 0.9 + sum(heights))
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, height_ratios=heights)
     agents = table[~table["is_policy"]].set_index(["dataset", "protocol", "label"])[["mean", "low", "high"]]
     estimates = dict(zip(agents.index, agents.to_numpy(), strict=True))
-    for row, (dataset, members) in zip(axes, datasets, strict=True):
-        for axis, protocol in zip(row, protocols, strict=True):
-            shown = {label: estimates.get((dataset, protocol, label), UNKNOWN) for label in members}
-            for label, cell in members.items():
-                if len(cell) < intervals.FEW:  # the ticks show the range
-                    shown[label] = (shown[label][0], np.nan, np.nan)
-            draw_estimates(axis, shown, named=axis is row[0])
-            for y, (label, cell) in enumerate(members.items()):
-                if np.isfinite(shown[label][0]):
-                    ticks = {"color": "#333333", "markersize": 7, "alpha": 0.6, "zorder": 3}
-                    axis.plot(cell[protocol], [y] * len(cell), "|", **ticks)
-            axis.set_title(f"{short(dataset)}, {PROTOCOL_NAMES[protocol]}")
-            axis.set_xlabel(next(iter(members.values()))["unit"].iloc[0])
-    figure.supxlabel("bars: 95 % interval of the mean; ticks: single seeds", fontsize=10)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (dataset, protocol, members) in zip(axes.flat, panels, strict=False):
+        shown = {label: estimates.get((dataset, protocol, label), UNKNOWN) for label in members}
+        for label, cell in members.items():
+            if len(cell) < intervals.FEW:  # the ticks show the range
+                shown[label] = (shown[label][0], np.nan, np.nan)
+        draw_estimates(axis, shown, named=True)
+        for y, (label, cell) in enumerate(members.items()):
+            if np.isfinite(shown[label][0]):
+                ticks = {"color": "#333333", "markersize": 9, "alpha": 0.6, "zorder": 3}
+                axis.plot(cell[protocol], [y] * len(cell), "|", **ticks)
+        axis.set_title(f"{textwrap.fill(short(dataset), 44)}\n{PROTOCOL_NAMES[protocol]}", fontsize=10)
+        axis.set_xlabel(next(iter(members.values()))["unit"].iloc[0])
+    figure.supxlabel(f"ticks: single seeds; bars: 95 % interval of the mean of {intervals.FEW} and more", fontsize=10)
     return figure
 
 
@@ -191,18 +198,29 @@ def performance_profiles(groups: Sequence[Aggregates]) -> Figure:
 
 
 def learning_curves(runs: pd.DataFrame, protocol: str) -> Figure:
-    """Score against gradient steps and minutes of learning: thin lines are seeds, the thick one is their mean."""
+    """Score against gradient steps and, below, minutes of learning: thin lines are seeds.
+
+    The thick line is their mean after equal steps; after equal minutes there is none, as seeds differ in speed.
+    """
     datasets = list(by_dataset(runs))
-    size = (max(6.0, 1 + 4.2 * len(datasets)), 6.8)
-    figure, axes = pyplot.subplots(2, len(datasets), figsize=size, squeeze=False, sharey="col")
+    columns = min(4, len(datasets))
+    bands = -(-len(datasets) // columns)
+    figure, grid = pyplot.subplots(
+        2 * bands, columns, figsize=(max(6.0, 1 + 4.2 * columns), 6.8 * bands), squeeze=False
+    )
+    pairs = [grid[2 * band : 2 * band + 2, column] for band in range(bands) for column in range(columns)]
+    for axis in (axis for pair in pairs[len(datasets) :] for axis in pair):
+        axis.set_visible(False)
     one_thread = all(run["hardware"]["threads"] == 1 and not run["hardware"]["gpu"] for run in runs["file"])
     x_labels = "thousand gradient steps, all stages", "minutes of learning" + ", one thread" * one_thread
-    for column, (dataset, members) in zip(axes.T, datasets, strict=True):
+    for column, (dataset, members) in zip(pairs, datasets, strict=False):
+        column[1].sharey(column[0])
         column[0].set_title(short(dataset))
         units = ("gradient_steps", 1000), ("seconds", 60)
         for axis, (key, divisor), x_label in zip(column, units, x_labels, strict=True):
             for label, cell in sorted(members.items()):
-                _draw_curves(axis, label, [_curve(run, protocol, key, divisor) for run in cell["file"]])
+                curves = [_curve(run, protocol, key, divisor) for run in cell["file"]]
+                _draw_curves(axis, label, curves, with_mean=axis is column[0])
             axis.set_xlabel(x_label)
             axis.set_ylabel(f"{cell['unit'].iloc[0]}, {PROTOCOL_NAMES[protocol]}")
             axis.set_xlim(left=0)
@@ -215,10 +233,14 @@ def _curve(run: RunFile, protocol: str, key: str, divisor: int) -> Any:
     return np.array([(point[key] / divisor, scores(run, protocol, point).mean()) for point in run["curve"]]).T
 
 
-def _draw_curves(axis: Axes, label: str, curves: Sequence[Any]) -> None:
+def _draw_curves(axis: Axes, label: str, curves: Sequence[Any], with_mean: bool) -> None:
     color, marker = look(label)
     for x, y in curves:
-        axis.plot(x, y, color=color, linewidth=0.8, alpha=0.4)
+        axis.plot(x, y, color=color, linewidth=0.8 if with_mean else 1.4, alpha=0.4 if with_mean else 0.8)
+        if not with_mean:
+            axis.plot(x[-1:], y[-1:], color=color, marker=marker, markersize=5)
+    if not with_mean:
+        return
     longest = max(curve.shape[1] for curve in curves)
     mean = np.mean([curve for curve in curves if curve.shape[1] == longest], axis=0)
     axis.plot(*mean, color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
@@ -228,8 +250,12 @@ def _draw_curves(axis: Axes, label: str, curves: Sequence[Any]) -> None:
 
 
 def first_plans(cell: pd.DataFrame) -> Plans | None:
-    """The plans of the cell's first run that has some."""
-    return next((run["plans"] for run in cell["file"] if run["plans"]), None)
+    """The plans of the cell's first run that has some, and of how many of them it chose one (`considered`)."""
+    for run in cell["file"]:
+        if run["plans"]:
+            # LatentDiffuser's runs store more plans than it chooses from
+            return {**run["plans"], "considered": run.get("settings", {}).get("n_candidates")}
+    return None
 
 
 def plans(title: str, plans_of: Mapping[str, Plans], chosen: str = "black") -> Figure:
@@ -253,9 +279,11 @@ def plans(title: str, plans_of: Mapping[str, Plans], chosen: str = "black") -> F
         for axis, (label, start) in zip(agent_axes, starts.items(), strict=True):
             overview.plot(*np.array(start["route"]).T, color=look(label)[0], linewidth=1.8, label=label)
             draw_maze(axis, first)
-            lines = draw_candidates(axis, start)
+            considered = shown[label].get("considered")
+            lines = draw_candidates(axis, start, considered)
             zoom(axis, center - reach, center + reach)
             name = label.replace("[", "\n[") + "\n" if row == 0 else ""
+            name += f"chosen from {considered}, " if considered else ""
             axis.set_title(f"{name}value from {min(start['scores']):.3g} to {max(start['scores']):.3g}", fontsize=10)
         overview.plot(*first["starts"][row]["position"], "o", color="black", markersize=6, mec="white", zorder=5)
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -290,9 +318,16 @@ def draw_maze(axis: Axes, plan: Plans) -> None:
     axis.spines[:].set_visible(True)
 
 
-def draw_candidates(axis: Axes, start: Mapping[str, Any], width: float = 3.2) -> LineCollection:
-    """Candidates in the order of their values, the chosen one above them and `width` points wide."""
-    paths, values = np.array(start["paths"]), np.array(start["scores"])
+def draw_candidates(
+    axis: Axes, start: Mapping[str, Any], considered: int | None = None, width: float = 3.2
+) -> LineCollection:
+    """Candidates in the order of their values, the chosen one above them and `width` points wide.
+
+    Further draws of the agent, those after the first `considered`, are grey.
+    """
+    draws = np.array(start["paths"])
+    axis.add_collection(LineCollection(list(draws[considered:] if considered else ()), colors="#b0b0b0", zorder=1.5))
+    paths, values = draws[:considered], np.array(start["scores"])[:considered]
     scaled = (values - values.min()) / max(np.ptp(values), 1e-12)
     order = np.argsort(scaled)
     lines = LineCollection(list(paths[order]), cmap="viridis", linewidths=width / 2, alpha=0.9, zorder=2)

@@ -9,40 +9,50 @@ import pandas as pd
 
 from reporting.aggregates import pair_text
 from reporting.intervals import improvements
-from reporting.runs import PROTOCOLS, by_dataset
-from reporting.tables import escaped, markdown, number
+from reporting.runs import FIRST_CONTACT, PROTOCOLS, SUCCESS, by_dataset, measures
+from reporting.tables import digits_of, escaped, markdown, number
 
-OURS = ("LDCQ", "LatentDiffuser")
+OURS = ("LDCQ", "LatentDiffuser", "LDGC")
 UNKNOWN = "Not known yet."
 HEAD = """# Where our agents lose
 
-Every dataset on which LDCQ or LatentDiffuser does not have the highest mean. The last column: how often a run of the \
-agent that is ahead beats a run of ours.
+Every dataset on which LDCQ, LatentDiffuser or LDGC does not have the highest mean, or the highest rate of success \
+where that is something else. The last column: how often a run of the agent that is ahead beats a run of ours.
 
 """
 
 
 def losses(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row of texts for each dataset, agent of ours and protocol under which another agent's mean is higher."""
+    """A row of texts for each dataset, agent of ours and measure under which another agent's mean is higher.
+
+    A rate of success counts where another agent is ahead in it than in the environment's return.
+    """
     rows = []
     for dataset, members in by_dataset(runs):
-        for protocol in PROTOCOLS:
-            cells = {
-                label: cell[protocol].to_numpy() for label, cell in members.items() if cell[protocol].notna().all()
-            }
-            for ours in (label for label in OURS if label in cells):
+        leaders: dict[str, str] = {}
+        for measure in (*PROTOCOLS, SUCCESS):
+            cells = {label: cell[measure].to_numpy() for label, cell in members.items() if cell[measure].notna().all()}
+            raw = measure != SUCCESS and next(iter(members.values()))["unit"].iloc[0] == "raw return"
+            digits = digits_of([values.mean() for values in cells.values()]) if raw else 1
+            for ours in (label for label in cells if members[label]["agent"].iloc[0] in OURS):
                 ahead = max(cells, key=lambda label: cells[label].mean())
                 behind = cells[ahead].mean() - cells[ours].mean()
-                if behind > 0:
-                    first, second = cells[ahead][:, None], cells[ours][:, None]
-                    (estimate,) = improvements({ahead: first, ours: second}).values()
-                    row = {"dataset": dataset, "agent": ours, "protocol": protocol}
-                    row |= {
-                        "score": number(cells[ours].mean()),
-                        "ahead": ahead,
-                        "its score": number(cells[ahead].mean()),
-                    }
-                    rows.append(row | {"behind by": number(behind), "beats ours": pair_text(first, second, estimate)})
+                known = measure == SUCCESS and leaders.get(ours) == ahead
+                if behind <= 0 or known or (measure == SUCCESS and FIRST_CONTACT in measures(members[ours])):
+                    continue
+                leaders.setdefault(ours, ahead)
+                first, second = cells[ahead][:, None], cells[ours][:, None]
+                (estimate,) = improvements({ahead: first, ours: second}).values()
+                single = len(first) == len(second) == 1
+                row = {"dataset": dataset, "agent": ours, "protocol": "success %" if measure == SUCCESS else measure}
+                row |= {
+                    "score": number(cells[ours].mean(), digits),
+                    "ahead": ahead,
+                    "its score": number(cells[ahead].mean(), digits),
+                    "behind by": number(behind, digits),
+                    "beats ours": "1 seed each" if single else pair_text(first, second, estimate),
+                }
+                rows.append(row)
     columns = ["dataset", "agent", "protocol", "score", "ahead", "its score", "behind by", "beats ours"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -57,14 +67,19 @@ def read_reasons(folder: Path) -> dict[tuple[str, str], str]:
 
 def stale(found: pd.DataFrame, reasons: dict[tuple[str, str], str]) -> list[str]:
     """A line for each reason whose loss is no longer there."""
-    there = set(zip(found["agent"], found["dataset"], strict=True))
+    there = set(zip(found["agent"].map(_plain), found["dataset"], strict=True))
     return [f"{agent} on {dataset}: no longer loses; delete its reason" for agent, dataset in reasons.keys() - there]
 
 
 def explained(found: pd.DataFrame, reasons: dict[tuple[str, str], str]) -> list[str]:
     """A line for each loss: agent, dataset, reason."""
     pairs = dict.fromkeys(zip(found["agent"], found["dataset"], strict=True))
-    return [f"{agent} on {dataset}: {reasons.get((agent, dataset), UNKNOWN)}" for agent, dataset in pairs]
+    return [f"{agent} on {dataset}: {reasons.get((_plain(agent), dataset), UNKNOWN)}" for agent, dataset in pairs]
+
+
+def _plain(label: str) -> str:
+    """The agent of a label, which names preset and budget where there are several."""
+    return label.partition(" (")[0]
 
 
 def page(found: pd.DataFrame, reasons: dict[tuple[str, str], str]) -> str:

@@ -14,8 +14,8 @@ from ld_agents.evaluation.scores import family
 from reporting import figures
 from reporting.aggregates import Aggregates, metric_text, score_matrices, shown
 from reporting.intervals import Estimate
-from reporting.runs import ENV
-from reporting.tables import markdown, number
+from reporting.runs import ENV, by_dataset
+from reporting.tables import markdown, number, outdated
 
 FAMILIES = {
     "maze2d": "Point mazes",
@@ -28,8 +28,9 @@ PLANNERS = ("LDCQ", "LatentDiffuser")
 MAZE = "ld-agents/pointmaze/large-v0"
 HEAD = """Interquartile mean (IQM) of D4RL scores with its 95 % bootstrap interval, or the range of fewer than 5 \
 seeds. 0 is random actions, 100 D4RL's reference policy. Fast presets, last checkpoint. Each column compares agents on \
-the same datasets: those that LDCQ and LatentDiffuser both ran on where there are any, and of these the ones with the \
-most agents; – marks an agent without runs there.
+the same datasets: the largest block of agents and datasets without a hole, of those with both LDCQ and LatentDiffuser \
+where there are any; – marks an agent that has not run on all of them. Seeds of one cell have the same settings and \
+data.
 
 """
 
@@ -66,8 +67,16 @@ def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
     left_out = [
         f"{name}: {'; '.join(map(figures.short, group.left_out))}" for name, group in groups.items() if group.left_out
     ]
-    foot = f"\nLeft out, so that each column compares agents on the same data: {'. '.join(left_out)}.\n"
-    return HEAD + markdown(pd.DataFrame({"agent": agents, **columns})) + foot * bool(left_out)
+    feet = [f"Left out, so that each column compares agents on the same data: {'. '.join(left_out)}."] * bool(left_out)
+    older = [
+        f"`{label}` on {figures.short(dataset)} ({', '.join(settings)})"
+        for dataset, members in by_dataset(runs)
+        for label, cell in members.items()
+        if any(dataset == name.partition(" ")[0] and label in g.metrics for g in groups.values() for name in g.datasets)
+        and (settings := outdated(cell))
+    ]
+    feet += [f"Not yet run with today's preset, and what differs: {'; '.join(older)}."] * bool(older)
+    return HEAD + markdown(pd.DataFrame({"agent": agents, **columns})) + "".join(f"\n{foot}\n" for foot in feet)
 
 
 def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
@@ -79,21 +88,22 @@ def figure(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> Figure:
     plans = {label: plan for label, plan in found.items() if plan is not None}
     if plans:
         _draw_plans(left.subplots(len(plans), 1, squeeze=False)[:, 0], plans)
-    left.supxlabel("dark to bright: candidates by value; black: the chosen one", fontsize=9)
+    left.supxlabel("dark to bright: candidates by value;\nblack: the chosen one; grey: further draws", fontsize=9)
     labels = _labels(runs)
     axes = right.subplots(1, len(groups), sharex=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _draw_bars(axis, labels, group)
         several = f"{len(group.datasets)} datasets"
         data = several if len(group.datasets) > 1 else group.datasets[0].split("/")[-1].rstrip(")").replace(" (", ", ")
-        axis.set_title(f"{name}\n", fontsize=12)
+        axis.set_title(name, fontsize=12, pad=26)
         below = {"transform": axis.transAxes, "fontsize": 8, "ha": "center", "color": "#555555"}
         axis.text(0.5, 1.01, f"{data}\n{_seeds(group)}", **below)
     figures.agent_axis(axes[0], [label.replace("[", "\n[") for label in labels])
     ends = [end for group in groups.values() for values in group.metrics.values() for end in values["IQM"]]
     axes[0].set_xlim(min(0, *ends) - 8, max(100, *ends) + 22)  # room for the numbers; the axes share it
     right.supxlabel(
-        "IQM of D4RL scores with 95 % intervals; dotted: D4RL's reference policy; –: not run on these data", fontsize=9
+        "IQM of D4RL scores; lines: 95 % intervals; ticks: each of few seeds; dotted: reference policy; –: not run",
+        fontsize=9,
     )
     return drawn
 
@@ -104,10 +114,12 @@ def _draw_plans(axes: Sequence[Axes], plans: Mapping[str, figures.Plans]) -> Non
     for axis, (label, plan) in zip(axes, plans.items(), strict=True):
         start = plan["starts"][0]
         figures.draw_maze(axis, plan)
-        figures.draw_candidates(axis, start, width=2.6)
+        considered = plan.get("considered")
+        figures.draw_candidates(axis, start, considered, width=2.6)
         axis.plot(*np.array(start["route"]).T, color=figures.look(label)[0], linewidth=2.4, zorder=3)
         name = MAZE.split("/")[-1].removesuffix("-v0")
-        axis.set_title(f"{label}: {len(start['paths'])} candidates and its trajectory, {name} maze", fontsize=9)
+        drawn = f"{considered} candidates" if considered else f"{len(start['paths'])} of its candidates"
+        axis.set_title(f"{label}: {drawn} and its trajectory, {name} maze", fontsize=9)
         points += [np.array(path) for path in (*start["paths"], start["route"], [plan["goal"]])]
     low, high = np.concatenate(points).min(0), np.concatenate(points).max(0)
     for axis, plan in zip(axes, plans.values(), strict=True):
@@ -126,6 +138,10 @@ def _draw_bars(axis: Axes, labels: Sequence[str], group: Aggregates) -> None:
         if np.isfinite(low):
             axis.plot([low, high], [y, y], color="white", linewidth=3.2, solid_capstyle="butt")
             axis.plot([low, high], [y, y], color="black", linewidth=1.4, solid_capstyle="butt")
+        elif group.matrices[label].shape[1] == 1 and len(group.matrices[label]) > 1:
+            seeds = 100 * group.matrices[label][:, 0]
+            axis.plot(seeds, [y] * len(seeds), "|", color="black", markersize=8, markeredgewidth=1.4)
+            high = seeds.max()
         axis.text(np.nanmax([value, high, 0]) + 3, y, number(value), fontsize=9, va="center")
     figures.agent_axis(axis, [""] * len(labels))
     axis.set_xticks([0, 50, 100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import MEASURED_SCORES, REFERENCE_SCORES, TASKS
 from reporting.runs import ENV, FIRST_CONTACT, SUCCESS, RunFile, base_id, measures, on_scale, reference_scores
 
+RECORDS = Path(__file__).resolve().parents[2] / "results" / "datasets"
 PUBLISHED = Path(__file__).resolve().parent / "published_scores.csv"
 
 # Our datasets whose recipe and evaluation follow D4RL's: its published scores may stand beside ours.
@@ -119,6 +121,28 @@ def policies(cell: pd.DataFrame) -> list[tuple[str, int, dict[str, float]]]:
             solved = {} if score.success is None else {SUCCESS: 100 * score.success}
             found.append((name, score.episodes, {ENV: _on_scale(run, score.mean_return)} | solved))
     return found
+
+
+def other_simulator(run: RunFile) -> str | None:
+    """The MuJoCo that the reference policies beside the run were measured with, where it ran with another version."""
+    stored, ran = run["dataset"]["controller"], run["versions"]["mujoco"]
+    measured = MEASURED_SCORES.get(TASKS.get(base_id(run), ""), {})
+    if stored or ran is None or not run["dataset"]["id"].startswith("ld-agents/"):
+        return None
+    others = sorted({score.versions["mujoco"] for score in measured.values()} - {ran})
+    return ", ".join(others) or None
+
+
+@functools.cache
+def _recorded() -> dict[str, str]:
+    """The hash of each dataset that has a record."""
+    records = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json")))
+    return {record["id"]: record["sha256"] for record in records}
+
+
+def is_of_another_recording(run: RunFile) -> bool:
+    """Whether the run's data have the id of a dataset of `results/datasets.md`, and another hash."""
+    return run["dataset"]["hash"] != _recorded().get(base_id(run), run["dataset"]["hash"])
 
 
 def _on_scale(run: RunFile, value: float) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import REFERENCE_SCORES, family, first_contact_return, why_not_normalised
-from specs import SCHEMA
+from specs import SCHEMA, differing
 
 ENV = "env"
 FIRST_CONTACT = "first contact"
@@ -97,6 +97,9 @@ def _check_run(run: RunFile) -> None:
             raise ValueError(f"{key!r} is not a string")
     if not all(0 <= run[key] < 1 << 63 for key in ("seed", "gradient_steps")):
         raise ValueError("'seed' and 'gradient_steps' are no counts")
+    {**run.get("settings", {})}
+    for part in run.get("learned_before", ()):
+        part["commit"]
     float(run["budget_share"])
     float(run["seconds"]["total"]), float(run["predict_ms"]["per_action"])
     episodes = run["protocol"]["episodes"]
@@ -147,6 +150,7 @@ def frame(runs: Sequence[RunFile]) -> pd.DataFrame:
 def _row(run: RunFile) -> dict[str, Any]:
     hardware, versions, raw_because = run["hardware"], run["versions"], why_raw(run)
     cpu = None if hardware["gpu"] else run["seconds"].get("learn_cpu")  # files of older runs do not tell
+    before = [part["commit"] for part in run.get("learned_before", ())]
     solved = [math.nan if success is None else float(success) for success in run["successes"]]
     return {
         "dataset": run["dataset"]["id"],
@@ -172,10 +176,31 @@ def _row(run: RunFile) -> dict[str, Any]:
         "peak_memory_mb": run.get("peak_memory_mb") or math.nan,
         "data": run["dataset"]["hash"][:12],
         "simulator": f"mujoco {versions['mujoco']}, gymnasium-robotics {versions['gymnasium-robotics']}",
-        "commit": str(run["commit"])[:12] + "+changes" * str(run["commit"]).endswith("+changes"),
+        "commit": " and ".join(dict.fromkeys(map(_short_commit, [*before, run["commit"]]))),
         "hardware": f"{hardware['gpu'] or hardware['cpu']}, {hardware['threads']} thread(s)",
         "file": run,
     }
+
+
+def _short_commit(commit: Any) -> str:
+    return str(commit)[:12] + "+changes" * str(commit).endswith("+changes")
+
+
+def alike(runs: Sequence[RunFile]) -> list[RunFile]:
+    """The runs that may be seeds of one score: the newest of each cell, and those with its settings and its data.
+
+    Newest first; what one of two runs does not tell of its settings is no difference.
+    """
+    newest_first = sorted(runs, key=lambda run: str(run.get("finished", "")), reverse=True)
+    newest: dict[Any, RunFile] = {}
+    kept = []
+    for run in newest_first:
+        cell = tuple(map(str, (run["agent"], run["dataset"]["id"], run["preset"], run["budget_share"])))
+        first = newest.setdefault(cell, run)
+        same_data = run["dataset"]["hash"] == first["dataset"]["hash"]
+        if same_data and not differing(first.get("settings", {}), run.get("settings", {})):
+            kept.append(run)
+    return kept
 
 
 def by_dataset(runs: pd.DataFrame) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:

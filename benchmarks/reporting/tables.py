@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import textwrap
 from collections import Counter
@@ -16,6 +17,7 @@ from ld_agents.evaluation.environments import has_new_contacts
 from reporting import references
 from reporting.intervals import FEW, MEAN, STUDENT, Estimate, covers, mean_interval, student_interval
 from reporting.runs import ENV, FIRST_CONTACT, PROTOCOLS, SUCCESS, by_dataset, measures, scores
+from specs import differing, settings_today
 
 # What rows of one dataset may differ in, and the column of the frame of runs that shows it.
 MIXTURES = {
@@ -58,10 +60,15 @@ def number(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:z.{digits}f}"
 
 
-def bracketed(estimate: Estimate) -> str:
+def bracketed(estimate: Estimate, digits: int = 1) -> str:
     """`12.3 [10.0, 14.5]`, without the brackets where there is no interval."""
-    value, low, high = estimate
-    return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+    value, *ends = (number(part, digits) for part in estimate)
+    return value if math.isnan(estimate[1]) else f"{value} [{', '.join(ends)}]"
+
+
+def digits_of(values: Sequence[float] | pd.Series) -> int:
+    """Decimals that tell such values apart: raw returns may be shares of 1."""
+    return 1 if max((abs(value) for value in values if not math.isnan(value)), default=1.0) > 1 else 3
 
 
 def ranged(value: float, values: Sequence[float], digits: int = 1) -> str:
@@ -71,16 +78,19 @@ def ranged(value: float, values: Sequence[float], digits: int = 1) -> str:
 
 def _cell(cell: pd.DataFrame, measure: str, estimate: Estimate) -> str:
     """A mean, with what its number of seeds allows: standard error of the evaluation, range, bootstrap interval."""
-    run = cell.iloc[0]
+    run, raw = cell.iloc[0], cell["unit"].iloc[0] == "raw return" and measure != SUCCESS
+    digits = digits_of(cell[measure]) if raw else 1
     if len(cell) >= FEW or (run["added"] and len(cell) == 1):
-        return bracketed(estimate)
+        return bracketed(estimate, digits)
     if len(cell) > 1:
-        return ranged(estimate[0], cell[measure].tolist())
+        return ranged(estimate[0], cell[measure].tolist(), digits)
     file = run["file"]
     episodes = scores(file, measure) if measure in PROTOCOLS else 100 * np.array(file["successes"], dtype=np.float64)
-    return number(estimate[0]) + (
-        f" ± {number(episodes.std(ddof=1) / len(episodes) ** 0.5)}" if len(episodes) > 1 else ""
-    )
+    if len(episodes) < 2:
+        return number(estimate[0], digits)
+    if episodes.std() == 0:  # a share of 0 or 1, say: no error can be told from equal episodes
+        return f"{number(estimate[0], digits)} (all episodes)"
+    return f"{number(estimate[0], digits)} ± {number(episodes.std(ddof=1) / len(episodes) ** 0.5, digits)}"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -123,7 +133,8 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             row |= {measure: _cell(cell, measure, estimate) for measure, estimate in estimates.items()}
             row |= {"ms per action": number(costs["ms_per_action"], 2), "minutes": number(costs["minutes"])}
             ends = student_interval(cell[ENV].to_numpy())
-            row |= {STUDENTS: "–" if len(cell) == 1 else "[{}, {}]".format(*map(number, ends))}
+            digits = digits_of(cell[ENV]) if run["unit"] == "raw return" else 1
+            row |= {STUDENTS: "–" if len(cell) == 1 else "[{}, {}]".format(*(number(end, digits) for end in ends))}
             texts.append(row | {"seeds": len(cell), "episodes": run["episodes"]} | published)
         for name, episodes, means in references.policies(next(iter(members.values()))):
             setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
@@ -164,12 +175,14 @@ def table_csv(numbers: pd.DataFrame) -> str:
     return str(shown.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
 
 
-def table_markdown(texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]] = ()) -> str:
-    """The table for people, with its head and notes."""
+def table_markdown(
+    texts: pd.DataFrame, runs: pd.DataFrame, failures: Sequence[Mapping[str, str]] = (), missing: Sequence[str] = ()
+) -> str:
+    """The table for people, with its head and notes; `missing` says what has not run yet."""
     explained = "".join(f"; `{name}` {text}" for name, text in MEASURES.values() if name in texts and text)
     elsewhere = ELSEWHERE * bool(texts["source"].str.startswith("OGBench").any())
     head = HEAD.format(description=describe(runs), explained=explained, elsewhere=elsewhere)
-    lines = [*coverage(runs), *notes(runs), *reasons(failures), origin(runs)]
+    lines = [*missing, *coverage(runs), *notes(runs), *reasons(failures), origin(runs)]
     return head + markdown(texts) + "\nNotes:\n" + "".join(f"- {escaped(line)}\n" for line in lines)
 
 
@@ -202,7 +215,8 @@ def describe(runs: pd.DataFrame) -> str:
     seeds = sorted(set(runs.groupby(["dataset", "label"]).size()))
     return (
         f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint. [a, b]: 95 % bootstrap interval "
-        f"over seeds; (a to b): the range of fewer than {FEW} seeds; ± with one seed: standard error of episodes. "
+        f"over seeds; (a to b): the range of fewer than {FEW} seeds; ± with one seed: standard error of episodes, "
+        f"which says nothing of how trainings differ. "
         f"{' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, "
         f"{' or '.join(map(str, sorted(set(runs['episodes']))))} evaluation episodes per seed."
     )
@@ -231,12 +245,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
             lines.append(f"{dataset}: raw returns, because {first['raw_because']}")
         for defect in references.known_defects(first["file"]):
             defects.setdefault(defect, []).append(dataset)
-        for what, column in MIXTURES.items():
-            values = sorted(set(of_data[column].astype(str)))
-            if len(values) > 1:
-                lines.append(f"{dataset}: rows mix {what}: {', '.join(values)}")
-        changes = {versions for run in of_data["file"] if (versions := references.changed_simulator(run)) is not None}
-        lines += [f"{dataset}: replayed under mujoco {made}, evaluated under {ran}" for made, ran in sorted(changes)]
+        lines += [f"{dataset}: {line}" for line in _notes_on_data(of_data)]
         for label, cell in members.items():
             used = {run["versions"]["mujoco"] for run in cell["file"]} - {None}  # not everybody has it installed
             sides = {has_new_contacts(version) for version in used}
@@ -245,6 +254,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
                     f"{label} on {dataset}: NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0, where contacts "
                     "changed; run them again on one"
                 )
+            lines += [f"{label} on {dataset}: {line}" for line in settings_notes(cell)]
             wall, cpu = cell["learn_minutes"], cell["learn_cpu_minutes"]
             stretched = (wall >= 1) & (cpu <= 0.8 * wall)
             if stretched.any():
@@ -255,6 +265,41 @@ def notes(runs: pd.DataFrame) -> list[str]:
         all_rows = len(single) == len(runs.drop_duplicates(["dataset", "label"]))
         lines.append(f"1 seed, so there is no interval: {'all rows' if all_rows else '; '.join(single)}")
     return lines + [f"D4RL's scale on {', '.join(datasets)}: {defect}" for defect, datasets in defects.items()]
+
+
+def _notes_on_data(runs: pd.DataFrame) -> list[str]:
+    """What must be known of the data and simulators of one dataset's runs."""
+    lines = []
+    for what, column in MIXTURES.items():
+        values = sorted(set(runs[column].astype(str)))
+        if len(values) > 1:
+            lines.append(f"rows mix {what}: {', '.join(values)}")
+    changes = {versions for run in runs["file"] if (versions := references.changed_simulator(run)) is not None}
+    lines += [f"replayed under mujoco {made}, evaluated under {ran}" for made, ran in sorted(changes)]
+    measured = {version for run in runs["file"] if (version := references.other_simulator(run)) is not None}
+    lines += [f"reference policies measured under mujoco {version}" for version in sorted(measured)]
+    elsewhere = runs["label"][runs["file"].map(references.is_of_another_recording)]
+    if not elsewhere.empty:
+        names = ", ".join(dict.fromkeys(elsewhere))
+        lines.append(f"{names}: learned from another recording than the one in results/datasets.md")
+    return lines
+
+
+def settings_notes(cell: pd.DataFrame) -> list[str]:
+    """Whether the seeds of a cell had one setting, and whether it is the one that the agent has today."""
+    told = [run.get("settings", {}) for run in cell["file"][~cell["added"]]]
+    mixed = list(dict.fromkeys(name for settings in told for name in differing(told[0], settings)))
+    lines = [f"NOT ONE AGENT: its seeds differ in {', '.join(mixed)}; run them again"] if mixed else []
+    changes = [f"{name} {json.dumps(then)} (now {json.dumps(now)})" for name, (then, now) in outdated(cell).items()]
+    return lines + [f"learned with an older preset: {', '.join(changes)}"] * bool(changes)
+
+
+def outdated(cell: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
+    """Settings of a cell's runs that their agent would not have today: name -> (then, now)."""
+    found = dict[str, tuple[Any, Any]]()
+    for run in cell["file"][~cell["added"]]:
+        found |= differing(run.get("settings", {}), settings_today(run))
+    return found
 
 
 def origin(runs: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from ld_agents.common.offline_policy import State
 from ld_agents.common.staged_training import StagedTraining
 from ld_agents.data.minari import local_info
 from ld_agents.data.storage import is_minari_id
-from ld_agents.evaluation.eval_env import EvalEnvSpec, environment_of
+from ld_agents.evaluation.eval_env import EvalEnvSpec, check_env, environment_of
 from ld_agents.evaluation.rollouts import Evaluation, evaluate
 
 
@@ -40,7 +40,8 @@ class ActingAgent(StagedTraining):
         every call then plans.
 
         An action is a function of the seed, the observation and the state of its own environment. With
-        `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise.
+        `deterministic=True` the same input always gives the same action; otherwise each call draws fresh noise, and of
+        equal observations in one batch each its own.
 
         Args:
             observation: [S], [n, S], a dictionary of such arrays, or frames [h, w, C] or [n, h, w, C] uint8.
@@ -99,9 +100,8 @@ class ActingAgent(StagedTraining):
             spec = info.eval_env
         if spec is None:
             raise ValueError(
-                f"This agent learned from {dataset_id!r} and has no dataset that names an environment. Name one: the "
-                "id of a registered environment (--env in a shell), or a function that makes it, as in "
-                "agent.evaluate(env)."
+                f"This agent learned from {dataset_id!r} and has no dataset that names an environment. Pass one to "
+                "agent.evaluate(env): an environment, its registered id (--env in a shell) or a function that makes it."
             )
         return spec
 
@@ -132,7 +132,8 @@ class ActingAgent(StagedTraining):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """SB3's, and what the callbacks ask for in vain is said before training."""
         made = super()._init_callback(callback, progress_bar)
-        check_callbacks(made)
+        spaces_of_data = self.observation_space, self.action_space, self.observation_keys
+        check_callbacks(made, lambda env: check_env(env, *spaces_of_data))
         adapt_evaluations(made, lambda: self.can_act)
         return made
 

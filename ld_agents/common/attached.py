@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnMaxEpisodes
 
 _EVALUATION_SEED = 1 << 31  # no training seed
 
@@ -27,7 +27,10 @@ class SpacesOnlyEnv(gym.Env[Any, Any]):
         return np.zeros(self.observation_space.shape or (), self.observation_space.dtype), {}
 
     def step(self, action: Any) -> Any:
-        raise RuntimeError("Offline agents learn from a dataset. Evaluate on an environment of your own.")
+        raise RuntimeError(
+            "This is a placeholder: offline agents learn from a dataset. Evaluate with agent.evaluate(), or attach an "
+            "environment with agent.set_env(env) first."
+        )
 
 
 def refuse_normalized(env: Any) -> None:
@@ -43,10 +46,22 @@ def refuse_normalized(env: Any) -> None:
         layers += getattr(layer, "envs", [])
 
 
-def check_callbacks(callback: Any) -> None:
-    """Raise for a callback, or one within it, that evaluates under normalization; warn of what it cannot save."""
+def check_callbacks(callback: Any, check_eval_env: Callable[[Any], None]) -> None:
+    """Raise for a callback, or one within it, that cannot work; warn of what it cannot save.
+
+    Args:
+        callback: of Stable-Baselines3.
+        check_eval_env: raises for an environment in which the agent cannot be evaluated.
+
+    Raises:
+        ValueError: an evaluation environment that normalizes or has other spaces, or a callback that counts episodes.
+    """
     for each in _with_children(callback):
-        refuse_normalized(getattr(each, "eval_env", None))
+        if isinstance(each, StopTrainingOnMaxEpisodes):
+            raise ValueError("StopTrainingOnMaxEpisodes counts episodes, and offline training has none. Leave it out.")
+        if (eval_env := getattr(each, "eval_env", None)) is not None:
+            refuse_normalized(eval_env)
+            check_eval_env(eval_env)
         for option in ("save_vecnormalize", "save_replay_buffer"):
             if getattr(each, option, False):
                 warnings.warn(

@@ -3,8 +3,9 @@
 A planner draws noise for every decision. With one random stream for all environments, the noise of one environment
 would depend on how many others run beside it. Here every environment has a key: made from (seed, call, observation)
 where an episode begins, then advanced by one per step. It does not look at later observations, whose last bits depend
-on the size of the batch. Noise is computed from keys by a counter-based generator, on every device alike. The mixing
-function is splitmix64 (Steele et al. 2014), the normals are Box-Muller's.
+on the size of the batch. Equal observations have equal keys, so that actions repeat; where they are to be random,
+`told_apart` gives each its own. Noise is computed from keys by a counter-based generator, on every device alike. The
+mixing function is splitmix64 (Steele et al. 2014), the normals are Box-Muller's.
 """
 
 import math
@@ -31,6 +32,16 @@ def observation_keys(observations: Tensor, seed: int, call: int) -> Tensor:
     factors = torch.tensor([_GAMMA, _MULTIPLIER_1], device=bits.device)
     stream = _mix(torch.tensor([seed, call], device=bits.device) * factors + 1).sum()
     return _mix(_mix(bits + columns * _GAMMA).sum(-1) + stream)
+
+
+def told_apart(keys: Tensor) -> Tensor:
+    """Keys of which no two are equal: of equal ones, the second and all later ones change. Shapes [n] -> [n]."""
+    ordered, order = keys.sort(stable=True)
+    rows = torch.arange(len(keys), device=keys.device)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    repeats = rows - torch.where(first, rows, 0).cummax(0).values
+    return keys.scatter_add(0, order, repeats * _GAMMA)
 
 
 def next_keys(keys: Tensor) -> Tensor:

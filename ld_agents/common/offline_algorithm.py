@@ -111,7 +111,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
             state_dim=dataset.observation_dim,
             preset=preset,
             family=scores.family(dataset.info.id) if family == "auto" else family,
-            seed=int(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed),
+            # numpy's global generator, as in SB3: whoever seeds it gets the same agent again
+            seed=int(np.random.randint(1 << 32, dtype=np.uint32) if seed is None else seed),
             device=device,
             verbose=verbose,
             tensorboard_log=tensorboard_log,
@@ -153,6 +154,7 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
                 f"Agents compute in float32, but torch makes {dtype} by default. Call "
                 "torch.set_default_dtype(torch.float32) before you make or load one."
             )
+        policy = self._alias(policy, is_frame_space(observation_space))
         if policy == "CnnPolicy" and policy not in self.policy_aliases:
             raise ValueError(f"{type(self).__name__} takes vectors: encode images first and pass their codes.")
         if (policy == "CnnPolicy") != is_frame_space(observation_space):
@@ -178,6 +180,16 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         # activation is given back to the kernel and faulted in anew, which can double the time of a plan.
         torch.empty((32 << 20) - 8192, dtype=torch.uint8)
         self._setup_model()
+
+    def _alias(self, policy: Any, frames: bool) -> str:
+        """The name of a policy, which files and settings know it by, also where its class was given."""
+        aliases = [name for name, cls in self.policy_aliases.items() if cls is policy]
+        name = "CnnPolicy" if frames and "CnnPolicy" in aliases else aliases[0] if aliases else policy
+        if name not in ("MlpPolicy", "MultiInputPolicy", "CnnPolicy"):
+            raise ValueError(
+                f"{type(self).__name__} has no policy {policy!r}. Use one of {sorted(self.policy_aliases)}."
+            )
+        return str(name)
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from ld_agents.common.keyed_noise import next_keys, observation_keys
+from ld_agents.common.keyed_noise import next_keys, observation_keys, told_apart
 
 State = tuple[NDArray[Any], ...]
 
@@ -81,7 +81,7 @@ class OfflinePolicy(BasePolicy):
         """Removes weights that acting does not need, by their names in `state_dict`. The agent can no longer learn."""
         for name in names:
             module, _, weight = name.rpartition(".")
-            delattr(self.get_submodule(module), weight)
+            setattr(self.get_submodule(module), weight, None)  # which stays its name, as modules expect of theirs
         self.inference_only = True
 
     def hold(
@@ -168,6 +168,8 @@ class OfflinePolicy(BasePolicy):
             if state is not None:
                 begins, last_keys = (torch.as_tensor(part, device=self.device) for part in (starts, state[-1]))
                 keys = torch.where(begins, keys, next_keys(last_keys))
+            if not deterministic and len(keys) > 1:
+                keys = told_apart(keys)
             held = None if state is None else state[:-1]
             actions, held = self.act(self.states_of(observations), keys, held, starts, deterministic)
             actions = self.unscale(actions)

@@ -72,6 +72,8 @@ class ONNXExport:
         """
         with torch.device("meta"):
             policy = self._make_policy()
+        if self.policy.inference_only:
+            policy.drop(policy.state_dict().keys() - self.policy.state_dict().keys())
         policy.load_state_dict({name: value.cpu() for name, value in self.policy.state_dict().items()}, assign=True)
         step = _PlannerStep(policy) if isinstance(policy, PlanningPolicy) else _ActorStep(policy)
         model = step.model()

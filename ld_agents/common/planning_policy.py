@@ -120,7 +120,11 @@ class PlanningPolicy(OfflinePolicy):
             self.check_traceable()
         self.fast, self._made_for, self._made = by, None, None
         if by == "onnxruntime":
-            self._program()  # what is missing is said here, not at the first plan
+            try:
+                self._program()  # what is missing is said here, not at the first plan
+            except Exception:
+                self.fast = None  # it plans as it did without
+                raise
 
     def _program(self) -> Program:
         """The program of a plan; made anew when weights have changed."""

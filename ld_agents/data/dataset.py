@@ -412,8 +412,8 @@ class OfflineDataset:
         """
         if self.info.eval_env is None:
             raise ValueError(
-                f"The dataset {self.info.id!r} names no evaluation environment. Make it yourself and hand it to "
-                "evaluate(agent, make_env=...)."
+                f"The dataset {self.info.id!r} names no evaluation environment. Pass one, as in "
+                "agent.evaluate(env): an environment, its registered id or a function that makes it."
             )
         env = self.info.eval_env.make(render_mode)
         try:

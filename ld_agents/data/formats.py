@@ -41,6 +41,11 @@ def read_ogbench(path: Path, env: Any = None) -> OfflineDataset:
         data = from_arrays(found, env)
         data.info = replace(data.info, id=path.stem, description=f"Arrays of {path.name}.")
         return data
+    if "rewards" in found and found.keys().isdisjoint({"valids", "masks", "next_observations"}):
+        raise ValueError(
+            f"{path} holds rewards and no 'timeouts'. To arrays of your own, add 'timeouts': true in the last row of "
+            "each episode that no terminal ends. OGBench's files with rewards have 'masks', too."
+        )
     if missing := [name for name in ("observations", "actions", "terminals") if name not in found]:
         raise ValueError(f"{path} has no {missing[0]!r}, which OGBench's files have. {_AGAIN}")
     if len({len(array) for array in found.values()}) > 1 or not len(found["terminals"]):

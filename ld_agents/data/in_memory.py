@@ -54,7 +54,8 @@ def from_arrays(
     if missing := [name for name, array in found.items() if array is None]:
         raise ValueError(
             f"There is no {missing[0]!r} among the arrays. Give {', '.join(NAMES)}; without timeouts, as just-d4rl "
-            "returns them, nothing tells where an episode ends: load D4RL's own file instead."
+            "returns them, nothing tells where an episode ends. Add them: true in the last row of each episode that no "
+            "terminal ends; or load D4RL's own file."
         )
     final = _part(arrays, "next_observations")
     if final is not None:
@@ -236,6 +237,8 @@ def from_replay_buffer(buffer: Any, env: Any = None) -> OfflineDataset:
     terminals = column(buffer.dones).astype(bool) & ~timeouts
     timeouts |= (np.arange(len(timeouts)) % size == size - 1) & ~terminals
     actions, space = column(buffer.actions), getattr(buffer, "action_space", None)
+    if space is not None and not isinstance(space, spaces.Box):
+        raise TypeError(f"The buffer's actions are in {space}. Only continuous actions (spaces.Box) are supported.")
     known: dict[str, Any] = {}
     if isinstance(space, spaces.Box) and space.is_bounded():
         box = spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype)

@@ -58,8 +58,8 @@ def checked_action_space(
         if low.min() < -1 - ACTION_TOLERANCE or high.max() > 1 + ACTION_TOLERANCE:
             raise ValueError(
                 f"Actions reach from {low.min():.6g} to {high.max():.6g}, and nothing tells which actions the "
-                "environment takes: their range in the data is not it. Pass env=, the environment or its id, or "
-                f"action_space=gymnasium.spaces.Box(low, high, ({size},)) with its bounds."
+                "environment takes: their range in the data is not it. Pass env=, the environment or its id, to "
+                f"load_dataset or OfflineDataset, or to the latter action_space=Box(low, high, ({size},))."
             )
         return spaces.Box(-1.0, 1.0, (size,), np.float32)
     if not isinstance(space, spaces.Box):
@@ -68,6 +68,11 @@ def checked_action_space(
         raise ValueError(
             f"The action space has shape {space.shape}, but actions have {size} columns. Pass the action space of the "
             "environment that made the data."
+        )
+    if not space.is_bounded():
+        raise ValueError(
+            f"The action space {space} has no bounds, and agents act within [-1, 1], scaled to the bounds. Pass "
+            f"action_space=gymnasium.spaces.Box(low, high, ({size},)) with those that the environment takes."
         )
     if (low < space.low - ACTION_TOLERANCE).any() or (high > space.high + ACTION_TOLERANCE).any():
         values = actions.numpy()

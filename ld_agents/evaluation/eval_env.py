@@ -320,7 +320,7 @@ def check_env(
     Raises:
         ValueError: all other differences; the message says what to do.
     """
-    found, instead = env.action_space, f"Use the environment that the data were recorded in, with its wrappers: {env}."
+    found, instead = env.action_space, f"Use the one that the data were recorded in, with its wrappers, and not {env}."
     if isinstance(action_space, spaces.Box):
         if not isinstance(found, spaces.Box) or found.shape != action_space.shape:
             raise ValueError(f"The environment takes actions in {found}, the data have {action_space}. {instead}")

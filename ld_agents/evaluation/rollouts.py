@@ -82,8 +82,9 @@ def evaluate(
     """Roll `agent` out for `n_episodes` episodes in environments made by `make_env`.
 
     Episode j starts from a reset with a seed derived from (`seed`, j), so results do not depend on `n_envs` as long as
-    an agent's action for one environment does not depend on the others. An environment that has finished takes the next
-    episode; when none is left it is dropped, and its rows of the batch and of the agent's state with it.
+    an agent's action for one environment does not depend on the others. That holds with `deterministic=True`; otherwise
+    every episode is a fresh draw. An environment that has finished takes the next episode; when none is left it is
+    dropped, and its rows of the batch and of the agent's state with it.
 
     Args:
         agent: anything with Stable-Baselines3's `predict`. It receives observations with a leading axis of n running

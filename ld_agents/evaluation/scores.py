@@ -221,7 +221,8 @@ REFERENCE_SCORES: dict[str, ReferenceScore] = {
 class MeasuredScore:
     """What a policy returns in today's evaluation environment of a task.
 
-    `success`: share of successful episodes, None where the environment reports no success flag.
+    `success`: share of successful episodes, None where the environment reports no success flag. `versions`: of the
+    packages that it was measured with, by their names.
     """
 
     mean_return: float
@@ -229,10 +230,11 @@ class MeasuredScore:
     success: float | None
     episodes: int
     environment: str
+    versions: Mapping[str, str]
 
 
 MEASURED_FILE = Path(__file__).with_name("measured_scores.json")
-_MEASURED_KEYS = ("mean_return", "std_return", "success_rate", "episodes", "environment")
+_MEASURED_KEYS = ("mean_return", "std_return", "success_rate", "episodes", "environment", "versions")
 
 MEASURED_SCORES: dict[str, dict[str, MeasuredScore]] = {
     task: {name: MeasuredScore(*(found[key] for key in _MEASURED_KEYS)) for name, found in policies.items()}

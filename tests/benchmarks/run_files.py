@@ -66,7 +66,7 @@ def a_run(agent: str = "LDCQ", on: str = UMAZE, seed: int = 0, level: float = 10
         "commit": "0123456789abcdef",
     }
     for key, value in changes.items():
-        run[key] = {**run[key], **value} if isinstance(value, dict) and run[key] else value
+        run[key] = {**run[key], **value} if isinstance(value, dict) and run.get(key) else value
     return run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_files import ANTMAZE, LARGE, UMAZE, a_run, score, three_agents, write_runs
+from run_files import ANTMAZE, LARGE, PEN, UMAZE, a_run, score, three_agents, write_runs
 
 import report
 from reporting import coverage, intervals, losses, tables
@@ -105,7 +105,31 @@ def test_where_we_lose(tmp_path: Path) -> None:
     assert losses.UNKNOWN in str(pages.made[folder / "tables" / "where_we_lose.md"])
 
 
-@pytest.mark.parametrize("suite", ["families", "guidance", "maze2d"])
+def test_losses_of_single_seeds_of_success_and_of_labels(tmp_path: Path) -> None:
+    # LDCQ has the higher score and solves nothing; it has a second budget, so that its label says which.
+    none, all_of_them = {"successes": [False] * 4}, {"successes": [True] * 4}
+    runs = [
+        a_run("LDCQ", PEN, 0, 60, **none),
+        a_run("LDCQ", PEN, 0, 55, budget_share=0.5, **none),
+        a_run("IQL", PEN, 0, 50, **all_of_them),
+        a_run("LatentDiffuser", PEN, 0, 40, **none),
+        a_run("LDGC", UMAZE, 0, 40),
+        a_run("GCBC", UMAZE, 0, 60),
+    ]
+    found = losses.losses(frame(runs))
+    assert set(found["beats ours"]) == {"1 seed each"}
+    told = set(zip(found["agent"], found["protocol"], found["ahead"], strict=True))
+    assert told == {
+        ("LDCQ (fast, 100 %)", "success %", "IQL"),
+        ("LDCQ (fast, 50 %)", "env", "LDCQ (fast, 100 %)"),
+        ("LDCQ (fast, 50 %)", "success %", "IQL"),
+        ("LatentDiffuser", "env", "LDCQ (fast, 100 %)"),
+        ("LatentDiffuser", "success %", "IQL"),
+        ("LDGC", "env", "GCBC"),
+    }
+
+
+@pytest.mark.parametrize("suite", ["core", "families", "goals", "guidance", "maze2d"])
 def test_every_loss_of_the_committed_suites_has_a_reason(suite: str) -> None:
     folder = report.ROOT / "results" / suite
     found, why = losses.losses(report.suite_runs(folder)[0]), losses.read_reasons(folder)

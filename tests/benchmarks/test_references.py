@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {
         "pen": {
-            "expert": MeasuredScore(3076.8331017826877, 5.0, 0.7, 100, "e"),
-            "random": MeasuredScore(96.262799, 1.0, 0.0, 50, "e"),
+            "expert": MeasuredScore(3076.8331017826877, 5.0, 0.7, 100, "e", {"mujoco": "3.9.0"}),
+            "random": MeasuredScore(96.262799, 1.0, 0.0, 50, "e", {"mujoco": "3.11.0"}),
         }
     }
     monkeypatch.setattr(references, "MEASURED_SCORES", measured)
@@ -34,6 +35,7 @@ def test_measured_policies_stand_beside_the_agents(tmp_path: Path, monkeypatch: 
     assert [rows[name, "env"]["episodes"] for name in ("expert", "random")] == ["100", "50"]
     text = (tmp_path / "tables" / "table.md").read_text()
     assert "| *expert* | – | – | – | 100 | 100.0 | 70.0 |" in text
+    assert f"- {PEN}: reference policies measured under mujoco 3.9.0\n" in text
     # Data that carry their own measurements show those alone, and data that are not ours show none.
     own = references.policies(frame([a_run(on=PEN)]))
     assert [name for name, _, _ in own] == ["controller", "random"]
@@ -81,3 +83,15 @@ def test_what_is_published_on_other_data_is_in_texts_alone() -> None:
     assert "OGBench" not in markdown([a_run(on=LARGE)])
     assert not numbers["agent"].str.contains("HIQL").any()
     assert "HIQL" not in tables.table_terminal(texts, made)
+
+
+def test_runs_on_another_recording_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "RECORDS", tmp_path)
+    references._recorded.cache_clear()
+    try:
+        (tmp_path / "pen.json").write_text(json.dumps({"id": PEN, "sha256": "ab" * 32}))
+        runs = [a_run("BC", PEN), a_run("IQL", PEN, dataset={"hash": "cd" * 32}), a_run("BC", UMAZE)]
+        (line,) = (line for line in tables.notes(frame(runs)) if "recording" in line)
+    finally:
+        references._recorded.cache_clear()
+    assert line == f"{PEN}: IQL: learned from another recording than the one in results/datasets.md"

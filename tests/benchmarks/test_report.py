@@ -16,7 +16,7 @@ from ld_agents.evaluation.eval_env import DRAWN_GOALS
 from ld_agents.evaluation.scores import REFERENCE_SCORES
 from reporting import figures, intervals, tables
 from reporting.aggregates import aggregate, score_matrices
-from reporting.runs import frame, measures, read_runs
+from reporting.runs import alike, frame, measures, read_runs
 from suites import SUITES
 
 
@@ -146,13 +146,13 @@ def test_aggregates_are_over_what_all_agents_have() -> None:
 
 def test_agents_that_are_wanted_together_choose_the_datasets() -> None:
     wanted = ("LDCQ", "LatentDiffuser")
-    umaze = [a_run(name, UMAZE, 0, 60) for name in ("IQL", "CQL", "TD3BC")]
+    umaze = [a_run(name, UMAZE, 0, 60) for name in ("IQL", "CQL", "TD3BC", "ReBRAC")]
     runs = [*three_agents((UMAZE, LARGE), seeds=1), *umaze, *umaze]
-    # Where the two have no common runs, the most agents decide: six on one maze, three on the other.
+    # Where the two have no common runs, the largest block decides: seven agents on one maze, three on both.
     for apart in ([], [a_run("LatentDiffuser", PEN, 0, 50)]):
         group = score_matrices(frame([*runs, *apart]), "env", wanted)
         assert group is not None
-        assert (group.datasets, len(group.matrices)) == ((f"{UMAZE} (regenerated)",), 6)
+        assert (group.datasets, len(group.matrices)) == ((f"{UMAZE} (regenerated)",), 7)
     runs += [a_run("LatentDiffuser", on, 0, 50) for on in (LARGE, "ld-agents/pointmaze/medium-v0")]
     group = score_matrices(frame(runs), "env", wanted)
     assert group is not None
@@ -161,7 +161,7 @@ def test_agents_that_are_wanted_together_choose_the_datasets() -> None:
     assert f"IQL (no run on {LARGE})" in group.left_out
     unasked = score_matrices(frame(runs), "env")
     assert unasked is not None
-    assert unasked.datasets == (f"{LARGE} (regenerated)", f"{UMAZE} (regenerated)")
+    assert unasked.datasets == (f"{UMAZE} (regenerated)",)
 
 
 def test_a_missing_run_costs_its_seed_alone(tmp_path: Path) -> None:
@@ -303,6 +303,57 @@ def test_mixtures_are_flagged() -> None:
     assert "1 seed, so there is no interval: BC on ld-agents/pointmaze/umaze-v0" in text
     assert "1 seed, so there is no interval: all rows" in tables.notes(frame([a_run(), a_run("BC")]))
     assert all(line.startswith("D4RL's scale") for line in tables.notes(frame(three_agents())))
+
+
+def test_seeds_of_other_settings_are_no_seeds_of_one_agent() -> None:
+    today = {"horizon": 30, "exec_horizon": 5, "noise_scale": 1.5}
+    older = {"horizon": 30, "exec_horizon": 10, "gone": True}
+    runs = [a_run(seed=0, settings=today), a_run(seed=1, settings=older), a_run("BC", seed=0)]
+    (mixed, changed) = (line for line in tables.notes(frame(runs)) if "AGENT" in line or "preset" in line)
+    assert mixed == f"LDCQ on {UMAZE}: NOT ONE AGENT: its seeds differ in exec_horizon; run them again"
+    assert changed == f"LDCQ on {UMAZE}: learned with an older preset: exec_horizon 10 (now 5)"
+    # The README pools suites: of each agent there, the settings and the data of the newest run.
+    dated = [run | {"finished": f"2026-11-0{day}"} for day, run in enumerate(runs, 1)]
+    other_data = a_run(seed=2, settings=older, dataset={"hash": "cd" * 32}) | {"finished": "2026-10-01"}
+    kept = alike([*dated, other_data, a_run(seed=3, settings={"horizon": 30, "exec_horizon": 10})])
+    assert {(run["agent"], run["seed"]) for run in kept} == {("LDCQ", 1), ("LDCQ", 3), ("BC", 0)}
+
+
+def test_every_code_that_a_run_learned_with_is_told() -> None:
+    part = {"commit": "f" * 40, "versions": {}}
+    assert frame([a_run(learned_before=[part])])["commit"].iloc[0] == "ffffffffffff and 0123456789ab"
+
+
+def test_what_has_not_run_yet_is_told(tmp_path: Path) -> None:
+    def line(folder: str, runs: list[dict[str, Any]]) -> list[str]:
+        report.build(write_runs(tmp_path / folder, runs), with_figures=False)
+        text = (tmp_path / folder / "tables" / "table.md").read_text()
+        return [line for line in text.splitlines() if line.startswith("- no run yet on")]
+
+    suite = SUITES["images"]
+    runs = [a_run(agent, suite.datasets[0]) for agent in suite.agents]
+    assert line("images", runs) == []
+    assert line("images/images", runs[:1]) == [f"- no run yet on {suite.datasets[0]} (BC)"]
+    assert line("images/images/images", [a_run()]) == [f"- no run yet on {suite.datasets[0]} (all agents)"]
+    assert line("mine", runs[:1]) == [], "it is no suite of ours"
+
+
+def test_failed_runs_count_in_no_aggregate_and_are_told_there(tmp_path: Path) -> None:
+    failed = {"agent": "CQL", "dataset": UMAZE, "seed": 0, "preset": "fast", "reason": "it diverged"}
+    (tmp_path / "failures").mkdir()
+    for seed in (0, 1):
+        (tmp_path / "failures" / f"{seed}.json").write_text(json.dumps(failed | {"seed": seed}))
+    report.build(write_runs(tmp_path, three_agents()), with_figures=False)
+    assert f"- Failed runs count nowhere: 2 of CQL on {UMAZE}.\n" in (tmp_path / "tables" / "aggregates.md").read_text()
+
+
+def test_shares_of_one_have_three_decimals_and_equal_episodes_no_error() -> None:
+    raw = {"reference_scores": None, "controller": None}
+    runs = [a_run(on=PEN, dataset=raw, returns=[1.0, 0.0, 0.0, 0.0]), a_run("BC", PEN, dataset=raw, returns=[0.0] * 4)]
+    texts = tables.score_tables(frame(runs))[1]
+    assert list(texts["env"])[:2] == ["0.250 ± 0.250", "0.000 (all episodes)"]
+    several = [a_run(on=PEN, seed=seed, dataset=raw, returns=[1.0, 0.0, 0.0, seed]) for seed in (0, 1)]
+    assert list(tables.score_tables(frame(several))[1]["env"])[:1] == ["0.375 (0.250 to 0.500)"]
 
 
 def test_budgets_of_one_agent_are_rows_of_their_own() -> None:

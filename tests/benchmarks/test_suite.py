@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import checkpoint
+import provenance
 import run_one
 import run_suite
 import specs
@@ -365,6 +367,27 @@ def test_unusable_checkpoint_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     assert "starting over, the checkpoint is unusable" in capsys.readouterr().out
     assert agent.num_timesteps == 0
     assert (record["total_steps"], record["resumes"]) == (40, 0)
+
+
+def test_a_resumed_run_tells_the_code_that_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = specs.Run("goal_seeker:GoalSeeker", DATASET, 0, "fast", 1.0, 3)
+    commits = iter(["a" * 40, "b" * 40, "b" * 40, "c" * 40])
+    monkeypatch.setattr(provenance, "source_commit", lambda: next(commits))
+
+    def stopped(agent: Any, progress: run_one.Progress) -> None:
+        checkpoint.write(progress.files.checkpoint, run.name, agent, progress.record)
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_one, "learn", stopped)
+        for _ in range(3):
+            with pytest.raises(SystemExit):
+                run_one.run_and_write(run, tmp_path)
+    result = json.loads(run_one.run_and_write(run, tmp_path).read_text())
+    assert result["commit"] == "c" * 40
+    assert [part["commit"][0] for part in result["learned_before"]] == ["a", "b"]
+    assert result["learned_before"][0]["versions"] == result["versions"]
+    assert frame([result])["commit"].iloc[0] == "aaaaaaaaaaaa and bbbbbbbbbbbb and cccccccccccc"
 
 
 def test_unavailable_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

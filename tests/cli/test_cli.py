@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,6 +185,9 @@ def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path, monkey
     assert (type(agent).__name__, agent.seed, agent.num_timesteps) == ("BC", 3, 7)
     assert agent.settings.hidden == (8, 8)
     assert "mean return" in run("eval", out, "--episodes", 1)
+    python = ("normalize_observations=False", "hidden=(8,8)", "family=None", "--verbose")
+    assert "loss" in run("train", "BC", "me/hop-v0", *python, "--steps", 3, "--out", folder / "python.zip")
+    assert ld_agents.load(folder / "python.zip").family is None
     with pytest.raises(ValueError, match="setting=value"):
         run("train", "BC", "me/hop-v0", "hidden")
     with pytest.raises(ValueError, match="Write --seed VALUE"):
@@ -195,6 +199,29 @@ def test_from_a_file_to_an_evaluated_agent(d4rl_file: Path, folder: Path, monkey
     for wrong in (folder / "models", out / "agent.zip"):
         with pytest.raises(OSError, match=r"Name a file in it|Choose another folder"):
             run(*short, wrong)
+
+
+def test_ctrl_c_keeps_what_is_learned(d4rl_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("data", "convert", d4rl_file, "me/hop-v0")
+    learning = ("train", "BC", "me/hop-v0", "hidden=[8,8]", "batch_size=16", "--steps", 20)
+    run(*learning, "--out", folder / "whole.zip")
+    loss_of = BC.actor_loss
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if self.num_timesteps == 6:
+            signal.raise_signal(signal.SIGINT)
+        return loss_of(self, *arguments)
+
+    monkeypatch.setattr(BC, "actor_loss", interrupted)
+    text = run(*learning, "--out", folder / "part.zip", code=130)
+    again = f"ld-agents train BC me/hop-v0 --out {folder / 'part.zip'} --resume"
+    assert f"BC learned for 7 gradient steps. Saved to {folder / 'part.zip'}, unfinished; to go on: {again}" in text
+    with pytest.raises(ValueError, match="--resume goes on with the settings and steps"):
+        run(*learning, "--out", folder / "part.zip", "--resume")
+    text = run("train", "BC", "me/hop-v0", "--out", folder / "part.zip", "--resume")
+    assert "BC learned for 20 gradient steps" in text
+    whole, part = (ld_agents.load(folder / name).policy.state_dict() for name in ("whole.zip", "part.zip"))
+    assert all(bool((whole[name] == part[name]).all()) for name in whole)
 
 
 @pytest.mark.skipif(not hasattr(ld_agents, "check_dataset"), reason="there is no check_dataset yet")

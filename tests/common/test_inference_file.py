@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def test_acts_as_before_and_no_longer_learns(name: str, trained: Trained, tmp_pa
         actions = small.predict(observations, deterministic=deterministic)[0]
         # a candidate that nearly ties may win, so not every action is the same
         assert np.quantile(np.abs(actions - expected).max(1), 0.8) < 0.02
+    assert type(small.policy).__name__ in repr(small.policy)
+    assert copy.deepcopy(small.policy).state_dict().keys() == small.policy.state_dict().keys()
     with pytest.raises(ValueError, match="train anew"):
         type(agent).load(path, dataset=agent.dataset)
     with pytest.raises(ValueError, match="no dataset"):

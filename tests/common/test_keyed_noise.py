@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld_agents.common.keyed_noise import keyed_normal, observation_keys
+from ld_agents.common.keyed_noise import keyed_normal, observation_keys, told_apart
 
 # ---------------------------------------------------------------- keyed noise
 
@@ -85,3 +85,15 @@ def test_golden_numbers_of_the_keyed_noise() -> None:
     """The same on every machine: a saved agent goes on acting as it did."""
     expected = [[1.153392, -0.707082, 1.310593], [-2.746561, 0.852373, 0.180633]]
     torch.testing.assert_close(keyed_normal(torch.tensor([1, -5]), (3,), stream=4), torch.tensor(expected))
+
+
+def test_equal_keys_are_told_apart_and_the_others_stay() -> None:
+    keys = torch.tensor([5, 7, 5, -3, 5, 7])
+    apart = told_apart(keys)
+    assert len(apart.unique()) == 6
+    assert (apart == keys).tolist() == [True, True, False, True, False, False]
+    assert told_apart(keys[:2]).tolist() == [5, 7]
+    noise = keyed_normal(told_apart(torch.zeros(4000, dtype=torch.int64)), (2,))
+    assert abs(float(torch.corrcoef(noise.T)[0, 1])) < 0.06
+    assert abs(float(noise.mean())) < 0.05
+    assert abs(float(noise.std()) - 1) < 0.04

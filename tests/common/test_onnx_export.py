@@ -22,6 +22,7 @@ from torch import Tensor
 from conftest import AGENTS, BOX, Trained, make_agent, saved, seen_by
 from ld_agents import LDCQ, OfflineDataset
 from ld_agents.common import onnx_export, planning_policy
+from ld_agents.common.inference_file import save_for_inference
 from ld_agents.common.keyed_noise import keyed_normal
 from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.common.offline_policy import OfflinePolicy
@@ -90,6 +91,34 @@ def test_graph_acts_as_predict(trained: Trained, dataset: OfflineDataset, tmp_pa
             held = dict(zip(about["state"], after, strict=True))
             np.testing.assert_allclose(found, expected, atol=1e-5)
             assert ((found >= BOX.low) & (found <= BOX.high)).all()
+
+
+@pytest.mark.parametrize("name", ["LDCQ", "LDCQ-gaussian", "LatentDiffuser", "IQL", "CQL", "TD3BC"])
+def test_files_for_acting_alone_are_exported_and_sped_up(trained: Trained, tmp_path: Path, name: str) -> None:
+    save_for_inference(trained(name), tmp_path / "small.zip")
+    small, seen = AGENTS[name][0].load(tmp_path / "small.zip"), seen_by(trained(name), 5)
+    expected = small.predict(seen, deterministic=True)[0]
+    small.export(tmp_path / "small.onnx")
+    assert session_of(tmp_path / "small.onnx")[1]["agent"] == type(small).__name__
+    small.speed_up("onnxruntime")
+    np.testing.assert_allclose(small.predict(seen, deterministic=True)[0], expected, atol=1e-4)
+
+
+def test_a_program_that_cannot_be_made_leaves_the_agent_as_it_was(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = trained("LDCQ")
+    seen = seen_by(agent, 3)
+    expected = agent.predict(seen, deterministic=True)[0]
+
+    def fails(self: planning_policy.PlanningPolicy) -> Any:
+        raise RuntimeError("no program")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(planning_policy.PlanningPolicy, "_make_program", fails)
+        with pytest.raises(RuntimeError, match="no program"):
+            agent.speed_up("onnxruntime")
+        np.testing.assert_array_equal(agent.predict(seen, deterministic=True)[0], expected)
 
 
 def test_example_acts_without_torch(trained: Trained, tmp_path: Path) -> None:

@@ -12,12 +12,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from torch import nn
 
 from conftest import AGENTS, BOX, Drift, StopAt, Trained, differing, make_agent, saved, seen_by, weights
-from ld_agents import LDCQ, OfflineDataset, evaluate
+from ld_agents import BC, LDCQ, OfflineDataset, evaluate
 from ld_agents.evaluation.rollouts import Evaluation
 
 # -- 1. On a GPU the default preset was "paper": millions of gradient steps, unannounced -----------------------------
@@ -243,3 +249,53 @@ def test_another_default_of_torch_is_refused(trained: Trained, dataset: OfflineD
                 attempt()
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# -- What was found out late, or never: environments of callbacks, classes of policies, episodes that are too short ---
+
+
+def test_environments_of_callbacks_are_checked_before_training(dataset: OfflineDataset) -> None:
+    agent = make_agent("BC", dataset)
+    with pytest.raises(ValueError, match="The environment takes actions in"):
+        agent.learn(callback=EvalCallback(Monitor(gym.make("Pendulum-v1"))))
+    with pytest.raises(ValueError, match="counts episodes, and offline training has none"):
+        agent.learn(callback=[StopTrainingOnMaxEpisodes(3)])
+    assert agent.num_timesteps == 0
+
+
+def test_the_class_of_a_policy_is_as_good_as_its_name(dataset: OfflineDataset, tmp_path: Path) -> None:
+    agent = BC(BC.policy_aliases["MlpPolicy"], dataset, hidden=(8,)).learn(2)
+    agent.save(tmp_path / "bc.zip")
+    assert BC.load(tmp_path / "bc.zip").policy_name == "MlpPolicy"
+    for wrong in (None, "MLPPolicy", nn.Linear):
+        with pytest.raises(ValueError, match=r"BC has no policy .*\. Use one of \['CnnPolicy', 'MlpPolicy', 'Mul"):
+            BC(wrong, dataset)
+
+
+def test_without_a_seed_the_global_one_decides(dataset: OfflineDataset) -> None:
+    agents = []
+    for seed in (0, 0, 1):
+        np.random.seed(seed)
+        agents.append(BC("MlpPolicy", dataset, hidden=(8,)))
+    assert agents[0].seed == agents[1].seed != agents[2].seed
+    assert not differing(weights(agents[0]), weights(agents[1]))
+
+
+def test_episodes_without_a_window_are_told_where_they_are_many(
+    dataset: OfflineDataset, long_dataset: OfflineDataset, recwarn: pytest.WarningsRecorder
+) -> None:
+    def short(lengths: list[int]) -> OfflineDataset:
+        n, ends = sum(lengths), np.cumsum(lengths) - 1
+        timeouts = np.isin(np.arange(n), ends)
+        return OfflineDataset(np.zeros((n, 3)), np.zeros((n, 2)), np.zeros(n), np.zeros(n), timeouts, action_space=BOX)
+
+    make_agent("LDCQ", short([60, *[4] * 27])).learn(4)
+    (told,) = (str(warning.message) for warning in recwarn if "horizon" in str(warning.message))
+    assert told == (
+        "27 of 28 episodes (108 of 168 steps) are shorter than horizon=5, and nothing is learned from them. Set a "
+        "shorter horizon."
+    )
+    recwarn.clear()
+    make_agent("LDCQ", short([60, 60, 4])).learn(4)
+    make_agent("LDCQ", long_dataset).learn(4)
+    assert not [warning for warning in recwarn if "horizon" in str(warning.message)]

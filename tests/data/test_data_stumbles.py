@@ -71,9 +71,26 @@ def test_the_environment_that_the_data_name_gives_the_spaces_too() -> None:
 def test_without_an_environment_actions_beyond_1_need_their_space() -> None:
     assert OfflineDataset(**arrays(scale=0.3)).action_space == spaces.Box(-1, 1, (1,), np.float32)
     for source in (OfflineDataset, load_dataset, lambda data: BC("MlpPolicy", data)):
-        with pytest.raises(ValueError, match=r"Pass env=, the environment or its id, or action_space=gymnasium"):
+        with pytest.raises(
+            ValueError, match=r"Pass env=, the environment or its id, to load_dataset or OfflineD.*action_space=Box"
+        ):
             source(**arrays(scale=2)) if source is OfflineDataset else source(arrays(scale=2))
     assert load_dataset(arrays(scale=1.9), env="Pendulum-v1").action_space.high.tolist() == [2]
+
+
+def test_actions_need_bounds() -> None:
+    with pytest.raises(
+        ValueError, match=r"has no bounds, .* Pass action_space=gymnasium.spaces.Box\(low, high, \(1,\)"
+    ):
+        OfflineDataset(**arrays(), action_space=spaces.Box(-np.inf, np.inf, (1,)))
+
+
+def test_a_buffer_of_discrete_actions_is_refused() -> None:
+    buffer = ReplayBuffer(40, spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    for _ in range(40):
+        buffer.add(np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    with pytest.raises(TypeError, match=r"The buffer's actions are in Discrete\(2\). Only continuous"):
+        load_dataset(buffer, env="Pendulum-v1")
 
 
 # -- 5. All-false timeouts, whole numbers as actions, NaN ------------------------------------------------------------

@@ -89,6 +89,17 @@ def test_an_npz_file_with_timeouts_holds_arrays_of_ones_own(tmp_path: Path) -> N
         load_dataset(tmp_path / "mine.npz")
 
 
+def test_an_npz_file_with_rewards_and_no_timeouts_is_not_guessed_at(tmp_path: Path) -> None:
+    """Read as OGBench's, every row of a terminal would be dropped, and with it what it pays."""
+    arrays = {"observations": STATES, "actions": ACTIONS, "rewards": np.arange(len(STATES))}
+    terminals = np.arange(len(STATES)) % 3 == 2
+    np.savez(tmp_path / "goal.npz", **arrays, terminals=terminals)
+    with pytest.raises(ValueError, match=r"goal\.npz holds rewards and no 'timeouts'. To arrays of your own, add"):
+        load_dataset(tmp_path / "goal.npz")
+    np.savez(tmp_path / "goal.npz", **arrays, terminals=terminals, masks=1 - terminals)
+    assert load_dataset(tmp_path / "goal.npz").n_steps == (~terminals).sum()
+
+
 def test_bad_npz_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no file"):
         load_dataset(tmp_path / "none.npz")

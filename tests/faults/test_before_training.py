@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -73,8 +72,7 @@ def test_agents_that_cannot_start_are_told_together(
         for seed in (0, 1):
             assert f"FAILED: {agent} on a/b-v0, seed {seed}: {reason}" in text
     assert nothing_is_loaded == [], "no run is left that needs the data"
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "out" / "failures").iterdir()]
-    assert {(run["agent"], run["seed"]) for run in kept} == {(agent, seed) for agent in agents for seed in (0, 1)}
+    assert not (tmp_path / "out" / "failures").exists(), "a typo must not stay in the tables for ever"
 
 
 @pytest.mark.parametrize("name", sorted({cls.__name__ for cls, _ in AGENTS.values()}))
