@@ -17,12 +17,16 @@ from ld_agents.baselines.cql import CQL, PAPER
 
 
 def test_settings_of_families(dataset: OfflineDataset) -> None:
-    assert list(CQL.family_settings()) == ["maze2d", "antmaze", "locomotion", "kitchen", "adroit"]
-    for settings in CQL.family_settings().values():
+    assert list(CQL.family_settings("paper")) == ["maze2d", "antmaze", "locomotion", "kitchen", "adroit"]
+    for settings in CQL.family_settings("paper").values():
         assert CQL("MlpPolicy", dataset, preset="paper", seed=0, **settings).full_budget == 1_000_000
     assert (PAPER.conservative_weight, PAPER.n_actions, PAPER.critic_hidden) == (10.0, 10, (256, 256, 256))
-    antmaze = CQL("MlpPolicy", dataset, preset="paper", seed=0, **CQL.family_settings()["antmaze"])
+    antmaze = CQL("MlpPolicy", dataset, preset="paper", seed=0, **CQL.family_settings("paper")["antmaze"])
     assert len(antmaze.policy.critics[0].net) == 11
+    fast = CQL("MlpPolicy", dataset, preset="fast", family="antmaze", seed=0)
+    assert (len(fast.policy.critics[0].net), fast.settings.max_target_backup) == (5, True)
+    cloning = CQL.presets()["fast"].steps * 40_000 / PAPER.steps
+    assert CQL.family_settings("fast")["kitchen"]["cloning_steps"] == cloning
 
 
 @pytest.mark.parametrize(
