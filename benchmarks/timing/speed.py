@@ -11,7 +11,7 @@ Seconds of CPU time, or bytes, medians over turns. In a turn each version does t
 - Start-up is a fresh interpreter that imports the library.
 - Memory is what gradient steps add at most to a fresh process that holds the dataset (16 MB per 250,000 rows).
 
-d3rlpy trains networks of the same sizes on batches of the same size, and does not plan.
+d3rlpy trains networks of the same sizes on batches of the same size, CQL with as many actions, and does not plan.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class LdAgents(Library):
 
 
 class D3rlpy(Library):
-    """Its baselines, with `networks`: `hidden`, `critic_hidden` and `batch_size` by agent."""
+    """Its baselines, with `networks`: `hidden`, `critic_hidden`, `batch_size` and CQL's `n_actions` by agent."""
 
     def __init__(self, overrides: dict[str, dict[str, Any]], networks: dict[str, dict[str, Any]]) -> None:
         super().__init__(overrides, networks)
@@ -170,7 +170,8 @@ class D3rlpy(Library):
             for field in dataclasses.fields(made)
             if field.name.endswith("encoder_factory")
         }
-        return made(batch_size=networks["batch_size"], **encoders).create(device="cpu:0")
+        drawn = {"n_action_samples": networks["n_actions"]} if config == "CQLConfig" else {}
+        return made(batch_size=networks["batch_size"], **encoders, **drawn).create(device="cpu:0")
 
     def train(self, agent: str, rows: int, steps: int) -> Seconds:
         configs = {"BC": "BCConfig", "TD3BC": "TD3PlusBCConfig", "IQL": "IQLConfig", "CQL": "CQLConfig"}
