@@ -111,8 +111,9 @@ def _load(source: Any, goal: Goal, download: bool, env: Any) -> OfflineDataset:
     if (spec := getattr(source, "spec", None)) is not None and hasattr(spec, "dataset_id"):
         if source.total_episodes != source.storage.total_episodes:
             raise ValueError(
-                f"This is a part of the episodes of {spec.dataset_id}, and datasets are read whole here. Store "
-                "the part as a dataset of its own (minari.create_dataset_from_buffers) and give its id."
+                f"This is a part of the episodes of {spec.dataset_id}, and datasets are read whole here. Give its "
+                "episodes, load_dataset(list(part.iterate_episodes()), env=...): rewards and goals then stay as "
+                "they are recorded."
             )
         source = str(spec.dataset_id)
     if not isinstance(source, str | Path):

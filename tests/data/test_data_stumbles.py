@@ -442,6 +442,10 @@ NEVER = np.zeros(N, bool)
         ),
         ({"actions": arrays()["actions"] / 50}, [r"Actions use 2 % of the action space \[-1, 1\]"]),
         ({"rewards": np.ones(N)}, ["All rewards are 1: there is nothing to prefer"]),
+        (
+            {"rewards": 1e6 * arrays()["rewards"]},
+            [r"Rewards are of the size .*e\+0\d. LDCQ .* reward_scale="],
+        ),
         ({"timeouts": np.arange(N) % 4 > 0}, ["% of the episodes are one step long", "No episode ends"]),
         ({"observations": np.random.default_rng(1).normal(size=(N, 3))}, ["differ as much as random ones"]),
     ],
