@@ -98,6 +98,8 @@ class ActingAgent(StagedTraining):
         spec = environment_of(dataset_id) if self.dataset is None else self.dataset.info.eval_env
         if spec is None and is_minari_id(dataset_id) and (info := local_info(dataset_id)) is not None:
             spec = info.eval_env
+        if spec is None and (name := self._dataset_identity.get("env")) is not None:
+            spec = EvalEnvSpec(str(name))
         if spec is None:
             raise ValueError(
                 f"This agent learned from {dataset_id!r} and has no dataset that names an environment. Pass one to "

@@ -121,6 +121,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
         )
         self.dataset = dataset
         self._dataset_identity = {"id": dataset.info.id, "hash": dataset.content_hash}
+        if dataset.info.eval_env is not None and dataset.info.eval_env.is_plain():
+            self._dataset_identity["env"] = dataset.info.eval_env.id
         self.policy = self._make_policy().to(self.device)
         if getattr(self.settings, "normalize_observations", False) and not dataset.has_frames:
             self._normalize_as(dataset)

@@ -69,6 +69,14 @@ class EvalEnvSpec:
     drawn_goals: DrawnFrom | None = None
     disturbance: Disturbance | None = None
 
+    def is_plain(self) -> bool:
+        """Whether the id alone says everything."""
+        registered = gym.registry.get(self.id)
+        limit = self.max_episode_steps
+        return replace(self, max_episode_steps=None) == EvalEnvSpec(self.id) and (
+            limit is None or (registered is not None and registered.max_episode_steps == limit)
+        )
+
     @classmethod
     def from_json(cls, text: Any) -> EvalEnvSpec | None:
         """What Gymnasium's `EnvSpec.to_json` has written, without entry points; None if it cannot be read.

@@ -299,3 +299,14 @@ def test_episodes_without_a_window_are_told_where_they_are_many(
     make_agent("LDCQ", short([60, 60, 4])).learn(4)
     make_agent("LDCQ", long_dataset).learn(4)
     assert not [warning for warning in recwarn if "horizon" in str(warning.message)]
+
+
+def test_the_environment_of_ones_own_data_is_known_after_loading(tmp_path: Path) -> None:
+    n = 200
+    arrays: Any = (np.zeros((n, 3)), np.zeros((n, 1)), np.zeros(n), np.zeros(n), np.arange(n) % 100 == 99)
+    BC("MlpPolicy", OfflineDataset(*arrays, env="Pendulum-v1"), hidden=(8,)).save(tmp_path / "bc")
+    assert len(BC.load(tmp_path / "bc").evaluate(n_episodes=2).returns) == 2
+    shorter = gym.make("Pendulum-v1", max_episode_steps=20)  # the id would not say so
+    BC("MlpPolicy", OfflineDataset(*arrays, env=shorter), hidden=(8,)).save(tmp_path / "bc")
+    with pytest.raises(ValueError, match=r"Pass one to agent\.evaluate\(env\)"):
+        BC.load(tmp_path / "bc").evaluate()
