@@ -318,7 +318,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     },
     "locomotion": {},
     "kitchen": {"target_action_gap": 5.0, "cloning_steps": 40_000, "normalize_observations": False},
-    "adroit": {"conservative_weight": 1.0, "target_action_gap": 5.0},
+    "adroit": {"conservative_weight": 1.0, "actor_learning_rate": 1e-4},
 }
 # In the fast preset without what is of their size: networks stay small, and cloning takes its share of fewer steps.
 FAST_FAMILY = FAMILY | {

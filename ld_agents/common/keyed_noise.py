@@ -41,7 +41,9 @@ def told_apart(keys: Tensor) -> Tensor:
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     repeats = rows - torch.where(first, rows, 0).cummax(0).values
-    return keys.scatter_add(0, order, repeats * _GAMMA)
+    # mixed, since the noise of a key counts on from it in steps of _GAMMA: keys so far apart would share theirs
+    apart = torch.where(first, ordered, _mix(ordered ^ _mix(repeats * _MULTIPLIER_1)))
+    return keys.scatter(0, order, apart)
 
 
 def next_keys(keys: Tensor) -> Tensor:

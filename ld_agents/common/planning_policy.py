@@ -126,6 +126,12 @@ class PlanningPolicy(OfflinePolicy):
                 self.fast = None  # it plans as it did without
                 raise
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Also forgets the program of a plan before weights change: fused optimizers do not count their steps."""
+        if mode:
+            self._made = None
+        super().set_training_mode(mode)
+
     def _program(self) -> Program:
         """The program of a plan; made anew when weights have changed."""
         if self._made is None or self._made_for != self._versions():

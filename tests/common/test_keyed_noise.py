@@ -93,6 +93,8 @@ def test_equal_keys_are_told_apart_and_the_others_stay() -> None:
     assert len(apart.unique()) == 6
     assert (apart == keys).tolist() == [True, True, False, True, False, False]
     assert told_apart(keys[:2]).tolist() == [5, 7]
+    numbers = keyed_normal(told_apart(torch.full((300,), 77)), (9,)).flatten()
+    assert len(numbers.unique()) > 0.99 * len(numbers), "copies share no number, not even in other places"
     noise = keyed_normal(told_apart(torch.zeros(4000, dtype=torch.int64)), (2,))
     assert abs(float(torch.corrcoef(noise.T)[0, 1])) < 0.06
     assert abs(float(noise.mean())) < 0.05

@@ -214,6 +214,19 @@ def test_faster_plans_are_the_same(dataset: OfflineDataset, name: str) -> None:
         assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["LDCQ", "LDGC", "LatentDiffuser"])
+def test_what_an_agent_learns_later_is_in_its_faster_plans(name: str, trained: Trained) -> None:
+    agent = trained(name)
+    seen = seen_by(agent, 40)
+    agent.speed_up("onnxruntime")
+    before = agent.predict(seen, deterministic=True)[0]
+    agent.learn()
+    after = agent.predict(seen, deterministic=True)[0]
+    agent.speed_up(None)
+    np.testing.assert_allclose(after, agent.predict(seen, deterministic=True)[0], atol=1e-4)
+    assert np.abs(after - before).max() > 1e-3
+
+
 def test_the_fastest_that_is_installed(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = trained("LDCQ")
     assert isinstance(agent, LDCQ)
