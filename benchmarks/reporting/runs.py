@@ -98,6 +98,8 @@ def _check_run(run: RunFile) -> None:
     if not all(0 <= run[key] < 1 << 63 for key in ("seed", "gradient_steps")):
         raise ValueError("'seed' and 'gradient_steps' are no counts")
     {**run.get("settings", {})}
+    for points in run.get("losses", {}).values():
+        [float(loss) for _, loss in points]
     for part in run.get("learned_before", ()):
         part["commit"]
     float(run["budget_share"])

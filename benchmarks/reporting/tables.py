@@ -29,6 +29,7 @@ MIXTURES = {
     "numbers of evaluation episodes": "episodes",
     "hardware": "hardware",
 }
+DIVERGED = 1e6  # a loss that is this many times its first value, or this much where it began below 1
 CSV_FORMATS = {
     "budget_share": "{:g}",
     "gradient_steps": "{:.0f}",
@@ -254,7 +255,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
                     f"{label} on {dataset}: NOT ONE SCORE: its seeds ran on both sides of mujoco 3.5.0, where contacts "
                     "changed; run them again on one"
                 )
-            lines += [f"{label} on {dataset}: {line}" for line in settings_notes(cell)]
+            lines += [f"{label} on {dataset}: {line}" for line in (*settings_notes(cell), *_diverged(cell))]
             wall, cpu = cell["learn_minutes"], cell["learn_cpu_minutes"]
             stretched = (wall >= 1) & (cpu <= 0.8 * wall)
             if stretched.any():
@@ -292,6 +293,16 @@ def settings_notes(cell: pd.DataFrame) -> list[str]:
     lines = [f"NOT ONE AGENT: its seeds differ in {', '.join(mixed)}; run them again"] if mixed else []
     changes = [f"{name} {json.dumps(then)} (now {json.dumps(now)})" for name, (then, now) in outdated(cell).items()]
     return lines + [f"learned with an older preset: {', '.join(changes)}"] * bool(changes)
+
+
+def _diverged(cell: pd.DataFrame) -> list[str]:
+    """A line about the seeds whose loss grew beyond all that learns: they were scored, but say little of the method."""
+    ends = dict[int, float]()
+    for run in cell["file"][~cell["added"]]:
+        for points in run.get("losses", {}).values():
+            if points and points[-1][1] > DIVERGED * max(1.0, points[0][1]):
+                ends[run["seed"]] = max(points[-1][1], ends.get(run["seed"], 0.0))
+    return [f"diverged with seed {seed}: its loss ended at {end:.1e}" for seed, end in ends.items()]
 
 
 def outdated(cell: pd.DataFrame) -> dict[str, tuple[Any, Any]]:

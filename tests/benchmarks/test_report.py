@@ -319,6 +319,13 @@ def test_seeds_of_other_settings_are_no_seeds_of_one_agent() -> None:
     assert {(run["agent"], run["seed"]) for run in kept} == {("LDCQ", 1), ("LDCQ", 3), ("BC", 0)}
 
 
+def test_runs_that_diverged_are_told() -> None:
+    grown, sound = [[1, 0.01], [2, 5.0], [3, 3.3e8]], [[1, 0.0001], [2, 2000.0]]
+    runs = [a_run(seed=0, losses={"train/loss": sound}), a_run(seed=1, losses={"train/loss": grown, "empty": []})]
+    told = [line for line in tables.notes(frame(runs)) if "diverged" in line]
+    assert told == [f"LDCQ on {UMAZE}: diverged with seed 1: its loss ended at 3.3e+08"]
+
+
 def test_every_code_that_a_run_learned_with_is_told() -> None:
     part = {"commit": "f" * 40, "versions": {}}
     assert frame([a_run(learned_before=[part])])["commit"].iloc[0] == "ffffffffffff and 0123456789ab"
