@@ -131,16 +131,17 @@ def agent_class(name: str) -> Any:
 
 def settings_today(run: Mapping[str, Any]) -> dict[str, Any]:
     """What the agent of a run file would be set to if it learned today; nothing for an agent from elsewhere."""
-    name, settings = parse_spec(run["agent"])
-    cls = getattr(ld_agents, name, None)
     data = run["dataset"]
     try:
+        name, settings = parse_spec(run["agent"])
         of_agent = {key: value for key, value in settings.items() if key not in NOT_OF_AGENTS}
         preset = "fast" if run["preset"] == "default" else run["preset"]
-        resolved, _ = cls._resolve(preset, family(str(data.get("name", data["id"]))), of_agent)  # type: ignore[union-attr]
+        resolve = getattr(ld_agents, name)._resolve
+        resolved, _ = resolve(preset, family(str(data.get("name", data["id"]))), of_agent)
     except (AttributeError, ValueError, TypeError):  # no agent of ours, or settings that it no longer has
         return {}
-    return json.loads(json.dumps(dataclasses.asdict(resolved)))
+    today: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(resolved)))
+    return today
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -307,13 +307,13 @@ def test_the_table(records: Path) -> None:
 
 def test_the_table_of_reference_policies() -> None:
     policies = {
-        "random": MeasuredScore(96.262799, 2.0, 0.0, 50, "E-v0"),
-        "expert": MeasuredScore(1586.5479510, 9.0, 0.75, 100, "E-v0"),
+        "random": MeasuredScore(96.262799, 2.0, 0.0, 50, "E-v0", {}),
+        "expert": MeasuredScore(1586.5479510, 9.0, 0.75, 100, "E-v0", {}),
     }
     expert, random = datasets_table.policies_table({"pen": policies}).splitlines()[-2:]
     assert expert == "| pen | E-v0 | 96.26 | 3077 | expert | 100 | 1587 ± 9 | 50.0 | 75 % |"
     assert random == "| pen | E-v0 | 96.26 | 3077 | random | 50 | 96.26 ± 2 | 0.0 | 0 % |"
-    of_ours = {"carracing": {"driver": MeasuredScore(862.0, 53.0, 0.25, 8, "E-v0")}}
+    of_ours = {"carracing": {"driver": MeasuredScore(862.0, 53.0, 0.25, 8, "E-v0", {})}}
     (driver,) = datasets_table.policies_table(of_ours).splitlines()[2:]
     assert driver == "| carracing | E-v0 | – | – | driver | 8 | 862 ± 53 | – | 25 % |"
 

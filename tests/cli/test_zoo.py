@@ -132,7 +132,7 @@ def test_environment_of_a_name(dataset_id: str, environment: str, steps: int) ->
 
 def test_unknown_environment(trained: Trained) -> None:
     assert environment_of("me/walk-v0") is None
-    with pytest.raises(ValueError, match="Name one"):
+    with pytest.raises(ValueError, match=r"names an environment\. Pass one"):
         ld_agents.load(io.BytesIO(saved(trained("BC")))).eval_env_spec()
 
 

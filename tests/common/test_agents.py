@@ -186,7 +186,7 @@ def test_wrong_policy_names(name: str, dataset: OfflineDataset, goal_dataset: Of
     learns_from_images = agent_class in (LDCQ, BC)
     with pytest.raises(ValueError, match="use 'MlpPolicy'" if learns_from_images else "encode images first"):
         agent_class("CnnPolicy", dataset, **tiny)
-    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+    with pytest.raises(ValueError, match=r"has no policy 'LstmPolicy'\. Use one of"):
         agent_class("LstmPolicy", dataset, **tiny)
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         agent_class("MlpPolicy", goal_dataset, **tiny)

@@ -242,7 +242,7 @@ def test_inferred_spaces() -> None:
     assert np.isinf(data.observation_space.high).all()
     raw = arrays()
     raw["actions"] = raw["actions"] * 8
-    with pytest.raises(ValueError, match=r"Actions reach from -4 to 4, .*Pass env=.*action_space=gymnasium.spaces.Box"):
+    with pytest.raises(ValueError, match=r"Actions reach from -4 to 4, .*Pass env=.*action_space=Box"):
         OfflineDataset(**raw)
     assert OfflineDataset(**raw, action_space=spaces.Box(-9, 9, (1,))).action_space.high.tolist() == [9]
 

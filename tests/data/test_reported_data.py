@@ -77,7 +77,7 @@ def test_wrappers_of_the_recording_are_around_the_evaluation() -> None:
 )
 def test_an_environment_with_other_spaces_is_refused(changes: dict[str, Any]) -> None:
     info = DatasetInfo(eval_env=EvalEnvSpec("Pendulum-v1"))
-    with pytest.raises(ValueError, match="Use the environment that the data were recorded in"):
+    with pytest.raises(ValueError, match="Use the one that the data were recorded in"):
         OfflineDataset(**arrays(**changes), info=info).make_eval_env()
     assert OfflineDataset(**arrays(), action_space=spaces.Box(-2, 2, (1,)), info=info).make_eval_env() is not None
 
