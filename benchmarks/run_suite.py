@@ -36,11 +36,9 @@ import claims
 import ray_cluster
 import report
 from files import write_json
-from ld_agents import images
-from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.evaluation import scores
 from live_table import live_table
-from specs import SCHEMA, Files, Run, agent_class, import_modules, load_dataset, parse_spec
+from specs import SCHEMA, Files, Run, import_modules, load_dataset, parse_spec, resolved_settings
 from suites import SUITES, Suite, grid
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -100,13 +98,7 @@ def check_agents(runs: Iterable[Run]) -> dict[Run, str]:
     failures = {}
     for run in runs:
         try:
-            name, settings = parse_spec(run.agent)
-            cls = agent_class(name)
-            preset = "fast" if run.preset == "default" else run.preset
-            if issubclass(cls, OfflineAlgorithm):
-                apart = {"cpu_bf16"} | (images.NAMES if issubclass(cls, images.ImageAgent) else set())
-                of_agent = {key: value for key, value in settings.items() if key not in apart}
-                cls._resolve(preset, scores.family(parse_spec(run.dataset)[0]), of_agent)
+            resolved_settings(run.agent, run.preset, scores.family(parse_spec(run.dataset)[0]))
         except Exception as error:  # a module of the user's own may raise anything
             failures[run] = f"{type(error).__name__}: {error}"
     return failures

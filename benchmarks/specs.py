@@ -16,6 +16,7 @@ from typing import Any
 
 import ld_agents
 from ld_agents import images, latent_diffuser_settings, ldcq_settings
+from ld_agents.common.offline_algorithm import OfflineAlgorithm
 from ld_agents.evaluation.scores import TASKS, family
 
 SCHEMA = 1  # of the run files
@@ -24,9 +25,6 @@ ACTING = {
     "LDCQ": ldcq_settings.ACTING_SETTINGS,
     "LatentDiffuser": latent_diffuser_settings.ACTING_SETTINGS,
 }
-
-# What specs can set beside an agent's own settings.
-NOT_OF_AGENTS = {"cpu_bf16", *images.NAMES}
 
 
 @dataclass(frozen=True)
@@ -129,16 +127,29 @@ def agent_class(name: str) -> Any:
     return getattr(module, class_name)
 
 
+def resolved_settings(agent: str, preset: str, family_of_data: str | None) -> Any:
+    """The settings that a spec of an agent resolves to; None for an agent that is none of this library.
+
+    Raises:
+        Exception: what importing a module of the user's own or a wrong name or setting raises.
+    """
+    name, settings = parse_spec(agent)
+    cls = agent_class(name)
+    if not issubclass(cls, OfflineAlgorithm):
+        return None
+    apart = {"cpu_bf16"} | (images.NAMES if issubclass(cls, images.ImageAgent) else set())
+    of_agent = {key: value for key, value in settings.items() if key not in apart}
+    return cls._resolve("fast" if preset == "default" else preset, family_of_data, of_agent)[0]
+
+
 def settings_today(run: Mapping[str, Any]) -> dict[str, Any]:
     """What the agent of a run file would be set to if it learned today; nothing for an agent from elsewhere."""
     data = run["dataset"]
+    if ":" in run["agent"].partition("[")[0]:  # a file must not decide which modules are imported
+        return {}
     try:
-        name, settings = parse_spec(run["agent"])
-        of_agent = {key: value for key, value in settings.items() if key not in NOT_OF_AGENTS}
-        preset = "fast" if run["preset"] == "default" else run["preset"]
-        resolve = getattr(ld_agents, name)._resolve
-        resolved, _ = resolve(preset, family(str(data.get("name", data["id"]))), of_agent)
-    except (AttributeError, ValueError, TypeError):  # no agent of ours, or settings that it no longer has
+        resolved = resolved_settings(run["agent"], run["preset"], family(str(data.get("name", data["id"]))))
+    except (ValueError, TypeError):  # no agent of ours, or settings that it no longer has
         return {}
     today: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(resolved)))
     return today

@@ -239,11 +239,10 @@ def _draw_curves(axis: Axes, label: str, curves: Sequence[Any], with_mean: bool)
         axis.plot(x, y, color=color, linewidth=0.8 if with_mean else 1.4, alpha=0.4 if with_mean else 0.8)
         if not with_mean:
             axis.plot(x[-1:], y[-1:], color=color, marker=marker, markersize=5)
-    if not with_mean:
-        return
-    longest = max(curve.shape[1] for curve in curves)
-    mean = np.mean([curve for curve in curves if curve.shape[1] == longest], axis=0)
-    axis.plot(*mean, color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
+    if with_mean:
+        longest = max(curve.shape[1] for curve in curves)
+        mean = np.mean([curve for curve in curves if curve.shape[1] == longest], axis=0)
+        axis.plot(*mean, color=color, linewidth=2.2, marker=marker, markersize=5, label=label)
 
 
 # Plans

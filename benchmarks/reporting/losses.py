@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reporting.aggregates import pair_text
 from reporting.intervals import improvements
@@ -13,6 +15,7 @@ from reporting.runs import FIRST_CONTACT, PROTOCOLS, SUCCESS, by_dataset, measur
 from reporting.tables import digits_of, escaped, markdown, number
 
 OURS = ("LDCQ", "LatentDiffuser", "LDGC")
+LABELS = {SUCCESS: "success %"}
 UNKNOWN = "Not known yet."
 HEAD = """# Where our agents lose
 
@@ -29,32 +32,32 @@ def losses(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for dataset, members in by_dataset(runs):
+        of_data = runs[runs["dataset"] == dataset]
         leaders: dict[str, str] = {}
         for measure in (*PROTOCOLS, SUCCESS):
             cells = {label: cell[measure].to_numpy() for label, cell in members.items() if cell[measure].notna().all()}
-            raw = measure != SUCCESS and next(iter(members.values()))["unit"].iloc[0] == "raw return"
-            digits = digits_of([values.mean() for values in cells.values()]) if raw else 1
+            means = {label: float(values.mean()) for label, values in cells.items()}
             for ours in (label for label in cells if members[label]["agent"].iloc[0] in OURS):
-                ahead = max(cells, key=lambda label: cells[label].mean())
-                behind = cells[ahead].mean() - cells[ours].mean()
-                known = measure == SUCCESS and leaders.get(ours) == ahead
-                if behind <= 0 or known or (measure == SUCCESS and FIRST_CONTACT in measures(members[ours])):
-                    continue
-                leaders.setdefault(ours, ahead)
-                first, second = cells[ahead][:, None], cells[ours][:, None]
-                (estimate,) = improvements({ahead: first, ours: second}).values()
-                single = len(first) == len(second) == 1
-                row = {"dataset": dataset, "agent": ours, "protocol": "success %" if measure == SUCCESS else measure}
-                row |= {
-                    "score": number(cells[ours].mean(), digits),
-                    "ahead": ahead,
-                    "its score": number(cells[ahead].mean(), digits),
-                    "behind by": number(behind, digits),
-                    "beats ours": "1 seed each" if single else pair_text(first, second, estimate),
-                }
-                rows.append(row)
+                ahead = max(means, key=lambda label: means[label])
+                if measure == SUCCESS and (leaders.get(ours) == ahead or FIRST_CONTACT in measures(members[ours])):
+                    continue  # it says what a row above says
+                if means[ahead] > means[ours]:
+                    leaders.setdefault(ours, ahead)
+                    values = means[ours], means[ahead], means[ahead] - means[ours]
+                    score, its_score, behind = (number(value, digits_of(of_data, measure)) for value in values)
+                    shown, beats = LABELS.get(measure, measure), _beats(cells[ahead], cells[ours])
+                    rows.append((dataset, ours, shown, score, ahead, its_score, behind, beats))
     columns = ["dataset", "agent", "protocol", "score", "ahead", "its score", "behind by", "beats ours"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _beats(ahead: NDArray[np.float64], ours: NDArray[np.float64]) -> str:
+    """How often runs [seeds] of the one beat runs of the other, as a text."""
+    if len(ahead) == len(ours) == 1:
+        return "1 seed each"
+    first, second = ahead[:, None], ours[:, None]
+    (estimate,) = improvements({"ahead": first, "ours": second}).values()
+    return pair_text(first, second, estimate)
 
 
 def read_reasons(folder: Path) -> dict[tuple[str, str], str]:

@@ -68,14 +68,14 @@ def table(runs: pd.DataFrame, groups: Mapping[str, Aggregates]) -> str:
         f"{name}: {'; '.join(map(figures.short, group.left_out))}" for name, group in groups.items() if group.left_out
     ]
     feet = [f"Left out, so that each column compares agents on the same data: {'. '.join(left_out)}."] * bool(left_out)
-    older = [
-        f"`{label}` on {figures.short(dataset)} ({', '.join(settings)})"
-        for dataset, members in by_dataset(runs)
-        for label, cell in members.items()
-        if any(dataset == name.partition(" ")[0] and label in g.metrics for g in groups.values() for name in g.datasets)
-        and (settings := outdated(cell))
-    ]
-    feet += [f"Not yet run with today's preset, and what differs: {'; '.join(older)}."] * bool(older)
+    there = {(label, name.split()[0]) for g in groups.values() for label in g.metrics for name in g.datasets}
+    older: dict[str, list[str]] = {}
+    for dataset, members in by_dataset(runs):
+        for label, cell in members.items():
+            if (label, dataset) in there and outdated(cell):
+                older.setdefault(label, []).append(figures.short(dataset))
+    cells = "; ".join(f"`{label}` on {', '.join(datasets)}" for label, datasets in sorted(older.items()))
+    feet += [f"Of older presets (the tables of the suites name what differs): {cells}."] * bool(older)
     return HEAD + markdown(pd.DataFrame({"agent": agents, **columns})) + "".join(f"\n{foot}\n" for foot in feet)
 
 

@@ -67,9 +67,10 @@ def bracketed(estimate: Estimate, digits: int = 1) -> str:
     return value if math.isnan(estimate[1]) else f"{value} [{', '.join(ends)}]"
 
 
-def digits_of(values: Sequence[float] | pd.Series) -> int:
-    """Decimals that tell such values apart: raw returns may be shares of 1."""
-    return 1 if max((abs(value) for value in values if not math.isnan(value)), default=1.0) > 1 else 3
+def digits_of(runs: pd.DataFrame, measure: str) -> int:
+    """Decimals that tell the scores of one dataset apart: raw returns may be shares of 1."""
+    raw = measure != SUCCESS and runs["unit"].iloc[0] == "raw return"
+    return 3 if raw and runs[measure].abs().max() <= 1 else 1
 
 
 def ranged(value: float, values: Sequence[float], digits: int = 1) -> str:
@@ -79,8 +80,7 @@ def ranged(value: float, values: Sequence[float], digits: int = 1) -> str:
 
 def _cell(cell: pd.DataFrame, measure: str, estimate: Estimate) -> str:
     """A mean, with what its number of seeds allows: standard error of the evaluation, range, bootstrap interval."""
-    run, raw = cell.iloc[0], cell["unit"].iloc[0] == "raw return" and measure != SUCCESS
-    digits = digits_of(cell[measure]) if raw else 1
+    run, digits = cell.iloc[0], digits_of(cell, measure)
     if len(cell) >= FEW or (run["added"] and len(cell) == 1):
         return bracketed(estimate, digits)
     if len(cell) > 1:
@@ -134,8 +134,8 @@ def score_tables(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             row |= {measure: _cell(cell, measure, estimate) for measure, estimate in estimates.items()}
             row |= {"ms per action": number(costs["ms_per_action"], 2), "minutes": number(costs["minutes"])}
             ends = student_interval(cell[ENV].to_numpy())
-            digits = digits_of(cell[ENV]) if run["unit"] == "raw return" else 1
-            row |= {STUDENTS: "–" if len(cell) == 1 else "[{}, {}]".format(*(number(end, digits) for end in ends))}
+            digits = digits_of(cell, ENV)
+            row |= {STUDENTS: "–" if len(cell) == 1 else f"[{', '.join(number(end, digits) for end in ends)}]"}
             texts.append(row | {"seeds": len(cell), "episodes": run["episodes"]} | published)
         for name, episodes, means in references.policies(next(iter(members.values()))):
             setting = {key: numbers[-1][key] for key in ("dataset", "dataset_hash", "provenance")}
@@ -216,8 +216,8 @@ def describe(runs: pd.DataFrame) -> str:
     seeds = sorted(set(runs.groupby(["dataset", "label"]).size()))
     return (
         f"Mean {' or '.join(sorted(set(runs['unit'])))} of the last checkpoint. [a, b]: 95 % bootstrap interval "
-        f"over seeds; (a to b): the range of fewer than {FEW} seeds; ± with one seed: standard error of episodes, "
-        f"which says nothing of how trainings differ. "
+        f"over seeds; (a to b): the range of fewer than {FEW} seeds; ± with one seed: standard error of episodes "
+        f"(none where all are equal), which says nothing of how trainings differ. "
         f"{' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, "
         f"{' or '.join(map(str, sorted(set(runs['episodes']))))} evaluation episodes per seed."
     )

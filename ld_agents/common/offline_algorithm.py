@@ -185,8 +185,8 @@ class OfflineAlgorithm(ONNXExport, ActingAgent):
 
     def _alias(self, policy: Any, frames: bool) -> str:
         """The name of a policy, which files and settings know it by, also where its class was given."""
-        aliases = [name for name, cls in self.policy_aliases.items() if cls is policy]
-        name = "CnnPolicy" if frames and "CnnPolicy" in aliases else aliases[0] if aliases else policy
+        names = [name for name, cls in self.policy_aliases.items() if cls is policy] or [policy]
+        name = "CnnPolicy" if frames and "CnnPolicy" in names else names[0]
         if name not in ("MlpPolicy", "MultiInputPolicy", "CnnPolicy"):
             raise ValueError(
                 f"{type(self).__name__} has no policy {policy!r}. Use one of {sorted(self.policy_aliases)}."

@@ -199,6 +199,7 @@ class OfflinePolicy(BasePolicy):
             keys = torch.zeros(len(observation), dtype=torch.int64, device=observation.device)
         else:
             keys = observation_keys(observation.flatten(1), self.noise_seed, 0 if deterministic else self.noise_calls)
+            keys = keys if deterministic else told_apart(keys)
         starts = np.ones(len(observation), bool)
         actions, state = self.act(self.states_of(observation.float()), keys, None, starts, deterministic)
         if traced and state:

@@ -120,8 +120,8 @@ def _suspicions(data: OfflineDataset) -> list[str]:
         found.append(f"{100 * bound:.0f} % of the actions lie at the bounds of the action space: were they clipped?")
     if data.n_steps > 1 and data.rewards.min() == data.rewards.max():
         found.append(f"All rewards are {float(data.rewards[0]):g}: there is nothing to prefer.")
-    size = float(np.abs(data.rewards.numpy()[data.rewards.numpy() != 0]).mean()) if data.rewards.any() else 1.0
-    if not 1e-3 <= size <= 1e3:
+    paid = np.abs(data.rewards.numpy()[data.rewards.numpy() != 0])
+    if len(paid) and not 1e-3 <= (size := float(paid.mean())) <= 1e3:
         found.append(
             f"Rewards are of the size {size:.2g}. LDCQ and LatentDiffuser scale them by themselves; give the others "
             f"reward_scale={1 / size:.1g}, or they learn at another pace than they were tuned for."

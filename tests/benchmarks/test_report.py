@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,13 @@ def test_seeds_of_other_settings_are_no_seeds_of_one_agent() -> None:
     other_data = a_run(seed=2, settings=older, dataset={"hash": "cd" * 32}) | {"finished": "2026-10-01"}
     kept = alike([*dated, other_data, a_run(seed=3, settings={"horizon": 30, "exec_horizon": 10})])
     assert {(run["agent"], run["seed"]) for run in kept} == {("LDCQ", 1), ("LDCQ", 3), ("BC", 0)}
+
+
+def test_the_agent_of_a_run_file_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "named_by_a_file.py").write_text("A = None")
+    monkeypatch.syspath_prepend(tmp_path)
+    tables.notes(frame([a_run("named_by_a_file:A", settings={"x": 1})]))
+    assert "named_by_a_file" not in sys.modules
 
 
 def test_runs_that_diverged_are_told() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -431,3 +432,14 @@ def test_what_is_trained_stays_the_same(name: str, trained: Trained) -> None:
 def test_counter_of_the_noise_that_is_no_64_bit_number(blob: bytes) -> None:
     with pytest.raises(ValueError, match="The stream"):
         load("LDCQ", with_description(blob, lambda d: d["progress"].update(noise_calls=10**20)))
+
+
+def test_the_environment_that_a_file_names_imports_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_by_a_file.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    blob = with_description(saved(trained("BC")), lambda d: d["dataset"].update(env="named_by_a_file:Pendulum-v1"))
+    with pytest.raises(ValueError, match="would load code that the dataset names"):
+        BC.load(io.BytesIO(blob)).evaluate(n_episodes=1)
+    assert "named_by_a_file" not in sys.modules

@@ -172,6 +172,11 @@ def test_policy_forward_pass_is_predict(name: str, trained: Trained) -> None:
     batch = seen_by(agent, 4)
     actions = agent.policy._predict(torch.as_tensor(batch), deterministic=True)
     np.testing.assert_array_equal(actions.numpy(), agent.predict(batch, deterministic=True)[0])
+    if name in ("IQL", "CQL", "LDCQ"):
+        equal = torch.as_tensor(batch[[0, 0]])
+        drawn, alone = (agent.policy(rows, deterministic=False).detach() for rows in (equal, equal[:1]))
+        np.testing.assert_allclose(drawn[:1], alone, atol=1e-5)
+        assert (drawn[0] - drawn[1]).abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------- the latent that is held
